@@ -1,0 +1,38 @@
+"""jaxrec: federated, sequential and agent-based recommendation in pure functional JAX.
+
+    import jaxrec
+    result = jaxrec.train("fedcia", "synthetic", rounds=10)
+    result.values["test/NDCG@10"]
+
+`load`, `train` and `METHODS` are the front door; everything below them is arrays in, arrays out.
+"""
+
+from jaxrec import data, evaluate, federated, models, ops
+from jaxrec.data import load, pack, partition, split
+from jaxrec.methods import METHODS
+from jaxrec.run import Result, train
+from jaxrec.types import Clients, Data, DataError, Dataset, Method, SettingError, Sizes
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "METHODS",
+    "Clients",
+    "Data",
+    "DataError",
+    "Dataset",
+    "Method",
+    "Result",
+    "SettingError",
+    "Sizes",
+    "data",
+    "evaluate",
+    "federated",
+    "load",
+    "models",
+    "ops",
+    "pack",
+    "partition",
+    "split",
+    "train",
+]

@@ -1,0 +1,186 @@
+"""Checkpoints: states on disk as arrays and JSON, written by orbax, never a pickle.
+
+A checkpoint folder holds one orbax folder for each saved round and `index.json`, which names the
+last and the best of them. Replacing the index is the one act that commits a save, so a run
+killed at any moment leaves either the old pair of states or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec.report import write_json
+
+Arrays = dict[str, np.ndarray]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, damaged, or of another run; the message says which."""
+
+
+def to_arrays(state: Any) -> Arrays:
+    """A state's leaves on the host by path, copied; a typed PRNG key becomes its words."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {_name(path): np.array(_words(leaf)) for path, leaf in leaves}
+
+
+def to_state(arrays: Arrays, like: Any) -> Any:
+    """The inverse of `to_arrays`; `like` is the state, or its shapes as `jax.eval_shape` gives."""
+
+    def leaf(path: tuple, shape: Any) -> jax.Array:
+        words = jnp.array(arrays[_name(path)])
+        if jnp.issubdtype(shape.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(words)
+        return words
+
+    return jax.tree_util.tree_map_with_path(leaf, like)
+
+
+def save(
+    folder: Path,
+    last: tuple[int, Arrays],
+    best: tuple[int, Arrays],
+    memory: Mapping[str, Any],
+    identity: Mapping[str, str],
+) -> None:
+    """Save the last and the best state, each with its round, and the JSON `memory` beside them.
+
+    `identity` says which run they are of. On return they are committed and older rounds are gone.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "index.json"
+    old = json.loads(path.read_text())["saved"] if path.exists() else {}
+    saved = {}
+    for number, arrays in {last[0]: last[1], best[0]: best[1]}.items():
+        name = f"round-{number}"
+        if name not in old:
+            _write(folder / name, arrays)
+        saved[name] = old.get(name) or {
+            "leaves": _leaves(arrays),
+            "sha256": _digests(folder / name),
+        }
+    index = {"last": f"round-{last[0]}", "best": f"round-{best[0]}", "saved": saved}
+    write_json(path, {**index, "memory": memory, "identity": identity})
+    for other in set(folder.iterdir()) - {path, *(folder / name for name in saved)}:
+        shutil.rmtree(other) if other.is_dir() else other.unlink()
+
+
+def read_memory(folder: Path, identity: Mapping[str, str]) -> dict[str, Any] | None:
+    """The memory of the last commit, None where there is none yet.
+
+    Raises CheckpointError if it is damaged or of a run with another identity.
+    """
+    if not (folder / "index.json").exists():
+        return None
+    index = _index(folder)
+    if other := [name for name in identity if index["identity"].get(name) != identity[name]]:
+        raise CheckpointError(f"{folder}: is of a run with other {' and '.join(other)}")
+    return index["memory"]
+
+
+def restore(folder: Path, which: str, like: Any) -> Any:
+    """The `which` ("last" or "best") state of a checkpoint, in the structure of `like`.
+
+    Raises CheckpointError if it is missing, damaged, or of other shapes than `like`.
+    """
+    index = _index(folder)
+    path = folder / index[which]
+    expected = index["saved"][path.name]
+    shapes = _leaves(_shapes(like))
+    if shapes != expected["leaves"]:
+        names = sorted(set(shapes) | set(expected["leaves"]))
+        name = next(n for n in names if shapes.get(n) != expected["leaves"].get(n))
+        raise CheckpointError(
+            f"{path}: {name} is {expected['leaves'].get(name, 'absent')} in the checkpoint and "
+            f"{shapes.get(name, 'absent')} in this method: it is of another run or version"
+        )
+    digests = _digests(path)
+    if harmed := [name for name, sha in expected["sha256"].items() if digests.get(name) != sha]:
+        raise CheckpointError(f"{path / harmed[0]}: missing or damaged")
+    return to_state(_read(path, _shapes(like)), like)
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    path = folder / "index.json"
+    try:
+        index = json.loads(path.read_text())
+        (
+            index["memory"],
+            index["saved"][index["last"]],
+            index["saved"][index["best"]],
+            index["identity"],
+        )
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged ({error!r})") from error
+    return index
+
+
+def _write(path: Path, arrays: Arrays) -> None:
+    # orbax refuses arrays without elements; their shape in the index is all there is to them
+    with _orbax() as checkpointer:
+        checkpointer.save(path.absolute(), {n: a for n, a in arrays.items() if a.size}, force=True)
+
+
+def _read(path: Path, shapes: Mapping[str, Any]) -> Arrays:
+    zeros = {name: np.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}
+    with _orbax() as checkpointer:
+        target = {name: array for name, array in zeros.items() if array.size}
+        return zeros | checkpointer.restore(path.absolute(), target)
+
+
+@contextlib.contextmanager
+def _orbax():
+    import orbax.checkpoint as ocp
+
+    loggers = [logging.getLogger(name) for name in ("absl", "orbax")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+    try:
+        yield checkpointer
+    finally:
+        checkpointer.close()
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/") or "state"
+
+
+def _words(leaf: Any) -> Any:
+    is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf
+
+
+def _shapes(like: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    words = jax.eval_shape(lambda state: jax.tree.map(_words, state), like)
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(words)[0]}
+
+
+def _leaves(arrays: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        name: f"{np.dtype(array.dtype).name}{list(array.shape)}" for name, array in arrays.items()
+    }
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -1,0 +1,75 @@
+"""From rows to arrays: clients sorted by size, in buckets padded to powers of two."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec.types import TRAIN, Clients, Data, DataError, Dataset, Sizes
+
+
+def pack(dataset: Dataset, *, multiple: int = 1) -> tuple[Data, Sizes]:
+    """The train rows as buckets of Clients, smallest first, and the static sizes.
+
+    A bucket holds the clients whose number of train rows has the same next power of two, N, in
+    order of (size, id); its U is its largest number of users. The rows of a client are in order of
+    (user, item). `multiple` pads each bucket's client axis to a multiple of the number of devices
+    with clients of weight 0, ids from the number of clients on. A client without train rows has
+    weight 0 and keeps its users.
+
+    Raises DataError if `split` or `client` is missing or a user has no client.
+    """
+    num_users, num_items = dataset.num_users, dataset.num_items
+    ids, client = np.unique(_owners(dataset), return_inverse=True)  # client [U]
+    train = dataset.interactions[dataset.interactions["split"] == TRAIN]
+    sizes = np.bincount(client[train["user"]], minlength=len(ids))
+    by_size = np.lexsort((ids, sizes))
+    place = np.argsort(by_size)[client]  # [U] of each user's client among the sorted ones
+    users = np.argsort(place, kind="stable")
+    ids, sizes, owned = ids[by_size], sizes[by_size], np.bincount(place, minlength=len(ids))
+    local = np.arange(num_users) - np.repeat(np.cumsum(owned) - owned, owned)
+
+    # One sort of one key puts the rows in order of (client, user, item).
+    key = np.argsort(users)[train["user"]] * num_items + train["item"].to_numpy()
+    rank, item = np.divmod(np.sort(key), num_items)
+
+    width = 2 ** np.frexp(np.maximum(sizes, 1) - 0.5)[1]  # the next power of two, exactly
+    buckets = []
+    for n in np.unique(width):
+        lo, hi = np.searchsorted(width, [n, n + 1])
+        rows, own = (slice(x[:lo].sum(), x[:hi].sum()) for x in (sizes, owned))
+        shape = (-(-(hi - lo) // multiple) * multiple, n)
+        padding = shape[0] - (hi - lo)
+        bucket = Clients(
+            user=_padded(local[rank[rows]], sizes[lo:hi], shape, 0),
+            item=_padded(item[rows], sizes[lo:hi], shape, 0),
+            mask=_padded(np.ones_like(item[rows]), sizes[lo:hi], shape, 0).astype(bool),
+            users=_padded(users[own], owned[lo:hi], (shape[0], owned[lo:hi].max()), num_users),
+            client=np.append(ids[lo:hi], len(ids) + np.arange(padding)).astype(np.int32),
+            weight=np.append(sizes[lo:hi], np.zeros(padding)).astype(np.float32),
+        )
+        buckets.append(Clients(*map(jnp.asarray, bucket)))
+    return Data(tuple(buckets)), Sizes(num_users, num_items, len(ids))
+
+
+def _owners(dataset: Dataset) -> np.ndarray:
+    """The client of each user, [U]."""
+    rows = dataset.interactions
+    for column, step in (("split", "split"), ("client", "partition")):
+        if column not in rows:
+            raise DataError(f"{dataset.name}: no column '{column}'; call {step}(dataset) first")
+    owner = np.full(dataset.num_users, -1)
+    owner[rows["user"]] = rows["client"]
+    if (alone := np.flatnonzero(owner < 0)).size:
+        raise DataError(
+            f"{dataset.name}, column 'user': user {alone[0]} has no interaction and so no client "
+            f"({alone.size} such users in all); a core of 1 row per user drops them"
+        )
+    return owner
+
+
+def _padded(values: np.ndarray, counts: np.ndarray, shape: tuple, fill: int) -> np.ndarray:
+    """Runs of `counts` values laid end to end -> one padded line each, int32 `shape`."""
+    lines = np.full(shape, fill, np.int32)
+    lines[: len(counts)][np.arange(shape[1]) < counts[:, None]] = values
+    return lines

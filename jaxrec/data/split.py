@@ -1,0 +1,178 @@
+"""Which interactions are for training, which for choosing settings, which for the final result."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+from warnings import warn
+
+import numpy as np
+import pandas as pd
+
+from jaxrec.types import TEST, TRAIN, VALID, DataError, Dataset, SettingError
+
+How = Literal["given", "leave-one-out", "ratio", "time"]
+
+
+def core(dataset: Dataset, min_user: int, min_item: int) -> Dataset:
+    """The largest part where each user has `min_user` rows and each item `min_item`, re-indexed.
+
+    A bound of 0 leaves even the users or items without any row. Raw ids are kept.
+
+    Raises DataError if nothing is left.
+    """
+    rows = dataset.interactions
+    while True:
+        users, items = _counts(rows, dataset)
+        keep = (users[rows["user"]] >= min_user) & (items[rows["item"]] >= min_item)
+        if keep.all():
+            break
+        rows = rows[keep]
+    if rows.empty:
+        raise DataError(
+            f"{dataset.name}: no interaction is left in the core of {min_user} per user and "
+            f"{min_item} per item; lower them"
+        )
+    return _restrict(dataset, rows, users >= min_user, items >= min_item)
+
+
+def split(
+    dataset: Dataset,
+    how: How = "ratio",
+    valid: float = 0.1,
+    test: float = 0.2,
+    seed: int = 0,
+) -> Dataset:
+    """The dataset with an int8 `split` column: 0 train, 1 valid, 2 test.
+
+    - "given": the column the data came with.
+    - "leave-one-out": each user's last row in time is test, the one before valid; ties in file
+      order; users with fewer than 3 rows train only.
+    - "ratio": the fractions `valid` and `test` of each user's rows at random, rounded; a user keeps
+      at least one row to train on.
+    - "time": the last fraction `test` of all rows in time is test, the fraction `valid` before it
+      valid. Users first seen after the training period are dropped, with a warning.
+
+    Raises DataError for a missing column, an empty split and a user with nothing to train on;
+    SettingError for fractions that leave no training data.
+    """
+    rows = dataset.interactions
+    if how in ("ratio", "time") and not (valid > 0 and test > 0 and valid + test < 1):
+        raise SettingError(
+            f"valid={valid} and test={test} must be above 0 and leave training data: sum below 1"
+        )
+    if how == "given":
+        _needs(dataset, "split", how)
+    elif how == "leave-one-out":
+        _needs(dataset, "timestamp", how)
+        dataset = _with_split(dataset, _last_two(rows))
+    elif how == "ratio":
+        dataset = _with_split(dataset, _fractions(rows, valid, test, seed))
+    elif how == "time":
+        _needs(dataset, "timestamp", how)
+        dataset = _known_users(_with_split(dataset, _periods(rows, valid, test)))
+    else:
+        raise SettingError(f"unknown split '{how}': given, leave-one-out, ratio or time")
+    _check(dataset, how)
+    return dataset
+
+
+def _last_two(rows: pd.DataFrame) -> np.ndarray:
+    place, total = _places(rows["user"], rows["timestamp"])
+    from_end = total - place
+    return np.where((total < 3) | (from_end > 2), TRAIN, np.where(from_end == 1, TEST, VALID))
+
+
+def _fractions(rows: pd.DataFrame, valid: float, test: float, seed: int) -> np.ndarray:
+    place, total = _places(rows["user"], np.random.default_rng(seed).random(len(rows)))
+    tests = np.minimum(np.rint(total * test), total - 1)
+    valids = np.minimum(np.rint(total * valid), total - 1 - tests)
+    return np.where(place < tests, TEST, np.where(place < tests + valids, VALID, TRAIN))
+
+
+def _periods(rows: pd.DataFrame, valid: float, test: float) -> np.ndarray:
+    time = rows["timestamp"].to_numpy()
+    first, second = np.quantile(time, [1 - valid - test, 1 - test], method="lower")
+    return np.where(time <= first, TRAIN, np.where(time <= second, VALID, TEST))
+
+
+def _places(user: pd.Series, by: np.ndarray | pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """(place of each row among its user's when sorted by `by`, number of its user's rows)."""
+    user = user.to_numpy()
+    order = np.lexsort((by, user))
+    counts = np.bincount(user)
+    starts = np.cumsum(counts) - counts
+    place = np.empty(len(user), int)
+    place[order] = np.arange(len(user)) - starts[user[order]]
+    return place, counts[user]
+
+
+def _known_users(dataset: Dataset) -> Dataset:
+    """Without the users who have no training row: a model of ids has nothing to know them by."""
+    rows = dataset.interactions
+    known = np.bincount(rows.loc[rows["split"] == TRAIN, "user"], minlength=dataset.num_users) > 0
+    if not known.all():
+        warn(
+            f"{dataset.name}: {(~known).sum()} of {len(known)} users first appear after the "
+            "training period and are dropped",
+            stacklevel=3,
+        )
+    return _restrict(dataset, rows[known[rows["user"]]], known, np.ones(dataset.num_items, bool))
+
+
+def _restrict(
+    dataset: Dataset, rows: pd.DataFrame, users: np.ndarray, items: np.ndarray
+) -> Dataset:
+    """`rows`, the kept users and items (bool masks), numbered afresh from 0."""
+    if users.all() and items.all():
+        return replace(dataset, interactions=rows)
+    new_user, new_item = (np.cumsum(keep).astype("int32") - 1 for keep in (users, items))
+    rows = rows.assign(user=new_user[rows["user"]], item=new_item[rows["item"]])
+    if "client" in rows:
+        rows["client"] = np.unique(rows["client"], return_inverse=True)[1].astype("int32")
+    return replace(
+        dataset,
+        interactions=rows.reset_index(drop=True),
+        users=dataset.users[users].assign(user=new_user[users]).reset_index(drop=True),
+        items=dataset.items[items].assign(item=new_item[items]).reset_index(drop=True),
+    )
+
+
+def _counts(rows: pd.DataFrame, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    return (
+        np.bincount(rows["user"], minlength=dataset.num_users),
+        np.bincount(rows["item"], minlength=dataset.num_items),
+    )
+
+
+def _with_split(dataset: Dataset, values: np.ndarray) -> Dataset:
+    rows = dataset.interactions.assign(split=values.astype("int8"))
+    return replace(dataset, interactions=rows)
+
+
+def _needs(dataset: Dataset, column: str, how: str) -> None:
+    if column not in dataset.interactions:
+        raise DataError(
+            f"{dataset.name}: split '{how}' needs a column '{column}'; the interactions have "
+            f"{list(dataset.interactions)}. Choose another split"
+        )
+
+
+def _check(dataset: Dataset, how: str) -> None:
+    rows = dataset.interactions
+    for part, name in ((TRAIN, "train"), (VALID, "valid"), (TEST, "test")):
+        if not (rows["split"] == part).any():
+            raise DataError(
+                f"{dataset.name}, column 'split': no row is {name} ({part}) with split '{how}'; "
+                "choose another split or other fractions"
+            )
+    trained = np.bincount(rows.loc[rows["split"] == TRAIN, "user"], minlength=dataset.num_users)
+    if len(without := np.flatnonzero(trained == 0)):
+        user = without[0]
+        own = np.flatnonzero(rows["user"] == user)
+        where = f", first in row {own[0]} of the interactions" if len(own) else ""
+        raise DataError(
+            f"{dataset.name}, column 'user': user {user} (raw id "
+            f"{dataset.users['raw_id'].iloc[user]}){where} has no train row "
+            f"({len(without)} such users in all); drop them or set a core of 1 row per user"
+        )

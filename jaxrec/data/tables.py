@@ -1,0 +1,227 @@
+"""From a table as it lies in a file to a checked Dataset; errors name file, column and row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+from warnings import warn
+
+import numpy as np
+import pandas as pd
+
+from jaxrec.types import DataError, Dataset
+
+# Compared in lower case without "_", "-" and spaces. A position orders rows without timestamp.
+INTERACTIONS = {
+    "user": ("user", "userid"),
+    "item": ("item", "itemid", "movie", "movieid", "product", "productid", "artistid"),
+    "rating": ("rating",),
+    "timestamp": ("timestamp", "time"),
+    "position": ("position", "order"),
+    "domain": ("domain",),
+    "client": ("client", "clientid"),
+    "split": ("split",),
+}
+ITEMS = {
+    "item": INTERACTIONS["item"],
+    "title": ("title", "movietitle", "name"),
+    "text": ("text", "description"),
+    "category": ("category", "categories", "genre", "genres", "class"),
+    "domain": ("domain",),
+    "raw_id": ("rawid", "originid", "asin"),
+}
+USERS = {"user": INTERACTIONS["user"], "raw_id": ("rawid", "originid")}
+SPLITS = {"train": 0, "valid": 1, "test": 2, "0": 0, "1": 1, "2": 2}
+
+
+class Table(NamedTuple):
+    """A table as read. The frame's index is the row in the file, whatever has been dropped."""
+
+    file: str
+    frame: pd.DataFrame
+    first: int = 0  # what the file calls row 0: line 2 of a text with a header, row 0 of a parquet
+    unit: str = "row"
+
+    def place(self, row: int) -> str:
+        return f"{self.unit} {int(self.frame.index[row]) + self.first}"
+
+    def refuse(self, bad: np.ndarray | pd.Series, column: str, problem: str) -> None:
+        """Raise for the first row where `bad` holds, if there is one."""
+        if (rows := np.flatnonzero(bad)).size:
+            value = self.frame[column].iloc[rows[0]]
+            more = f" ({rows.size} such rows in all)" if rows.size > 1 else ""
+            raise DataError(
+                f"{self.file}, column '{column}', {self.place(rows[0])}: {value} {problem}{more}"
+            )
+
+    def renamed(self, names: Mapping[str, tuple[str, ...]], required: tuple[str, ...]) -> Table:
+        """The table under our column names; other columns keep theirs.
+
+        Raises DataError where two columns claim one name or a required one is missing.
+        """
+        found = list(map(str, self.frame.columns))
+        plain = [c.lower().replace("_", "").replace("-", "").replace(" ", "") for c in found]
+        rename = {}
+        for name, known in names.items():
+            same = [c for c, p in zip(found, plain, strict=True) if p in known]
+            if len(same) > 1:
+                raise DataError(
+                    f"{self.file}: columns {same} could each be '{name}'; keep one of them"
+                )
+            if not same and name in required:
+                raise DataError(
+                    f"{self.file}: no column '{name}' (or {', '.join(known[1:])}); found {found}. "
+                    "Rename the column that holds it."
+                )
+            rename |= dict.fromkeys(same, name)
+        return self._replace(frame=self.frame.rename(columns=rename))
+
+
+def assemble(
+    name: str,
+    rows: Table,
+    items: Table | None = None,
+    users: Table | None = None,
+    *,
+    only_seen: bool = False,
+) -> Dataset:
+    """A Dataset of interactions and, where known, of the items and users they point at.
+
+    With `items` (or `users`) the catalogue is that table and an id outside it is an error; without,
+    or with `only_seen`, it is the ids that occur, described where the table does so. Ids become
+    ranks, so ids already contiguous from 0 stay what they are. A (user, item) pair repeated at
+    other times keeps its earliest row, with a warning.
+    """
+    rows = rows.renamed(INTERACTIONS, ("user", "item"))
+    if rows.frame.empty:
+        raise DataError(f"{rows.file}: no interactions; the table has no rows")
+    if "timestamp" not in rows.frame and "position" in rows.frame:
+        rows = rows._replace(frame=rows.frame.rename(columns={"position": "timestamp"}))
+    columns, catalogues = {}, {}
+    for column, table, names in (("user", users, USERS), ("item", items, ITEMS)):
+        table = table and table.renamed(names, (column,))
+        columns[column], catalogues[column] = _indexed(rows, column, table, only_seen)
+    columns |= {c: read(rows, c) for c, read in _READ.items() if c in rows.frame}
+    interactions = _without_repeats(rows, pd.DataFrame(columns))
+    return Dataset(name, interactions, catalogues["item"], catalogues["user"])
+
+
+def _numbers(table: Table, column: str) -> np.ndarray:
+    values = pd.to_numeric(table.frame[column], errors="coerce").to_numpy("float64")
+    table.refuse(~np.isfinite(values), column, "is not a finite number")
+    return values
+
+
+def _ratings(table: Table, column: str) -> np.ndarray:
+    return _numbers(table, column).astype("float32")
+
+
+def _domains(table: Table, column: str) -> np.ndarray:
+    values = _numbers(table, column)
+    table.refuse(~np.isin(values, np.arange(128)), column, "is not a whole number from 0 to 127")
+    return values.astype("int8")
+
+
+def _times(table: Table, column: str) -> np.ndarray:
+    """Whole seconds, or any order: int64. Dates are read where they are ISO 8601."""
+    values = table.frame[column]
+    if not pd.api.types.is_datetime64_any_dtype(values):
+        numbers = pd.to_numeric(values, errors="coerce")
+        if pd.api.types.is_integer_dtype(numbers) and not numbers.isna().any():
+            return numbers.to_numpy("int64")
+        if numbers.notna().any():
+            return np.floor(_numbers(table, column)).astype("int64")
+    dates = pd.to_datetime(values, format="ISO8601", errors="coerce", utc=True)
+    table.refuse(dates.isna(), column, "is neither a number nor an ISO 8601 date")
+    return (dates - pd.Timestamp(0, tz="UTC")).dt.total_seconds().to_numpy("int64")
+
+
+def _splits(table: Table, column: str) -> np.ndarray:
+    values = table.frame[column].astype(str).str.removesuffix(".0").map(SPLITS)
+    table.refuse(values.isna(), column, "is not a split: use 0 train, 1 valid, 2 test")
+    return values.to_numpy("int8")
+
+
+def _clients(table: Table, column: str) -> np.ndarray:
+    """Client ids as ranks; a user belongs to one client."""
+    client, _ = _indexed(table, column)
+    user = pd.factorize(table.frame["user"])[0]
+    first = client[np.unique(user, return_index=True)[1]]
+    table.refuse(client != first[user], column, "is a second client for this row's user")
+    return client
+
+
+_READ = {
+    "rating": _ratings,
+    "timestamp": _times,
+    "domain": _domains,
+    "client": _clients,
+    "split": _splits,
+}
+
+
+def _raw_ids(table: Table, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """(code of each row, distinct ids in order). Text that is all whole numbers is integers."""
+    values = table.frame[column]
+    table.refuse(values.isna(), column, "is missing: every row needs an id")
+    codes, raw = pd.factorize(values)
+    raw = np.asarray(raw)
+    if not np.issubdtype(raw.dtype, np.number):
+        text = pd.Series(raw).astype(str)
+        whole = text.str.fullmatch(r"-?(0|[1-9][0-9]{0,17})(\.0+)?").all()
+        raw = text.str.split(".").str[0].to_numpy("int64") if whole else text.to_numpy(object)
+    if raw.dtype != object:
+        table.refuse((raw % 1 != 0)[codes], column, "is not a whole number")
+        table.refuse((raw < 0)[codes], column, "is negative: ids count from 0")
+        raw = raw.astype("int64")
+    ids, rank = np.unique(raw, return_inverse=True)
+    return rank[codes], ids
+
+
+def _indexed(
+    table: Table, column: str, catalogue: Table | None = None, only_seen: bool = False
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """Each row's index into the catalogue, int32, and the catalogue, whose row k is index k."""
+    codes, raw = _raw_ids(table, column)
+    described = pd.DataFrame({"raw_id": raw})
+    if catalogue is not None:
+        known, ids = _raw_ids(catalogue, column)
+        catalogue.refuse(pd.Series(known).duplicated(), column, "occurs twice: one row for each id")
+        described = catalogue.frame
+        if column == "item" and "domain" in described:
+            described = described.assign(domain=_domains(catalogue, "domain"))
+        described = described.iloc[np.argsort(known)]
+        if "raw_id" not in described:
+            described = described.assign(raw_id=ids)
+        place = pd.Index(ids).get_indexer(raw)
+        if only_seen:
+            described = described.set_index(ids).reindex(raw).assign(raw_id=raw)
+        else:
+            outside = f"is not among the {len(ids)} ids of {catalogue.file}"
+            table.refuse((place < 0)[codes], column, outside)
+            codes = place[codes]
+    described = described.reset_index(drop=True)
+    described[column] = np.arange(len(described), dtype="int32")
+    for text in described.columns.intersection(["title", "text", "category"]):
+        described[text] = described[text].fillna("").astype(str)
+    return codes.astype("int32"), described[[column, *described.columns.drop(column)]]
+
+
+def _without_repeats(table: Table, interactions: pd.DataFrame) -> pd.DataFrame:
+    """One row for each (user, item): the earliest. The same pair at the same time is an error."""
+    pair = ["user", "item"]
+    timed = [*pair, "timestamp"] if "timestamp" in interactions else pair
+    table.refuse(
+        interactions.duplicated(timed),
+        "item",
+        "repeats an earlier row: same user, same item, no other time; drop the repeats",
+    )
+    if timed == pair or not (repeats := interactions.duplicated(pair)).any():
+        return interactions
+    earliest = interactions.sort_values("timestamp", kind="stable").drop_duplicates(pair).index
+    warn(
+        f"{table.file}: {repeats.sum()} rows repeat a (user, item) pair at another time, the first "
+        f"in {table.place(int(np.argmax(repeats)))}; the earliest of each pair is kept",
+        stacklevel=2,
+    )
+    return interactions.loc[np.sort(earliest)].reset_index(drop=True)

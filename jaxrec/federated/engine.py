@@ -1,0 +1,177 @@
+"""One federated round: a cohort of clients on a vmapped axis, then one aggregation.
+
+A method gives two plain functions. `local(shared, private, clients, key)` is one client's
+work; it returns (upload, private, metrics). `aggregate(shared, uploads, weights, key)` is the
+server's; weight 0 means the upload never came. The engine knows nothing else about either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrec.types import Clients, Data, SettingError
+
+
+class Cohort(NamedTuple):
+    """Who takes part, how surely, and how much runs at once."""
+
+    participation: float = 1.0  # a client's chance of being in a round
+    dropout: float = 0.0  # a chosen client's chance of failing before its upload arrives
+    block: int = 0  # clients computed at once, a bound on memory; 0 = a whole bucket
+
+    @classmethod
+    def checked(cls, participation: float, dropout: float, block: int) -> Cohort:
+        """The cohort of these settings; raises SettingError naming one that is out of range."""
+        if not 0 < participation <= 1:
+            raise SettingError(f"participation = {participation}: must lie in (0, 1]")
+        if not 0 <= dropout <= 1:
+            raise SettingError(f"dropout = {dropout}: must lie in [0, 1]")
+        if block < 0:
+            raise SettingError(
+                f"block = {block}: must be 0 (a whole bucket) or a number of clients"
+            )
+        return cls(participation, dropout, block)
+
+
+EVERYONE = Cohort()
+
+
+def federated_round(
+    local: tuple[Callable, ...],
+    aggregate: Callable,
+    shared: Any,
+    private: tuple[Any, ...],
+    buckets: tuple[Clients, ...],
+    key: jax.Array,
+    *,
+    cohort: Cohort = EVERYONE,
+    additive: bool = False,
+) -> tuple[Any, tuple[Any, ...], Any, jax.Array]:
+    """Run one round over all buckets.
+
+    Args:
+        local: one function a bucket.
+        aggregate: sees tuples, an entry a bucket, of uploads [C, ...] and weights [C].
+        private: per-client state, leading axis C, an entry a bucket.
+        key: the round's key. A client's own key depends on its id alone, so neither the order
+            of clients nor the block size changes a random number.
+        additive: the aggregate is a weighted mean of uploads. Blocks are then reduced to their
+            mean as they are computed and enter as one upload with the block's total weight, so
+            that memory does not grow with the number of clients.
+
+    Returns:
+        shared, private, the clients' metrics averaged by weight, and the number of participants.
+    """
+    key_cohort, key_local, key_aggregate = jax.random.split(key, 3)
+    results = [
+        _bucket_round(
+            bucket_local,
+            shared,
+            bucket_private,
+            clients,
+            jax.random.fold_in(key_cohort, number),
+            key_local,
+            cohort,
+            additive,
+        )
+        for number, (bucket_local, bucket_private, clients) in enumerate(
+            zip(local, private, buckets, strict=True)
+        )
+    ]
+    uploads, weights, private, sums = zip(*results, strict=True)
+    metrics, total, participants = jax.tree.map(lambda *leaves: sum(leaves), *sums)
+    new = aggregate(shared, uploads, weights, key_aggregate)
+    # With nobody left there is nothing to learn from: the round leaves no trace.
+    shared = jax.tree.map(lambda fresh, old: jnp.where(total > 0, fresh, old), new, shared)
+    metrics = jax.tree.map(lambda leaf: leaf / jnp.maximum(total, 1e-30), metrics)
+    return shared, private, metrics, participants
+
+
+def _bucket_round(local, shared, private, clients, key_cohort, key_local, cohort, additive):
+    """One bucket's uploads, weights, private states, and (metrics, weight, participants) sums."""
+    count = len(clients.client)
+    key_choice, key_last, key_drop = jax.random.split(key_cohort, 3)
+    expected = cohort.participation * count
+    size = math.ceil(expected)
+    chosen = jnp.arange(count)
+    present = jnp.ones(size, bool)
+    if cohort.participation < 1:
+        chosen = jax.random.permutation(key_choice, count)[:size]
+        # The last place is filled so often that each client's chance is exactly `participation`.
+        present = present.at[-1].set(jax.random.bernoulli(key_last, expected - size + 1))
+    if cohort.dropout > 0:
+        present &= jax.random.bernoulli(key_drop, 1 - cohort.dropout, (size,))
+    block = min(cohort.block or size, size)
+
+    def run(private, places):
+        index = chosen[places]
+        members = jax.tree.map(lambda leaf: leaf[index], clients)
+        before = jax.tree.map(lambda leaf: leaf[index], private)
+        keys = jax.vmap(lambda client: jax.random.fold_in(key_local, client))(members.client)
+        uploads, after, metrics = jax.vmap(local, (None, 0, 0, 0))(shared, before, members, keys)
+        weights = members.weight * present[places]
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(_like(weights > 0, new), new, old), after, before
+        )
+        private = jax.tree.map(lambda leaf, new: leaf.at[index].set(new), private, kept)
+        total = weights.sum()
+        sums = (
+            jax.tree.map(lambda leaf: jnp.vdot(weights, leaf), metrics),
+            total,
+            jnp.sum(weights > 0),
+        )
+        if additive:
+            uploads = jax.tree.map(
+                lambda leaf: jnp.tensordot(weights / jnp.maximum(total, 1e-30), leaf, 1)[None],
+                uploads,
+            )
+            weights = total[None]
+        return private, (uploads, weights, sums)
+
+    whole = size // block * block
+    private, stacked = jax.lax.scan(run, private, jnp.arange(whole).reshape(-1, block))
+    uploads, weights = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), stacked[:2])
+    sums = jax.tree.map(lambda leaf: leaf.sum(0), stacked[2])
+    if whole < size:
+        private, (rest, rest_weights, rest_sums) = run(private, jnp.arange(whole, size))
+        uploads = jax.tree.map(lambda *parts: jnp.concatenate(parts), uploads, rest)
+        weights = jnp.concatenate([weights, rest_weights])
+        sums = jax.tree.map(jnp.add, sums, rest_sums)
+    return uploads, weights, private, sums
+
+
+def _like(flags: jax.Array, leaf: jax.Array) -> jax.Array:
+    return flags.reshape(flags.shape + (1,) * (leaf.ndim - 1))
+
+
+def weighted_mean(uploads: tuple[Any, ...], weights: tuple[jax.Array, ...]) -> Any:
+    """sum_c w_c upload_c / sum_c w_c over all buckets; zero when every weight is zero.
+
+    Leaves [C, ...] become [...]. A sum over clients is all it needs, so it can run inside a
+    secure aggregator.
+    """
+    total = sum(weight.sum() for weight in weights)
+    sums = [
+        jax.tree.map(lambda leaf, weight=weight: jnp.tensordot(weight, leaf, 1), upload)
+        for upload, weight in zip(uploads, weights, strict=True)
+    ]
+    return jax.tree.map(lambda *leaves: sum(leaves) / jnp.maximum(total, 1e-30), *sums)
+
+
+def dense_rows(clients: Clients, items: int) -> jax.Array:
+    """One client's 0/1 interaction matrix R [U, I] (vmap it for a bucket)."""
+    users = clients.users.shape[-1]
+    return jnp.zeros((users, items)).at[clients.user, clients.item].max(clients.mask)
+
+
+def item_counts(data: Data, items: int) -> jax.Array:
+    """Interactions per item [I], a sum over clients."""
+    counts = jnp.zeros(items)
+    for clients in data.clients:
+        counts = counts.at[clients.item].add(clients.mask)
+    return counts

@@ -1,0 +1,12 @@
+"""The methods, by name. A new method is one file and one line here."""
+
+from types import ModuleType
+
+from jaxrec.methods import fedavg, fedcia, local_only, popularity
+
+METHODS: dict[str, ModuleType] = {
+    "fedcia": fedcia,
+    "fedavg": fedavg,
+    "local_only": local_only,
+    "popularity": popularity,
+}

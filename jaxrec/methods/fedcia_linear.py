@@ -1,0 +1,272 @@
+"""FedCIA for parameter-free models: GF-CF and EASE in one shot, up to lossless.
+
+With R_c [U_c, I] a client's interactions, N = D_u^-1/2 R D_i^-1/2 and V_k the leading k right
+singular vectors of N (Shen et al., CIKM 2021), GF-CF's item similarity is
+
+    F = N^T N + low_pass D_i^-1/2 V_k V_k^T D_i^1/2,        score = R F.
+
+- `form="paper"` (FedCIA, section 3): each client takes N_c, D_i and V_k from its own data;
+  S = mean_c F_c and score = global_weight R_c S + R_c F_c. It loses 10-20 % of what GF-CF can do,
+  for each client normalises by its own degrees.
+- `form="lossless"`: item degrees are a secure sum, and so is N^T N = sum_c N_c^T N_c once every
+  client normalises by them. The server then holds exactly the centralised model. The same sum
+  of R_c^T R_c gives EASE in closed form: P = (G + ridge)^-1, B = -P / diag(P) with zero diagonal
+  (Steck, WWW 2019). The sums must be secure ones: the Gram of a one-user client is its history.
+- `sketch=r` > 0 never forms I x I: `passes` secure sums of N_c^T (N_c Omega) [I, r] give the r
+  leading eigenpairs (subspace iteration), and the model is applied by factors.
+
+The paper's full SVD only adds null-space vectors; the thin one comes from a U_c x U_c Gram.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrec.federated.engine import dense_rows, item_counts
+from jaxrec.federated.local import user_slots
+from jaxrec.models.collaborative import inverse_root, normalise
+from jaxrec.ops import linalg, similarity
+from jaxrec.types import Clients, Data, Method, SettingError, Sizes, Traffic
+
+DENSE_LIMIT = 30_000  # items; an I x I float32 matrix of this size is 3.6 GB
+
+
+@dataclass(frozen=True)
+class LinearConfig:
+    """Settings of the parameter-free models, gfcf and ease."""
+
+    form: Literal["lossless", "paper"] = "lossless"
+    """lossless: secure-summed degrees and Gram, equal to the centralised model; paper: the mean of
+    similarities that each client normalises by itself (gfcf only)."""
+    singular_vectors: int = 32
+    """k, singular vectors in GF-CF's low-pass filter."""
+    low_pass: float = 0.3
+    """Weight of GF-CF's low-pass filter."""
+    global_weight: float = 60.0
+    """Weight of the server's similarity beside the client's own, form = paper."""
+    ridge: float = 500.0
+    """EASE's L2 penalty, in interactions."""
+    sketch: int = 0
+    """r, eigenpairs kept instead of the whole I x I Gram; 0 = the whole Gram."""
+    passes: int = 4
+    """Secure sums made for a sketch."""
+
+
+class Model(NamedTuple):
+    """Item-to-item weights: left @ right, or just `left` [I, I] where `right` is [0, I]."""
+
+    left: jax.Array  # f32 [I, I] or [I, r]
+    right: jax.Array  # f32 [0, I] or [r, I]
+
+
+class Metrics(NamedTuple):
+    energy: jax.Array  # share of the Gram's trace that the model holds
+
+
+def make(config: LinearConfig, sizes: Sizes) -> Method:
+    """Build the one-shot method; raises SettingError on settings that cannot work."""
+    _check(config, sizes)
+    paper = config.form == "paper" and config.model == "gfcf"
+    items = sizes.items
+
+    def init(key: jax.Array, data: Data) -> Model:
+        del key, data
+        if config.sketch:
+            extra = config.singular_vectors if config.model == "gfcf" else 0
+            return Model(
+                jnp.zeros((items, config.sketch + extra)), jnp.zeros((config.sketch + extra, items))
+            )
+        return Model(jnp.zeros((items, items)), jnp.zeros((0, items)))
+
+    def step(model: Model, data: Data, key: jax.Array) -> tuple[Model, Metrics]:
+        del model
+        whole = Metrics(jnp.float32(1))
+        if paper:
+            return Model(_paper_mean(data, config, items), jnp.zeros((0, items))), whole
+        degree = item_counts(data, items)
+        if config.model == "ease":
+            degree = jnp.ones_like(degree)
+        if config.sketch:
+            start = jax.random.normal(key, (items, config.sketch))
+            operator = _secure_sums(data, degree, normalise_users=config.model == "gfcf")
+            pairs, energy = similarity.top_eigenpairs(operator, start, config.passes - 1)
+            build = _gfcf_factors if config.model == "gfcf" else _ease_factors
+            return build(pairs, degree, config), Metrics(energy)
+        gram = _gram(data, degree, normalise_users=config.model == "gfcf")
+        build = _gfcf if config.model == "gfcf" else _ease
+        return Model(build(gram, degree, config, key), jnp.zeros((0, items))), whole
+
+    def prepare(model: Model, data: Data):
+        slot = user_slots(data, sizes.users)
+        if paper:
+            scores = [model.left[:0]]
+            for clients in data.clients:
+                clients = linalg.after(scores[-1], clients)
+                scores.append(_paper_scores(model.left, clients, config))
+            return slot, jnp.concatenate(scores), None
+        rows = [jax.vmap(lambda c: dense_rows(c, items) > 0)(clients) for clients in data.clients]
+        return slot, jnp.concatenate([r.reshape(-1, items) for r in rows]), model
+
+    def score(served, users: jax.Array) -> jax.Array:
+        slot, rows, model = served
+        rows = rows[slot[users]]
+        if model is None:
+            return rows
+        rows = rows.astype(jnp.float32)
+        if not config.sketch:
+            return rows @ model.left
+        # A low-rank B has no zero diagonal of its own: take an item's effect on itself out.
+        return rows @ model.left @ model.right - rows * jnp.sum(model.left * model.right.T, 1)
+
+    return Method(init, step, prepare, score, one_shot=True, traffic=_traffic(config, items))
+
+
+def _check(config: LinearConfig, sizes: Sizes) -> None:
+    if config.model == "ease" and config.form == "paper":
+        raise SettingError("form = 'paper': EASE has none; use form = 'lossless' or model = 'gfcf'")
+    if config.form == "paper" and config.sketch:
+        raise SettingError(f"sketch = {config.sketch}: only form = 'lossless' has a sketch")
+    if not config.sketch and sizes.items > DENSE_LIMIT:
+        raise SettingError(
+            f"{sizes.items:,} items: a whole I x I matrix takes "
+            f"{4e-9 * sizes.items**2:.1f} GB; set sketch = 512 (form = 'lossless')"
+        )
+    if config.sketch and not config.singular_vectors <= config.sketch <= sizes.items:
+        raise SettingError(
+            f"sketch = {config.sketch}: must lie between singular_vectors = "
+            f"{config.singular_vectors} and the {sizes.items} items"
+        )
+    if config.sketch and config.passes < 2:
+        raise SettingError(f"passes = {config.passes}: a sketch needs at least 2")
+    if not 1 <= config.singular_vectors <= sizes.items:
+        raise SettingError(
+            f"singular_vectors = {config.singular_vectors}: must lie in 1 .. {sizes.items} (items)"
+        )
+    if not config.ridge > 0:
+        raise SettingError(f"ridge = {config.ridge}: must be positive")
+
+
+def _gram(data: Data, degree: jax.Array, *, normalise_users: bool) -> jax.Array:
+    """sum_c X_c^T X_c [I, I], stacked rows in one product a bucket, never C matrices of I x I."""
+    items = len(degree)
+    total = jnp.zeros((items, items))
+    for clients in data.clients:
+        rows = jax.vmap(lambda c: dense_rows(c, items))(clients).reshape(-1, items)
+        rows = normalise(rows, degree) if normalise_users else rows
+        total += rows.T @ rows
+    return total
+
+
+def _secure_sums(data: Data, degree: jax.Array, *, normalise_users: bool) -> similarity.Operator:
+    """X -> sum_c N_c^T (N_c X), one secure sum a pass, over interactions only: O(N r) each."""
+
+    def edges(clients: Clients):
+        count, users = clients.users.shape
+        row = clients.user + users * jnp.arange(count)[:, None]  # [C, N]
+        size = jnp.zeros(count * users).at[row].add(clients.mask)
+        weight = clients.mask * inverse_root(degree)[clients.item]
+        if normalise_users:
+            weight = weight * inverse_root(size)[row]
+        return row.reshape(-1), clients.item.reshape(-1), weight.reshape(-1), count * users
+
+    def apply(right: jax.Array) -> tuple[jax.Array, jax.Array]:
+        product, form = jnp.zeros_like(right), jnp.zeros((right.shape[1],) * 2)
+        for clients in data.clients:
+            row, item, weight, users = edges(clients)
+            inner = jax.ops.segment_sum(weight[:, None] * right[item], row, users)
+            product = product.at[item].add(weight[:, None] * inner[row])
+            form += inner.T @ inner
+        return product, form
+
+    trace = sum(jnp.sum(edges(clients)[2] ** 2) for clients in data.clients)
+    return similarity.Operator(apply, trace)
+
+
+def _low_pass(vectors: jax.Array, degree: jax.Array, config) -> tuple[jax.Array, jax.Array]:
+    """low_pass D^-1/2 V_k V_k^T D^1/2 as factors [I, k] and [k, I]; vectors [I, k]."""
+    left = config.low_pass * inverse_root(degree)[:, None] * vectors
+    return left, (jnp.sqrt(degree)[:, None] * vectors).T
+
+
+def _gfcf(gram: jax.Array, degree: jax.Array, config, key: jax.Array) -> jax.Array:
+    k = config.singular_vectors
+    start = jax.random.normal(key, (len(gram), min(k + 32, len(gram))))
+    pairs, _ = similarity.top_eigenpairs(similarity.dense(gram), start, iterations=20)
+    left, right = _low_pass(pairs.vectors[:, :k], degree, config)
+    return gram + left @ right
+
+
+def _gfcf_factors(pairs: similarity.Similarity, degree: jax.Array, config) -> Model:
+    left, right = _low_pass(pairs.vectors[:, : config.singular_vectors], degree, config)
+    return Model(
+        jnp.concatenate([pairs.vectors * pairs.values, left], axis=1),
+        jnp.concatenate([pairs.vectors.T, right]),
+    )
+
+
+def _ease(gram: jax.Array, degree: jax.Array, config, key: jax.Array) -> jax.Array:
+    identity = jnp.eye(len(gram))
+    factor = jax.scipy.linalg.cho_factor(gram + config.ridge * identity)
+    inverse = jax.scipy.linalg.cho_solve(factor, identity)
+    return -inverse / jnp.diagonal(inverse) * (1 - identity)
+
+
+def _ease_factors(pairs: similarity.Similarity, degree: jax.Array, config) -> Model:
+    """B = V s V^T / (1 - sum_k s_k V_jk^2), s = values / (values + ridge), diagonal apart."""
+    share = pairs.values / (pairs.values + config.ridge)
+    left = pairs.vectors * share
+    rest = 1 - jnp.sum(left * pairs.vectors, axis=1)
+    return Model(left, pairs.vectors.T / rest)
+
+
+def _client_factors(clients: Clients, config, items: int):
+    """One client's N_c [U, I] and low-pass factors [I, k], [k, I], k = min(k, U)."""
+    rows = dense_rows(clients, items)
+    degree = rows.sum(0)
+    normalised = normalise(rows, degree)
+    values, vectors = linalg.eigh(normalised @ normalised.T)  # [U], [U, U]
+    k = min(config.singular_vectors, len(rows))
+    # Eigenvalues of N N^T lie in [0, 1]; below the floor they are the null space and its noise.
+    scale = jnp.where(values > 1e-6, jax.lax.rsqrt(jnp.maximum(values, 1e-6)), 0.0)
+    right_vectors = normalised.T @ (vectors * scale)[:, ::-1][:, :k]  # [I, k]
+    return rows, normalised, *_low_pass(right_vectors, degree, config)
+
+
+def _paper_mean(data: Data, config, items: int) -> jax.Array:
+    """S = mean_c F_c [I, I] over clients with interactions, one stacked product a bucket."""
+    total = jnp.zeros((items, items))
+    for clients in data.clients:
+        clients = linalg.after(total, clients)
+        _, normalised, left, right = jax.vmap(lambda c: _client_factors(c, config, items))(clients)
+        normalised = normalised.reshape(-1, items)
+        left = left.transpose(0, 2, 1).reshape(-1, items)  # [C k, I]
+        total += jnp.concatenate([normalised, left]).T @ jnp.concatenate(
+            [normalised, right.reshape(-1, items)]
+        )
+    present = sum(jnp.sum(clients.weight > 0) for clients in data.clients)
+    return total / jnp.maximum(present, 1)
+
+
+def _paper_scores(mean: jax.Array, clients: Clients, config) -> jax.Array:
+    """global_weight R_c S + R_c F_c [C U, I] for all users of a bucket."""
+    items = len(mean)
+    rows, normalised, left, right = jax.vmap(lambda c: _client_factors(c, config, items))(clients)
+    own = rows @ normalised.swapaxes(1, 2) @ normalised + rows @ left @ right
+    return config.global_weight * (rows.reshape(-1, items) @ mean) + own.reshape(-1, items)
+
+
+def _traffic(config, items: int) -> Traffic:
+    """float32; a symmetric matrix travels as its upper triangle, degrees as one vector each way."""
+    triangle = 2.0 * items * (items + 1)
+    if config.form == "paper" and config.model == "gfcf":
+        return Traffic(up=4.0 * items**2, down=4.0 * items**2)  # the low-pass part is not symmetric
+    degrees = 4.0 * items if config.model == "gfcf" else 0.0
+    if config.sketch:
+        sums = 4.0 * items * config.sketch * config.passes
+        return Traffic(up=sums, down=sums, setup_up=degrees, setup_down=degrees)
+    down = 4.0 * items**2
+    return Traffic(up=triangle, down=down, setup_up=degrees, setup_down=degrees)

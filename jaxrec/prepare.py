@@ -1,0 +1,123 @@
+"""From a dataset's name to what every method of a run shares: packed arrays, plans, a record.
+
+load -> core -> split -> partition -> pack
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pandas as pd
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import jaxrec
+from jaxrec.config import RunConfig
+from jaxrec.data.pack import pack
+from jaxrec.data.partition import partition
+from jaxrec.data.sources import load
+from jaxrec.data.split import core, split
+from jaxrec.evaluate import Plan, make_plan
+from jaxrec.types import TEST, VALID, Data, Dataset, SettingError, Sizes
+
+
+class Prepared(NamedTuple):
+    """What the methods of one run have in common."""
+
+    dataset: Dataset  # split and partitioned
+    data: Data
+    sizes: Sizes
+    valid: Plan
+    test: Plan
+    mesh: Mesh | None
+    record: dict[str, Any]  # for config.json: data, protocol, versions, device
+
+
+def prepare(run: RunConfig, dataset: Dataset | None = None, *, progress: bool = True) -> Prepared:
+    """Load the data of a run, unless `dataset` is given, and make it ready for any method.
+
+    Raises DataError for bad data, SettingError for settings that do not fit it.
+    """
+    mesh = _mesh(run)
+    dataset = core(dataset or load(run.data, progress=progress), run.min_user, run.min_item)
+    how = _chosen(run.split, "split", "ratio", dataset)
+    dataset = split(dataset, how, run.valid, run.test, run.seed)
+    who = _chosen(run.partition, "client", "blocks", dataset)
+    clients = min(run.clients, dataset.num_users)
+    dataset = partition(dataset, who, clients, run.alpha, run.seed)
+    data, sizes = pack(dataset, multiple=run.devices)
+    if mesh:
+        data = jax.device_put(data, shardings(data, data, mesh))
+    plans = [
+        make_plan(dataset, part, ks=run.ks, candidates=run.candidates, seed=run.seed)
+        for part in (VALID, TEST)
+    ]
+    return Prepared(dataset, data, sizes, *plans, mesh, _record(dataset, sizes, run, how, who))
+
+
+def shardings(tree: Any, data: Data, mesh: Mesh | None) -> Any:
+    """How each array of `tree` lies on the mesh; None without one.
+
+    An array whose first axis is as long as a bucket's client axis is divided along it, everything
+    else is copied to every device. Where an array lies changes no result beyond rounding.
+    """
+    if mesh is None:
+        return None
+    lengths = {len(bucket.client) for bucket in data.clients}
+    along, copied = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("clients",), ()))
+    divided = lambda leaf: leaf.ndim > 0 and leaf.shape[0] in lengths
+    return jax.tree.map(lambda leaf: along if divided(leaf) else copied, tree)
+
+
+def _mesh(run: RunConfig) -> Mesh | None:
+    if run.devices == 1:
+        return None
+    devices = jax.devices()
+    if len(devices) < run.devices:
+        raise SettingError(
+            f"mesh = {run.mesh!r}: jax sees {len(devices)} {devices[0].platform} device(s)"
+        )
+    return Mesh(np.array(devices[: run.devices]), ("clients",))
+
+
+def _chosen(how: str, column: str, otherwise: str, dataset: Dataset) -> str:
+    if how != "auto":
+        return how
+    return "given" if column in dataset.interactions else otherwise
+
+
+def _record(dataset: Dataset, sizes: Sizes, run: RunConfig, how: str, who: str) -> dict[str, Any]:
+    rows = dataset.interactions
+    counts = rows["split"].value_counts()
+    parts = [int(counts[part]) for part in range(3)]
+    shares = "/".join(f"{100 * part / len(rows):.0f}" for part in parts)
+    against = (
+        f"sampled ranking against {run.candidates} negatives a user"
+        if run.candidates
+        else f"full ranking over {sizes.items:,} items"
+    )
+    return {
+        "data": {
+            "name": dataset.name,
+            "digest": dataset.digest,
+            **sizes._asdict(),
+            "interactions": len(rows),
+            **dict(zip(("train", "valid", "test"), parts, strict=True)),
+        },
+        "protocol": (
+            f"{dataset.name}: {sizes.users:,} users, {sizes.clients:,} clients ({who}); "
+            f"{how} split {shares}; {against}, ties against the target; "
+            f"best round by valid {run.monitor}; seed {run.seed}"
+        ),
+        "versions": {
+            "jaxrec": jaxrec.__version__,
+            "jax": jax.__version__,
+            "jaxlib": jax.lib.__version__,
+            "numpy": np.__version__,
+            "pandas": pd.__version__,
+            "python": platform.python_version(),
+        },
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }

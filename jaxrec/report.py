@@ -1,0 +1,215 @@
+"""What a run leaves behind and what a reader sees: files written whole, curves and tables.
+
+Every file is written beside its final name and moved there, so that no reader and no killed run
+ever sees half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+Row = dict[str, Any]
+
+
+def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
+    """Call `write` with a path beside `path`, then move what it wrote to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.part")
+    write(beside)
+    os.replace(beside, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Strict JSON: a number that is not finite becomes null."""
+    text = json.dumps(_plain(value), indent=1, allow_nan=False) + "\n"
+    write_atomic(path, lambda beside: beside.write_text(text))
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Add one line to a JSONL file."""
+    with path.open("a") as file:
+        file.write(json.dumps(_plain(row), allow_nan=False) + "\n")
+
+
+def read_rows(path: Path, until: int | None = None) -> list[Row]:
+    """The rows of a JSONL file up to round `until`; a last line cut short by a kill is dropped."""
+    rows: list[Row] = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if until is None or row["round"] <= until:
+            rows.append(row)
+    return rows
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """A whole JSONL file."""
+    text = "".join(json.dumps(_plain(row), allow_nan=False) + "\n" for row in rows)
+    write_atomic(path, lambda beside: beside.write_text(text))
+
+
+def write_users(path: Path, users: pd.DataFrame) -> None:
+    """Per-user values as parquet."""
+    write_atomic(path, lambda beside: users.to_parquet(beside, index=False))
+
+
+def write_curve(path: Path, curves: Mapping[str, Sequence[Row]], monitor: str) -> None:
+    """A plot of the monitored validation metric over rounds, one line for each method.
+
+    `curves` maps a method to its rows; a method with a single evaluation is a dashed level.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for method, rows in curves.items():
+        points = [(row["round"], row[f"valid/{monitor}"]) for row in rows if _has(row, monitor)]
+        if len(points) > 1:
+            axes.plot(*zip(*points, strict=True), label=method)
+        elif points:
+            color = axes.plot([], [], "--", label=method)[0].get_color()
+            axes.axhline(points[0][1], linestyle="--", color=color)
+    axes.set(xlabel="round", ylabel=f"valid {monitor}")
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
+    write_atomic(path, lambda beside: figure.savefig(beside, dpi=150, format="png"))
+
+
+def table(results: Mapping[str, Row], *, k: int | None = None, protocol: str = "") -> Any:
+    """A rich table, one line a method: test metrics at `k` with standard errors, MB, seconds.
+
+    `results` maps a method to its flat result (`result.json`); `k` defaults to 10 where it was
+    measured, else to the longest list. The best value of each column is bold.
+    """
+    from rich import box
+    from rich.table import Table
+
+    names = _columns(results, k)
+    best = {
+        name: max(_number(result, f"test/{name}") for result in results.values()) for name in names
+    }
+    shown = Table(caption=protocol or None, caption_justify="left", box=box.SIMPLE_HEAD)
+    shown.add_column("test", no_wrap=True)
+    for name in [*names, "MB per client", "seconds"]:
+        shown.add_column(name, justify="right")
+    for method, result in results.items():
+        cells = []
+        for name in names:
+            value, error = _number(result, f"test/{name}"), result.get(f"test/{name}/se")
+            text = f"{value:.4f}" + ("" if error is None else f" ±{error:.4f}")
+            cells.append(f"[bold]{text}[/bold]" if value == best[name] else text)
+        seconds = sum(result[f"seconds/{part}"] for part in ("compile", "train", "evaluate"))
+        shown.add_row(method, *cells, f"{result['bytes/per_client'] / 1e6:.2f}", f"{seconds:.1f}")
+    return shown
+
+
+def summary(runs: Iterable[Path]) -> pd.DataFrame:
+    """Mean and std over seeds: a row for each method, columns NAME and NAME/std.
+
+    `runs` are run folders; their baselines count as runs of their own. Column `runs` counts them.
+    """
+    rows = []
+    for run in map(Path, runs):
+        for folder in [run, *sorted((run / "baselines").glob("*"))]:
+            method = json.loads((folder / "config.json").read_text())["method"]
+            result = json.loads((folder / "result.json").read_text())
+            means = {n: v for n, v in result.items() if n.startswith("test/") and n[-3:] != "/se"}
+            rows.append({"method": method} | means)
+    groups = pd.DataFrame(rows).groupby("method", sort=False)
+    spread = groups.std(ddof=1).add_suffix("/std")
+    joined = groups.mean().join(spread).sort_index(axis=1)
+    joined.insert(0, "runs", groups.size())
+    return joined
+
+
+class Line:
+    """The live line of a run: round, metric, best, bytes, rounds per second, time left.
+
+    On a terminal it is redrawn in place; elsewhere each evaluation prints a line.
+    """
+
+    def __init__(self, method: str, rounds: int, *, shown: bool = True):
+        from rich.console import Console
+
+        self.method, self.rounds, self.first = method, rounds, None
+        self.console = Console(stderr=True, highlight=False, quiet=not shown)
+        self.live = self.console.status(f"{method}: compiling")
+
+    def __enter__(self) -> Line:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.live.stop()
+
+    def update(self, memory: Any, name: str, value: float) -> None:
+        """Show a run at an evaluation. The pace is that since the first one, compiled by then."""
+        text = (
+            f"{self.method}: round {memory.round}/{self.rounds}  {name} {value:.4f}  "
+            f"best {memory.best:.4f} at {memory.best_round}  {memory.bytes / 1e6:,.1f} MB"
+        )
+        now = time.perf_counter()
+        if self.first:
+            rate = (memory.round - self.first[0]) / (now - self.first[1])
+            left = timedelta(seconds=round((self.rounds - memory.round) / rate))
+            text += f"  {rate:,.1f} rounds/s  {left} left"
+        else:
+            self.first = memory.round, now
+        if self.console.is_terminal:
+            self.live.update(text)
+        else:
+            self.console.print(text, markup=False, soft_wrap=True)
+
+
+def _columns(results: Mapping[str, Row], k: int | None) -> list[str]:
+    keys = [n[5:] for n in next(iter(results.values()), {}) if n.startswith("test/")]
+    keys = [name for name in keys if "/" not in name]
+    lengths = {int(name.partition("@")[2].partition("(")[0]) for name in keys if "@" in name}
+    if k is None and lengths:
+        k = 10 if 10 in lengths else max(lengths)
+    wanted = ("NDCG", "F1", "HR", "MRR")
+    stems = {name: name.partition("(")[0] for name in keys}
+    return [
+        name
+        for stem in wanted
+        for name in keys
+        if stems[name] in (f"{stem}@{k}", stem)
+    ]  # fmt: skip
+
+
+def _number(result: Row, name: str) -> float:
+    value = result.get(name)
+    return float("nan") if value is None else value
+
+
+def _has(row: Row, monitor: str) -> bool:
+    return row.get(f"valid/{monitor}") is not None
+
+
+def _plain(value: Any) -> Any:
+    """Numbers, strings, lists and dicts only."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

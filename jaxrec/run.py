@@ -1,0 +1,506 @@
+"""The only training loop: chunks of rounds on the device, evaluation, early stop, checkpoint.
+
+    prepare -> init -> (chunk -> evaluate -> save)* -> test -> the same for each baseline
+
+A chunk is all rounds between two evaluations as one compiled `lax.scan` with a donated state.
+Round t draws from `fold_in(key, t)`, so a run that is cut into pieces is the same run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from jaxrec import checkpoint, report
+from jaxrec.config import (
+    RunConfig,
+    baseline_settings,
+    method_module,
+    read_settings,
+    read_values,
+)
+from jaxrec.evaluate import Evaluation, evaluator
+from jaxrec.prepare import Prepared, prepare, shardings
+from jaxrec.types import Data, Dataset, Method, SettingError, Sizes
+
+SAVING_SHARE = 0.1  # of the time of a run; a save that would take more waits for a later evaluation
+
+
+class Result(NamedTuple):
+    """What a run ends with."""
+
+    values: dict[str, Any]  # flat: "test/NDCG@10", "bytes/total", ... as in result.json
+    rows: list[dict[str, Any]]  # one for each evaluation, as in metrics.jsonl
+    users: pd.DataFrame  # per-user test values: user, raw_id, client, one column a metric
+    state: Any  # of the best round by the monitored validation metric
+    method: Method
+    run: RunConfig
+    config: Any  # the method's
+    dataset: Dataset  # split and partitioned
+    data: Data
+    sizes: Sizes
+    protocol: str
+    baselines: dict[str, Result]
+    out: Path | None
+
+
+class Memory(NamedTuple):
+    """What a run remembers from one evaluation to the next, beside its states."""
+
+    round: int = 0
+    best: float | None = None
+    best_round: int = 0
+    stale: int = 0  # evaluations since the best one
+    bytes: float = 0.0
+    compile: float = 0.0  # seconds
+    train: float = 0.0  # seconds
+    evaluate: float = 0.0  # seconds
+
+
+class Job(NamedTuple):
+    """One method to train on prepared data."""
+
+    name: str
+    method: Method
+    run: RunConfig
+    config: Any
+    prepared: Prepared
+    out: Path | None
+    progress: bool
+
+    @property
+    def rounds(self) -> int:
+        return 1 if self.method.one_shot else self.run.rounds
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint must share with the run that continues it."""
+        settings = asdict(self.run) | asdict(self.config)
+        kept = {name: value for name, value in settings.items() if name not in RESUMABLE}
+        digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+        return {
+            "method": self.name, "settings": digest,
+            "data": self.prepared.record["data"]["digest"],
+        }  # fmt: skip
+
+    def done(self, memory: Memory) -> bool:
+        patience = self.run.patience
+        return memory.round >= self.rounds or bool(patience and memory.stale >= patience)
+
+
+RESUMABLE = ("rounds", "patience")
+"""The settings that may change when a run is resumed."""
+
+
+def train(
+    method: str | None = None,
+    data: str | Path | Dataset | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Result:
+    """Train a method, then its baselines on the same data, and measure each on the test split.
+
+    Args:
+      method: a name in `METHODS`; "fedcia" without one.
+      data: a name or path for `load`, or a Dataset; "synthetic" without one.
+      out: folder of the run, which must not hold one yet; None writes no files.
+      resume: folder of a run to continue. Its method, data and settings hold; only `rounds` and
+        `patience` may be given anew. The end has the same bits as that of an uninterrupted run.
+      progress: show a live line on stderr.
+      **settings: of the run (`RunConfig`) and of the method (its `Config`), by name.
+
+    Raises:
+      SettingError, DataError: settings or data that cannot work.
+      CheckpointError: `resume` is no run, a damaged one, or one on other data.
+      FloatingPointError: a metric, the state or a score is not finite; the message names the round.
+      KeyboardInterrupt: Ctrl-C; the rounds up to the next evaluation are finished and saved first.
+    """
+    given = data if isinstance(data, Dataset) else None
+    if data is not None and not (given and resume):
+        settings["data"] = given.name if given else str(data)
+    record = None
+    if resume is not None:
+        out, record = Path(resume), read_record(Path(resume))
+        if method not in (None, record["method"]):
+            raise SettingError(f"{resume}: is a run of {record['method']}, not of {method}")
+        method = record["method"]
+        settings = _resumed(out, record, settings)
+    elif out is not None:
+        out = Path(out)
+        if (out / "config.json").exists():
+            raise SettingError(f"{out}: holds a run already; resume it or choose another folder")
+    method = method or "fedcia"
+    run, config = read_settings(method, None, settings)
+    settled = {name: baseline_settings(name, run) for name in run.baselines if name != method}
+    prepared = prepare(run, given, progress=progress)
+    if record:
+        _check_record(record, prepared, out)
+
+    result = _train_one(method, run, config, prepared, out, progress)
+    baselines = {}
+    for name, configs in settled.items():
+        folder = out and out / "baselines" / name
+        baselines[name] = _train_one(name, *configs, prepared, folder, progress)
+    if out:
+        curves = {name: one.rows for name, one in {method: result, **baselines}.items()}
+        report.write_curve(out / "curve.png", curves, run.monitor)
+    return result._replace(baselines=baselines)
+
+
+def _train_one(
+    name: str, run: RunConfig, config: Any, prepared: Prepared, out: Path | None, progress: bool
+) -> Result:
+    """One method, from the first round or from its checkpoint in `out`, to its test values."""
+    data = prepared.data
+    method = method_module(name).make(config, prepared.sizes)
+    job = Job(name, method, run, config, prepared, out, progress)
+    init_key, key = jax.random.split(jax.random.key(run.seed))
+    start = _starter(method, init_key, prepared)
+    like = jax.eval_shape(start) if method.compiled else start()
+
+    memory, rows, state, best = Memory(bytes=_setup_bytes(job)), [], None, None
+    if remembered := _remembered(job):
+        memory = remembered
+        if memory.round > job.rounds:
+            raise SettingError(f"rounds = {run.rounds}: {out} has already taken {memory.round}")
+        rows = _rows(out, memory)
+        best, state = (checkpoint.restore(out / "checkpoint", w, like) for w in ("best", "last"))
+        stored = job.done(memory) and _stored(out, memory)
+        if stored:
+            return _result(job, *stored, rows, best)
+        best = checkpoint.to_arrays(best)
+    if out:
+        record = {"method": name, "settings": asdict(run) | asdict(config), **prepared.record}
+        report.write_json(out / "config.json", record)
+        report.write_rows(out / "metrics.jsonl", rows)
+
+    memory, best = _fit(job, start() if state is None else state, best, memory, rows, key)
+    state = checkpoint.to_state(best, like)
+    tested, seconds = _timed(evaluator(method, prepared.test), state, data)
+    values = _values(job, memory._replace(evaluate=memory.evaluate + seconds), rows, tested)
+    users = _with_ids(tested.per_user, prepared.dataset)
+    if out:
+        report.write_users(out / "users.parquet", users)
+        report.write_curve(out / "curve.png", {name: rows}, run.monitor)
+        report.write_json(out / "result.json", values)
+    return _result(job, values, users, rows, state)
+
+
+def _fit(
+    job: Job,
+    state: Any,
+    best: checkpoint.Arrays | None,
+    memory: Memory,
+    rows: list[dict[str, Any]],
+    key: jax.Array,
+) -> tuple[Memory, checkpoint.Arrays]:
+    """Chunk, evaluate and save until rounds or patience run out; appends to `rows`.
+
+    Returns the memory of the last round and the state of the best one.
+    """
+    run, out, data = job.run, job.out, job.prepared.data
+    mesh_place = shardings(state, data, job.prepared.mesh)
+    advance = _advancer(job.method, data, key, mesh_place)
+    evaluate = evaluator(job.method, job.prepared.valid, lists=False)
+    state = state if mesh_place is None else jax.device_put(state, mesh_place)
+    began, saved, saving = time.perf_counter(), memory.round, 0.0
+    with report.Line(job.name, job.rounds, shown=job.progress) as line, _ctrl_c() as asked:
+        while not job.done(memory):
+            stop = min(job.rounds, (memory.round // run.evaluate_every + 1) * run.evaluate_every)
+            try:
+                state, metrics, compiling, training = advance(state, memory.round, stop)
+                evaluation, evaluating = _timed(evaluate, state, data)
+            except FloatingPointError as error:
+                kept = f"; round {saved} is saved in {out / 'checkpoint'}" if out and saved else ""
+                at = f"{job.name}, rounds {memory.round + 1} to {stop}"
+                raise FloatingPointError(f"{at}: {error}{kept}") from None
+            name = _monitored(run.monitor, evaluation)
+            value = evaluation.means[name]
+            better = memory.best is None or value > memory.best
+            memory = Memory(
+                round=stop,
+                best=value if better else memory.best,
+                best_round=stop if better else memory.best_round,
+                stale=0 if better else memory.stale + 1,
+                bytes=memory.bytes + _round_bytes(job, metrics, stop - memory.round),
+                compile=memory.compile + compiling,
+                train=memory.train + training,
+                evaluate=memory.evaluate + evaluating,
+            )
+            if better:
+                best = checkpoint.to_arrays(state)
+            rows.append(_row(memory, evaluation, metrics))
+            if out:
+                report.append_row(out / "metrics.jsonl", rows[-1])
+            elapsed = time.perf_counter() - began
+            line.update(memory, name, value)
+            if out and (saving <= SAVING_SHARE * elapsed or job.done(memory) or asked.is_set()):
+                saving += _timed(_save, job, memory, state, best)[1]
+                saved = memory.round
+            if asked.is_set():
+                raise KeyboardInterrupt(f"{job.name}: stopped after round {memory.round}")
+    return memory, best
+
+
+def _save(job: Job, memory: Memory, state: Any, best: checkpoint.Arrays) -> None:
+    last = memory.round, checkpoint.to_arrays(state)
+    best = memory.best_round, best
+    checkpoint.save(job.out / "checkpoint", last, best, memory._asdict(), job.identity)
+
+
+def _starter(method: Method, key: jax.Array, prepared: Prepared) -> Callable[[], Any]:
+    init = jax.jit(method.init) if method.compiled else method.init
+    return lambda: init(key, prepared.data)
+
+
+def _advancer(method: Method, data: Data, key: jax.Array, place: Any) -> Callable:
+    """A function (state, start, stop) -> (state, metrics, seconds compiling, seconds training).
+
+    Metrics are [stop - start, ...] by name. `place` is where the state lies on a mesh. One program
+    is compiled, and one more where the last chunk is shorter than the others.
+    """
+
+    def chunk(state, data, key, numbers):
+        step = lambda state, number: method.step(state, data, jax.random.fold_in(key, number))
+        state, metrics = jax.lax.scan(step, state, numbers)
+        return state, metrics, _finite(state)
+
+    def chunk_on_host(state, data, key, numbers):
+        history = []
+        for number in numbers:
+            state, metrics = method.step(state, data, jax.random.fold_in(key, number))
+            history.append(metrics)
+        return state, jax.tree.map(lambda *each: np.stack(each), *history), _finite(state)
+
+    placed = {} if place is None else {"out_shardings": (place, None, None)}
+    jitted = jax.jit(chunk, donate_argnums=0, **placed)
+    programs = {}
+
+    def compile(*args):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Some donated buffers were not usable")
+            return jitted.lower(*args).compile()
+
+    def advance(state, start, stop):
+        args, seconds = (state, data, key, jnp.arange(start, stop)), 0.0
+        if stop - start not in programs:
+            program, seconds = _timed(compile, *args) if method.compiled else (chunk_on_host, 0.0)
+            programs[stop - start] = program
+        (state, metrics, finite), training = _timed(programs[stop - start], *args)
+        metrics = checkpoint.to_arrays(metrics)
+        _check_finite(metrics, finite, start, stop)
+        return state, metrics, seconds, training
+
+    return advance
+
+
+def _finite(state: Any) -> Any:
+    """Whether each floating array of a state is finite, in the state's structure."""
+    floating = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return jax.tree.map(lambda leaf: jnp.isfinite(leaf).all() if floating(leaf) else True, state)
+
+
+def _check_finite(metrics: checkpoint.Arrays, finite: Any, start: int, stop: int) -> None:
+    for name, values in metrics.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            bad = ~np.isfinite(values.reshape(stop - start, -1)).all(1)
+            first = int(np.argmax(bad))
+            worst = values.reshape(stop - start, -1)[first]
+            raise FloatingPointError(
+                f"round {start + first + 1}: {name} is {worst[~np.isfinite(worst)][0]}"
+            )
+    broken = [name for name, fine in checkpoint.to_arrays(finite).items() if not fine]
+    if broken:
+        raise FloatingPointError(
+            f"round {stop} at the latest: {broken[0]} of the state is not finite"
+        )
+
+
+def _setup_bytes(job: Job) -> float:
+    traffic = job.method.traffic
+    return _participants(job) * (traffic.setup_up + traffic.setup_down)
+
+
+def _round_bytes(job: Job, metrics: checkpoint.Arrays, rounds: int) -> float:
+    each = (
+        metrics["participants"].sum() if "participants" in metrics else rounds * _participants(job)
+    )
+    return float(each) * (job.method.traffic.up + job.method.traffic.down)
+
+
+def _participants(job: Job) -> int:
+    return sum(int((bucket.weight > 0).sum()) for bucket in job.prepared.data.clients)
+
+
+def _monitored(monitor: str, evaluation: Evaluation) -> str:
+    """The key that `monitor` names; a sampled metric carries its number of negatives after it."""
+    for name in evaluation.means:
+        if name == monitor or name.startswith(f"{monitor}("):
+            return name
+    raise SettingError(f"monitor = {monitor!r}: is not measured")
+
+
+def _row(memory: Memory, evaluation: Evaluation, metrics: checkpoint.Arrays) -> dict[str, Any]:
+    return {
+        "round": memory.round,
+        **{f"valid/{name}": value for name, value in evaluation.means.items()},
+        **{f"train/{name}": values.mean(0).tolist() for name, values in metrics.items()},
+        "bytes": memory.bytes,
+        "seconds": memory.compile + memory.train + memory.evaluate,
+    }
+
+
+def _values(
+    job: Job, memory: Memory, rows: list[dict[str, Any]], tested: Evaluation
+) -> dict[str, Any]:
+    """The flat content of result.json."""
+    traffic = job.method.traffic
+    best = next(row for row in rows if row["round"] == memory.best_round)
+    return {
+        **{name: value for name, value in best.items() if name.startswith("valid/")},
+        **{f"test/{name}": value for name, value in tested.means.items()},
+        "best_round": memory.best_round,
+        "rounds": memory.round,
+        "bytes/up_per_client_round": traffic.up,
+        "bytes/down_per_client_round": traffic.down,
+        "bytes/setup_per_client": traffic.setup_up + traffic.setup_down,
+        "bytes/per_client": memory.bytes / _participants(job),
+        "bytes/total": memory.bytes,
+        "seconds/compile": memory.compile,
+        "seconds/train": memory.train,
+        "seconds/evaluate": memory.evaluate,
+    }
+
+
+def _with_ids(per_user: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
+    users = per_user.copy()
+    client = dataset.interactions.groupby("user")["client"].first()
+    users.insert(1, "client", users["user"].map(client))
+    if "raw_id" in dataset.users:
+        users.insert(1, "raw_id", users["user"].map(dataset.users.set_index("user")["raw_id"]))
+    return users
+
+
+def _result(
+    job: Job, values: dict[str, Any], users: pd.DataFrame, rows: list[dict[str, Any]], state: Any
+) -> Result:
+    prepared = job.prepared
+    return Result(
+        values, rows, users, state, job.method, job.run, job.config, prepared.dataset,
+        prepared.data, prepared.sizes, prepared.record["protocol"], {}, job.out,
+    )  # fmt: skip
+
+
+def _remembered(job: Job) -> Memory | None:
+    """What the checkpoint of an earlier session remembers; None where none was saved yet."""
+    out = job.out
+    remembered = out and checkpoint.read_memory(out / "checkpoint", job.identity)
+    if remembered:
+        return Memory(**remembered)
+    # the first evaluation is always saved, so a second one tells of a checkpoint
+    if out and len(report.read_rows(out / "metrics.jsonl")) > 1:
+        raise checkpoint.CheckpointError(f"{out / 'checkpoint' / 'index.json'}: missing")
+    return None
+
+
+def _rows(out: Path, memory: Memory) -> list[dict[str, Any]]:
+    path = out / "metrics.jsonl"
+    rows = report.read_rows(path, memory.round)
+    if not {memory.round, memory.best_round} <= {row["round"] for row in rows}:
+        raise checkpoint.CheckpointError(f"{path}: damaged, lacks rounds up to {memory.round}")
+    return rows
+
+
+def _stored(out: Path, memory: Memory) -> tuple[dict[str, Any], pd.DataFrame] | None:
+    """The result a finished run left, whole, unless the run went on since."""
+    try:
+        values = json.loads((out / "result.json").read_text())
+        users = pd.read_parquet(out / "users.parquet")
+        return (values, users) if values["rounds"] == memory.round else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def read_record(out: Path) -> dict[str, Any]:
+    """config.json of a run folder; CheckpointError where there is none."""
+    path = out / "config.json"
+    try:
+        record = json.loads(path.read_text())
+        record["method"], record["settings"], record["data"]["digest"], record["versions"]
+    except OSError as error:
+        raise checkpoint.CheckpointError(f"{path}: no run to resume ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise checkpoint.CheckpointError(f"{path}: damaged ({error!r})") from error
+    return record
+
+
+def _resumed(out: Path, record: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a recorded run with those of `RESUMABLE` that are given anew."""
+    old = read_values(record["method"], record["settings"], f"{out / 'config.json'}: ")
+    new = read_values(record["method"], given)
+    changed = [name for name in new if name not in RESUMABLE and new[name] != old[name]]
+    if changed:
+        name = changed[0]
+        raise SettingError(
+            f"{name} = {new[name]!r}: {out} was trained with {old[name]!r}; a resumed run may "
+            f"change only {' and '.join(RESUMABLE)}"
+        )
+    return old | new
+
+
+def _check_record(record: dict[str, Any], prepared: Prepared, out: Path) -> None:
+    old, new = record["data"]["digest"], prepared.record["data"]["digest"]
+    if old != new:
+        raise checkpoint.CheckpointError(
+            f"{out}: the data have changed: their digest was {old[:12]} and is {new[:12]}; "
+            f"restore them or start a new run"
+        )
+    if changed := {
+        n: v for n, v in record["versions"].items() if prepared.record["versions"].get(n) != v
+    }:
+        warnings.warn(
+            f"{out} began with {changed}: its numbers may differ in the last bits", stacklevel=3
+        )
+
+
+def _timed(function: Callable, *args: Any) -> tuple[Any, float]:
+    """What a function returns once its arrays are ready, and the seconds it took."""
+    began = time.perf_counter()
+    result = jax.block_until_ready(function(*args))
+    return result, time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def _ctrl_c() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; the second one interrupts at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(*_: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,84 @@
+"""The command: python -m jaxrec.train METHOD [--config FILE] [--setting value ...] [--out DIR]."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from jaxrec import report
+from jaxrec.checkpoint import CheckpointError
+from jaxrec.config import method_module, print_help, read_files, read_toml, read_words
+from jaxrec.run import read_record, train
+from jaxrec.types import DataError, SettingError
+
+PROGRAM = "python -m jaxrec.train"
+
+
+def main(words: Sequence[str]) -> int:
+    """Train as the words say and print the table of results; returns the exit status."""
+    named = words and not words[0].startswith("-")
+    method, words = (words[0], words[1:]) if named else (None, words)
+    warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
+    out = None
+    try:
+        if method:
+            method_module(method)
+        if {"-h", "--help"} & set(words):
+            print_help(method, PROGRAM)
+            return 0
+        files, words = read_files(words)
+        settings = {}
+        if files.config:
+            method, settings = read_toml(files.config, method)
+        if files.resume:
+            method = method or read_record(files.resume)["method"]
+        settings |= read_words(method or "fedcia", words)
+        out = files.resume or files.out or _new_folder(method or "fedcia", settings)
+        given = {} if files.resume else {"out": out}
+        result = train(method, settings.pop("data", None), resume=files.resume, **given, **settings)
+    except (SettingError, DataError, CheckpointError, FloatingPointError) as error:
+        _say(f"error: {error}")
+        _drop_empty(out)
+        return 2
+    except KeyboardInterrupt as error:
+        _say(f"{error or 'stopped'}")
+        if out and (out / "config.json").exists():
+            _say(f"continue with: {PROGRAM} --resume {out}")
+        _drop_empty(out)
+        return 130
+    results = {method or "fedcia": result.values}
+    results |= {name: baseline.values for name, baseline in result.baselines.items()}
+    Console().print(report.table(results, protocol=result.protocol), f"run folder: {out}")
+    return 0
+
+
+def _new_folder(method: str, settings: dict) -> Path:
+    """runs/METHOD-DATA-TIME, made here so that runs of the same second do not share it."""
+    data = Path(settings.get("data", "synthetic")).stem
+    name = f"{method}-{data}-{datetime.now():%Y%m%d-%H%M%S}"
+    for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2))):
+        with suppress(FileExistsError):
+            folder = Path("runs") / (name + suffix)
+            folder.mkdir(parents=True)
+            return folder
+
+
+def _drop_empty(folder: Path | None) -> None:
+    if folder:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

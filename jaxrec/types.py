@@ -1,0 +1,110 @@
+"""The few shapes everything is made of, and the letters that name them.
+
+`C` clients, `U` users, `I` items, `B` batch, `N` padded interactions, `L` sequence length,
+`D` width, `R` rank of a similarity, `Q` quantiser levels, `K` codes per level, `T` tokens,
+`H` heads, `V` vocabulary, `M` domains, `G` groups, `S` candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import pandas as pd
+
+TRAIN, VALID, TEST = 0, 1, 2
+
+
+class DataError(ValueError):
+    """Bad input data. The message names file, column, first offending row and remedy."""
+
+
+class SettingError(ValueError):
+    """A setting that does not exist, has the wrong type, or cannot work. Names the nearest one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Interactions on the host, as read, split and partitioned.
+
+    `interactions` has int32 `user` and `item`, contiguous from 0, and where known `rating`
+    (float32), `timestamp` (int64 seconds, or any order), `domain` (int8), `client` (int32) and
+    `split` (int8: 0 train, 1 valid, 2 test). Row k of `items` (`item`, and where known `title`,
+    `text`, `category`, `domain`, `raw_id`) and of `users` (`user`, `raw_id`) is item or user k.
+    """
+
+    name: str
+    interactions: pd.DataFrame
+    items: pd.DataFrame
+    users: pd.DataFrame
+
+    @property
+    def num_users(self) -> int:
+        return len(self.users)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.items)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the content of the three tables, whatever file it came from."""
+        from jaxrec.data.sources import content_digest
+
+        return content_digest(self)
+
+
+class Sizes(NamedTuple):
+    """Static sizes a method is made for; hashable."""
+
+    users: int
+    items: int
+    clients: int
+
+
+class Clients(NamedTuple):
+    """A bucket of federated clients of similar size; every leading axis is the client axis.
+
+    Rows beyond a client's own interactions or users carry `mask` False and user id `U`.
+    """
+
+    user: jax.Array  # int32 [C, N]  row of the client's own user table
+    item: jax.Array  # int32 [C, N]
+    mask: jax.Array  # bool  [C, N]
+    users: jax.Array  # int32 [C, U]  global id of each row of the client's user table
+    client: jax.Array  # int32 [C]  the client's id: names its stream of random numbers
+    weight: jax.Array  # f32 [C]  number of train interactions; 0 for a padding client
+
+
+class Data(NamedTuple):
+    """What a federated method trains on: buckets of clients, smallest first."""
+
+    clients: tuple[Clients, ...]
+
+
+class Traffic(NamedTuple):
+    """Bytes that cross the network for one participating client (mean over clients)."""
+
+    up: float = 0.0  # per round
+    down: float = 0.0  # per round
+    setup_up: float = 0.0  # once
+    setup_down: float = 0.0  # once
+
+
+class Method(NamedTuple):
+    """A recommender as pure functions: everything that takes a state and returns a state is a step.
+
+    Scoring has two halves so that what many users share is computed once: `prepare` makes the
+    vectors (or tables) that serve, `score` reads them. Higher is better and nothing is masked.
+    """
+
+    init: Callable[[jax.Array, Any], Any]  # (key, data) -> State
+    step: Callable[[Any, Any, jax.Array], tuple[Any, Any]]  # (state, data, key) -> (State, Metrics)
+    prepare: Callable[[Any, Any], Any]  # (state, data) -> Served
+    score: Callable[[Any, jax.Array], jax.Array]  # (served, users [B]) -> f32 [B, I]
+    compiled: bool = True  # False: the step talks to a host and is not scanned
+    one_shot: bool = False  # True: one step is the whole training
+    traffic: Traffic = Traffic()  # what one client sends and receives

@@ -1,0 +1,31 @@
+"""Fixtures every test may use. Tests never touch the network or the user's cache."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+
+@pytest.fixture
+def data_root() -> Path:
+    """The folder of dataset folders that JAXREC_DATA names; skips, with the reason, without it."""
+    root = os.environ.get("JAXREC_DATA")
+    if not root or not Path(root).is_dir():
+        pytest.skip("JAXREC_DATA does not name a folder of datasets: real-data tests are skipped")
+    return Path(root)
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path, monkeypatch):
+    """Downloads go to a fresh cache folder for each test."""
+    monkeypatch.setenv("JAXREC_CACHE", str(tmp_path / "cache"))
+
+
+def pytest_collection_modifyitems(items):
+    if any(device.platform == "gpu" for device in jax.devices()):
+        return
+    skip = pytest.mark.skip(reason="needs a GPU: jax.devices() shows none")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)

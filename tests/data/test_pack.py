@@ -1,0 +1,105 @@
+"""Packing loses nothing, doubles nothing and wastes less than half."""
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxrec.data import pack, partition, split, synthetic
+from jaxrec.types import TRAIN, DataError, Dataset
+
+
+def dataset(users: list[tuple[int, list[int]]], items: int) -> Dataset:
+    """User u belongs to users[u][0] and has one row for each split value in users[u][1]."""
+    rows = [
+        (u, (7 * u + k) % items, c, s)
+        for u, (c, own) in enumerate(users)
+        for k, s in enumerate(own)
+    ]
+    return Dataset(
+        "toy",
+        pd.DataFrame(rows, columns=["user", "item", "client", "split"]),
+        pd.DataFrame({"item": np.arange(items)}),
+        pd.DataFrame({"user": np.arange(len(users))}),
+    )
+
+
+federations = st.lists(
+    st.tuples(st.integers(0, 6), st.lists(st.integers(0, 2), min_size=1, max_size=12)),
+    min_size=1,
+    max_size=20,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(federations, st.sampled_from([1, 2, 4]))
+def test_every_train_row_lies_in_its_clients_line_once(users, multiple):
+    data = dataset(users, 12)
+    packed, sizes = pack(data, multiple=multiple)
+    assert sizes == (len(users), 12, len({c for c, _ in users}))
+    owner = {u: c for u, (c, _) in enumerate(users)}
+    found, held, order, waste = [], [], [], 0
+    for bucket in packed.clients:
+        b = type(bucket)(*map(np.asarray, bucket))
+        assert b.user.shape == b.item.shape == b.mask.shape
+        c, n = b.item.shape
+        assert c % multiple == 0
+        assert n & (n - 1) == 0
+        assert (b.item[~b.mask] == 0).all()
+        assert (b.user[~b.mask] == 0).all()
+        np.testing.assert_array_equal(b.weight, b.mask.sum(1))
+        real = (b.users < sizes.users).any(1)
+        assert (b.client[~real] >= sizes.clients).all()
+        assert (b.users < sizes.users).sum(1).max() == b.users.shape[1]
+        waste += n * real.sum() - 2 * np.maximum(b.weight[real], 1).sum()
+        for line in np.flatnonzero(real):
+            own = b.users[line][b.users[line] < sizes.users]
+            assert (np.diff(own) > 0).all()
+            assert {owner[u] for u in own} == {b.client[line]}
+            mask = b.mask[line]
+            pairs = list(zip(b.users[line][b.user[line][mask]], b.item[line][mask], strict=True))
+            assert pairs == sorted(pairs)
+            found += pairs
+            held += own.tolist()
+            order.append((b.weight[line], b.client[line]))
+    rows = data.interactions
+    train = rows.loc[rows["split"] == TRAIN, ["user", "item"]]
+    assert sorted(found) == sorted(map(tuple, train.to_numpy().tolist()))
+    assert sorted(held) == list(range(len(users)))
+    assert order == sorted(order)
+    assert waste < 0
+
+
+def test_rows_in_any_order_pack_to_the_same_bits():
+    data = partition(split(synthetic(60, 50, clients=6, length=20)), "given")
+    mixed = data.interactions.sample(frac=1, random_state=0)
+    first, second = pack(data), pack(Dataset("mixed", mixed, data.items, data.users))
+    assert first[1] == second[1]
+    for a, b in zip(first[0].clients, second[0].clients, strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_types_are_those_of_the_contract():
+    packed, _ = pack(dataset([(0, [0, 0, 0]), (1, [0, 1, 2])], 12))
+    small, large = packed.clients
+    assert small.client.tolist() == [1]
+    assert large.item.tolist() == [[0, 1, 2, 0]]
+    assert large.mask.tolist() == [[True, True, True, False]]
+    for bucket in packed.clients:
+        dtypes = {name: getattr(bucket, name).dtype for name in bucket._fields}
+        integers = dict.fromkeys(["user", "item", "users", "client"], jnp.int32)
+        assert dtypes == {**integers, "mask": jnp.bool_, "weight": jnp.float32}
+
+
+def test_unprepared_data_is_refused():
+    data = dataset([(0, [0, 0]), (1, [0])], 12)
+    for column, step in (("split", "split"), ("client", "partition")):
+        rows = data.interactions.drop(columns=column)
+        with pytest.raises(DataError, match=rf"no column '{column}'; call {step}\("):
+            pack(Dataset("toy", rows, data.items, data.users))
+    users = pd.DataFrame({"user": np.arange(3)})
+    with pytest.raises(DataError, match="user 2 has no interaction"):
+        pack(Dataset("toy", data.interactions, data.items, users))

@@ -1,0 +1,378 @@
+"""A run picks the best state, stops, saves, and resumes with the same bits."""
+
+import contextlib
+import importlib.util
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from jaxrec.checkpoint import CheckpointError, to_arrays
+from jaxrec.config import RunConfig
+from jaxrec.data.synthetic import synthetic
+from jaxrec.methods import METHODS
+from jaxrec.prepare import prepare
+from jaxrec.run import train
+from jaxrec.types import SettingError
+
+TOY = Path(__file__).parent / "toy.py"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs(tmp_path_factory):
+    """Each program is compiled once for all tests of this file, in other processes too."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name.upper(), str(value))
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return synthetic(users=60, items=40, clients=6, length=16)
+
+
+@pytest.fixture(scope="module")
+def folder(dataset, tmp_path_factory):
+    """The same data as a dataset folder, for other processes."""
+    folder = tmp_path_factory.mktemp("data") / "small"
+    folder.mkdir()
+    dataset.interactions.to_parquet(folder / "interactions.parquet")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+    spec = importlib.util.spec_from_file_location("toy", TOY)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "toy", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(METHODS, "toy", module)
+    return module
+
+
+def fit(dataset, **settings):
+    return train("toy", dataset, progress=False, **settings)
+
+
+def command(*words):
+    return [sys.executable, str(TOY), "toy", *map(str, words)]
+
+
+def resume(out):
+    words = [sys.executable, str(TOY), "--resume", str(out)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def timeless(values):
+    return {name: value for name, value in values.items() if not name.startswith("seconds")}
+
+
+def assert_same_state(left, right):
+    left, right = to_arrays(left), to_arrays(right)
+    assert left.keys() == right.keys()
+    for name in left:
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def assert_same_folder(left, right):
+    """Bit for bit, apart from seconds."""
+    left_values, right_values = (json.loads((f / "result.json").read_text()) for f in (left, right))
+    assert timeless(left_values) == timeless(right_values)
+    left_rows, right_rows = (
+        [timeless(json.loads(line)) for line in (f / "metrics.jsonl").read_text().splitlines()]
+        for f in (left, right)
+    )
+    assert left_rows == right_rows
+    users = [pd.read_parquet(f / "users.parquet") for f in (left, right)]
+    pd.testing.assert_frame_equal(*users, check_exact=True)
+
+
+def by_hand(toy, dataset, rounds, **settings):
+    """States after each round, by a plain loop."""
+    prepared = prepare(RunConfig(), dataset)
+    method = toy.make(toy.Config(**settings), prepared.sizes)
+    init_key, key = jax.random.split(jax.random.key(0))
+    states, step = [jax.jit(method.init)(init_key, prepared.data)], jax.jit(method.step)
+    for number in range(rounds):
+        state, _ = step(states[-1], prepared.data, jax.random.fold_in(key, number))
+        states.append(state)
+    return states
+
+
+def test_the_best_state_by_validation_is_the_one_tested(toy, dataset):
+    result = fit(dataset, rounds=7, evaluate_every=2)
+    assert [row["round"] for row in result.rows] == [2, 4, 6, 7]
+    values = [row["valid/NDCG@10"] for row in result.rows]
+    best = result.rows[int(np.argmax(values))]
+    assert result.values["best_round"] == best["round"]
+    assert result.values["valid/NDCG@10"] == max(values)
+    assert result.values["rounds"] == 7
+    expected = by_hand(toy, dataset, 7)[best["round"]]
+    for name, array in to_arrays(expected).items():
+        np.testing.assert_allclose(to_arrays(result.state)[name], array, rtol=1e-5, err_msg=name)
+
+
+def test_a_row_holds_means_over_its_rounds(toy, dataset):
+    result = fit(dataset, rounds=4, evaluate_every=4)
+    states = by_hand(toy, dataset, 4)
+    losses = [np.abs(b.item - a.item).mean() for a, b in itertools.pairwise(states)]
+    assert result.rows[0]["train/loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    assert (
+        result.rows[0]["train/participants"] == 5.5
+    )  # 6 clients, one of them out every other round
+
+
+def test_bytes_count_the_clients_that_took_part(dataset):
+    values = fit(dataset, rounds=4).values
+    assert values["bytes/up_per_client_round"] == 4
+    assert values["bytes/down_per_client_round"] == 8
+    assert values["bytes/setup_per_client"] == 100
+    assert values["bytes/total"] == 6 * 100 + (5 + 6 + 5 + 6) * (4 + 8)
+    assert values["bytes/per_client"] == values["bytes/total"] / 6
+
+
+def test_patience_ends_a_run(dataset):
+    result = fit(dataset, rounds=200, evaluate_every=1, patience=3, noise=1e3)
+    values = [row["valid/NDCG@10"] for row in result.rows]
+    assert len(values) < 200
+    assert len(values) - 1 - int(np.argmax(values)) == 3
+
+
+def test_a_one_shot_method_takes_one_step(dataset):
+    result = fit(dataset, shots="one", rounds=50)
+    assert (result.values["rounds"], len(result.rows), int(result.state.round)) == (1, 1, 1)
+
+
+def test_a_method_on_the_host_is_stepped_in_python(dataset):
+    compiled, stepped = fit(dataset, rounds=3), fit(dataset, rounds=3, on_host=True)
+    assert stepped.values["test/NDCG@10"] == pytest.approx(compiled.values["test/NDCG@10"])
+    assert stepped.rows[0]["train/loss"] == pytest.approx(compiled.rows[0]["train/loss"])
+
+
+def test_the_seed_decides_every_bit(dataset):
+    first, again, other = (fit(dataset, seed=seed) for seed in (1, 1, 2))
+    assert timeless(first.values) == timeless(again.values)
+    assert_same_state(first.state, again.state)
+    assert not np.array_equal(first.state.item, other.state.item)
+
+
+def test_baselines_stand_beside_the_method(dataset, tmp_path):
+    result = fit(dataset, baselines=["popularity", "toy"], out=tmp_path / "run")
+    assert list(result.baselines) == ["popularity"]
+    alone = train("popularity", dataset, baselines=(), progress=False)
+    beside = result.baselines["popularity"]
+    assert timeless(beside.values) == timeless(alone.values)
+    assert beside.out == tmp_path / "run" / "baselines" / "popularity"
+    assert json.loads((beside.out / "result.json").read_text()) == beside.values
+
+
+def test_without_a_folder_nothing_is_written(dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert fit(dataset).out is None
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_what_a_run_folder_holds(dataset, tmp_path):
+    out = tmp_path / "run"
+    result = fit(dataset, out=out, width=4)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "checkpoint", "config.json", "curve.png", "metrics.jsonl", "result.json", "users.parquet",
+    ]  # fmt: skip
+    config = json.loads((out / "config.json").read_text())
+    assert config["method"] == "toy"
+    assert (config["settings"]["width"], config["settings"]["rounds"]) == (4, 6)
+    assert config["data"]["digest"] == result.dataset.digest
+    assert config["data"]["users"] == 60
+    counts = [config["data"][name] for name in ("train", "valid", "test")]
+    assert sum(counts) == config["data"]["interactions"] == len(dataset.interactions)
+    assert config["versions"]["jax"] == jax.__version__
+    assert "full ranking over 40 items" in config["protocol"]
+    assert json.loads((out / "result.json").read_text()) == result.values
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert rows == result.rows
+    users = pd.read_parquet(out / "users.parquet")
+    pd.testing.assert_frame_equal(users, result.users, check_exact=True)
+    assert users["NDCG@10"].mean() == pytest.approx(result.values["test/NDCG@10"])
+    owner = result.dataset.interactions.groupby("user")["client"].first()
+    np.testing.assert_array_equal(users["client"], owner[users["user"]])
+    raw = result.dataset.users.set_index("user")["raw_id"]
+    np.testing.assert_array_equal(users["raw_id"], raw[users["user"]])
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(dataset, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(SettingError, match="holds a run"):
+        fit(dataset, out=tmp_path)
+    assert (tmp_path / "config.json").read_text() == "{}"
+
+
+def test_nan_names_its_round_and_loses_nothing(dataset, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(FloatingPointError, match=r"round 9: loss is nan.*round \d+ is saved"):
+        fit(dataset, out=out, rounds=20, nan_at=9)
+    rows = (out / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["round"] for row in rows] == [2, 4, 6, 8]
+    result = train(resume=out, data=dataset, rounds=8, progress=False)
+    assert_same_state(result.state, fit(dataset, rounds=8).state)
+
+
+def test_nan_in_scores_or_state_is_named(dataset):
+    with pytest.raises(FloatingPointError, match=r"rounds 1 to 2: .*score"):
+        fit(dataset, nan_score=True)
+    with pytest.raises(FloatingPointError, match=r"round 2 at the latest: item of the state"):
+        fit(dataset, nan_state_at=2)
+
+
+def test_a_finished_run_just_reports(dataset, tmp_path):
+    out = tmp_path / "run"
+    finished = fit(dataset, out=out, baselines=("popularity",))
+    stamps = {p: p.stat().st_mtime_ns for p in out.rglob("*.parquet")}
+    again = train(resume=out, data=dataset, progress=False)
+    assert again.values == finished.values
+    assert again.baselines["popularity"].values == finished.baselines["popularity"].values
+    assert_same_state(again.state, finished.state)
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*.parquet")} == stamps
+
+
+def test_more_rounds_continue_a_finished_run(dataset, tmp_path):
+    short, long = tmp_path / "short", tmp_path / "long"
+    fit(dataset, out=short, rounds=4)
+    fit(dataset, out=long, rounds=10)
+    train(resume=short, data=dataset, rounds=10, progress=False)
+    assert_same_folder(short, long)
+    assert json.loads((short / "config.json").read_text())["settings"]["rounds"] == 10
+    with pytest.raises(SettingError, match=r"rounds = 4.*already taken 10"):
+        train(resume=short, data=dataset, rounds=4, progress=False)
+
+
+def test_finished_baselines_are_not_trained_again(dataset, tmp_path):
+    out = tmp_path / "run"
+    whole = fit(dataset, out=out, baselines=("popularity",))
+    baseline = out / "baselines" / "popularity"
+    before = (baseline / "users.parquet").stat().st_mtime_ns
+    for name in ("result.json", "users.parquet"):  # as if killed before these were written
+        (out / name).unlink()
+    again = train(resume=out, data=dataset, progress=False)
+    assert timeless(again.values) == timeless(whole.values)
+    assert (baseline / "users.parquet").stat().st_mtime_ns == before
+
+
+def test_a_resumed_run_refuses_what_does_not_fit(dataset, tmp_path):
+    out = tmp_path / "run"
+    fit(dataset, out=out)
+    again = lambda data=dataset, **settings: train(
+        resume=out, data=data, progress=False, **settings
+    )
+    with pytest.raises(SettingError, match=r"width = 9: .*trained with 8.*rounds and patience"):
+        again(width=9)
+    with pytest.raises(SettingError, match="run of toy, not of popularity"):
+        again(method="popularity")
+    with pytest.raises(CheckpointError, match="data have changed"):
+        again(synthetic(users=60, items=40, clients=6, length=16, seed=1))
+    with pytest.raises(CheckpointError, match="no run to resume"):
+        train(resume=tmp_path / "absent", progress=False)
+    config = json.loads((out / "config.json").read_text())
+    config["settings"]["width"] = 4
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="other settings"):
+        again()
+    config["settings"]["width"] = "eight"
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SettingError, match=r"config\.json: width = 'eight'"):
+        again()
+    (out / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json: damaged"):
+        again()
+
+
+def test_a_lost_checkpoint_or_row_is_named(dataset, tmp_path):
+    fit(dataset, out=tmp_path / "run")
+    for lost, message in [
+        ("checkpoint", r"index\.json: missing"),
+        ("metrics.jsonl", r"metrics\.jsonl: damaged"),
+    ]:
+        out = tmp_path / lost
+        shutil.copytree(tmp_path / "run", out)
+        shutil.rmtree(out / lost) if (out / lost).is_dir() else (out / lost).unlink()
+        with pytest.raises(CheckpointError, match=message):
+            train(resume=out, data=dataset, progress=False)
+
+
+@contextlib.contextmanager
+def running(words, out, rows):
+    """A run in another process that has written `rows` evaluations."""
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = out / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= rows):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    yield process
+    process.communicate()
+
+
+def test_killed_at_random_moments_and_resumed_it_has_the_same_bits(folder, tmp_path):
+    out, settings = tmp_path / "run", {"rounds": 240, "baselines": ("popularity",)}
+    words = command("--data", folder, "--rounds", 240, "--baselines", "popularity", "--out", out)
+    chance = random.Random(0)
+    for rows in (1, 30, 60):
+        with running(words, out, rows) as process:
+            time.sleep(chance.uniform(0, 0.1))
+            process.kill()
+        assert not (out / "result.json").exists()
+        words = [sys.executable, str(TOY), "--resume", str(out)]
+    resume(out)
+    whole = train("toy", folder, out=tmp_path / "whole", progress=False, **settings)
+    assert_same_folder(out, tmp_path / "whole")
+    assert_same_folder(out / "baselines" / "popularity", tmp_path / "whole/baselines/popularity")
+    assert_same_state(train(resume=out, progress=False).state, whole.state)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(folder, tmp_path):
+    out = tmp_path / "run"
+    words = command("--data", folder, "--rounds", 4000, "--evaluate-every", 1, "--out", out)
+    with running(words, out, 3) as process:
+        process.send_signal(signal.SIGINT)
+        printed = process.communicate()[1]
+    assert process.returncode == 130
+    assert f"--resume {out}" in printed
+    assert "Traceback" not in printed
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    memory = json.loads((out / "checkpoint" / "index.json").read_text())["memory"]
+    assert memory["round"] == rows[-1]["round"] < 4000
+
+
+def test_eight_devices_compute_what_one_computes(folder, tmp_path):
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    words = command("--data", folder, "--mesh", "clients=8", "--out", tmp_path / "eight")
+    done = subprocess.run(words, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    eight = json.loads((tmp_path / "eight" / "result.json").read_text())
+    one = train("toy", folder, progress=False).values
+    for name, value in timeless(one).items():
+        assert eight[name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
+    assert "8 x" in json.loads((tmp_path / "eight" / "config.json").read_text())["device"]
