@@ -53,6 +53,18 @@ def timed(function: Callable, *args: Any, runs: int = 10, host: bool = False) ->
     return result, _timing([_seconds(compiled, *args)[1] for _ in range(runs)], compiling)
 
 
+def repeated(advance: Callable, state: Any, inputs: Any) -> tuple[Any, Timing]:
+    """The state after `state = advance(state, x)` for every x of `inputs`, and seconds for each.
+
+    `advance` is compiled already; it may consume its state.
+    """
+    seconds = []
+    for x in inputs:
+        state, taken = _seconds(advance, state, x)
+        seconds.append(taken)
+    return state, _timing(seconds)
+
+
 def _seconds(function: Callable, *args: Any) -> tuple[Any, float]:
     start = time.perf_counter()
     result = jax.block_until_ready(function(*args))

@@ -24,7 +24,7 @@ from jaxrec.federated.engine import Cohort, federated_round, weighted_mean
 from jaxrec.models.collaborative import Tables
 from jaxrec.types import Data, Method, Sizes, Traffic
 
-RUN = {"rounds": 200, "evaluate_every": 10, "patience": 5}
+RUN = {"rounds": 400, "evaluate_every": 20, "patience": 3}
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Config(local.LocalConfig):
 
     layers: int = 0
     """LightGCN layers; 0 is matrix factorisation."""
+    l2_item: float = 0.3
+    """L2 penalty on the item table, in interactions; each client adds its own."""
     item_learning_rate: float = 1.0
     """Step size of a client's plain gradient descent on the item table."""
     server: Literal["average", "adam"] = "adam"

@@ -2,7 +2,7 @@
 
 A round, with E_c [I, D] the item table of client c (section 3 of the paper):
 
-    align   E_c <- descend ||E_c E_c^T - S||_F     towards the server's S, item table only
+    align   E_c <- towards min ||E_c E_c^T - S||_F    S the server's; item table only
     train   a few steps on the client's own interactions
     upload  A_c = E_c E_c^T
     server  S = mean_c A_c
@@ -11,8 +11,10 @@ Each client keeps its own embedding space, so clients of different widths and mo
 
 What differs from the paper, and why:
 - No I x I matrix. A_c travels as its factor E_c Q with Q a random rotation; S is kept as its
-  leading R eigenpairs (the share of its trace they hold is reported); clients align inside that
-  eigenbasis. The descent is the paper's, step for step: see `ops/similarity.py`.
+  leading R eigenpairs (the share of its trace they hold is reported).
+- The minimisers of ||E E^T - S||_F are known, so a client takes the one nearest to its table
+  (orthogonal Procrustes). `align="gradient"` is the paper's descent, step for step, inside the
+  eigenbasis of S (`ops/similarity.py`); it ends on a cone, so it keeps moving by its step size.
 - `upload="sketch"` sends E_c (E_c^T V) instead. It is additive, so a secure sum hides every
   client; it is the form to use when a client is one user.
 - `tables="rebuilt"` lets clients forget E_c between rounds and start from S, so memory does not
@@ -41,7 +43,7 @@ from jaxrec.ops import similarity
 from jaxrec.ops.similarity import Similarity
 from jaxrec.types import Clients, Data, Method, SettingError, Sizes, Traffic
 
-RUN = {"rounds": 60, "evaluate_every": 2, "patience": 5}
+RUN = {"rounds": 40, "evaluate_every": 2, "patience": 4}
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,14 @@ class Config(fedcia_linear.LinearConfig, local.LocalConfig):
     """LightGCN's layers."""
     rank: int = 64
     """R, eigenpairs of the server's similarity that are kept and sent."""
-    align: Literal["gradient", "procrustes"] = "gradient"
-    """gradient: the paper's descent; procrustes: one step towards the nearest exact minimiser."""
+    align: Literal["procrustes", "gradient"] = "procrustes"
+    """procrustes: towards the nearest exact minimiser; gradient: the paper's descent to it."""
+    align_step: float = 1.0
+    """How far a procrustes alignment goes, a fraction of the way."""
     align_steps: int = 100
     """Gradient steps of an alignment."""
     align_rate: float = 0.1
-    """Step size of an alignment; for procrustes the fraction of the way to go, at most 1."""
+    """Step size of the gradient steps."""
     align_decay: float = 0.0
     """L2 penalty during the alignment."""
     server_iterations: int = 2
@@ -142,7 +146,7 @@ def make(config: Config, sizes: Sizes) -> Method:
     def aligned(item: jax.Array, shared: Shared) -> jax.Array:
         def align(item):
             if config.align == "procrustes":
-                return similarity.procrustes(item, shared.similarity, config.align_rate)
+                return similarity.procrustes(item, shared.similarity, config.align_step)
             return similarity.align(
                 item,
                 shared.similarity,
@@ -168,7 +172,8 @@ def make(config: Config, sizes: Sizes) -> Method:
             layers=model.layers,
         )
         if additive:
-            upload = new.item @ (new.item.T @ shared.similarity.vectors)
+            sketch = new.item @ (new.item.T @ shared.similarity.vectors)
+            upload = sketch, jnp.sum(new.item**2)  # and A_c's trace
         else:
             upload = similarity.rotate(new.item, key_rotate)
         norm = jnp.linalg.norm(shared.similarity.values)
@@ -180,9 +185,9 @@ def make(config: Config, sizes: Sizes) -> Method:
     def aggregate(shared: Shared, uploads, weights, key: jax.Array) -> Shared:
         old = shared.similarity
         if additive:
-            sketch = weighted_mean(uploads, weights)
+            sketch, trace = weighted_mean(uploads, weights)
             new = similarity.nystrom(sketch, old.vectors)
-            energy = jnp.float32(jnp.nan)  # the trace is not among the sums
+            energy = jnp.sum(new.values) / jnp.maximum(trace, 1e-30)
         else:
             total = jnp.maximum(sum(weight.sum() for weight in weights), 1e-30)
             mean = similarity.stacked(uploads, [weight / total for weight in weights])
@@ -233,7 +238,8 @@ def make(config: Config, sizes: Sizes) -> Method:
 
     width = sum(model.width for model in models) / len(models)
     traffic = Traffic(
-        up=4.0 * sizes.items * (rank if additive else width), down=4.0 * rank * (sizes.items + 1)
+        up=4.0 * sizes.items * rank + 4 if additive else 4.0 * sizes.items * width,
+        down=4.0 * rank * (sizes.items + 1),
     )
     return Method(init, step, prepare, local.score, traffic=traffic)
 
@@ -255,10 +261,8 @@ def _models(config: Config) -> tuple[Model, ...]:
         raise SettingError("tables = 'rebuilt': needs models of one width; use tables = 'kept'")
     if config.upload == "sketch" and config.noise > 0:
         raise SettingError("noise: the paper adds it to whole similarities; use upload = 'factor'")
-    if config.align == "procrustes" and not 0 < config.align_rate <= 1:
-        raise SettingError(
-            f"align_rate = {config.align_rate}: procrustes takes a fraction in (0, 1]"
-        )
+    if not 0 < config.align_step <= 1:
+        raise SettingError(f"align_step = {config.align_step}: must lie in (0, 1]")
     return tuple(models)
 
 

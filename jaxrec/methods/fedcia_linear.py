@@ -39,6 +39,8 @@ DENSE_LIMIT = 30_000  # items; an I x I float32 matrix of this size is 3.6 GB
 class LinearConfig:
     """Settings of the parameter-free models, gfcf and ease."""
 
+    model: str = "gfcf"
+    """gfcf or ease."""
     form: Literal["lossless", "paper"] = "lossless"
     """lossless: secure-summed degrees and Gram, equal to the centralised model; paper: the mean of
     similarities that each client normalises by itself (gfcf only)."""
@@ -186,13 +188,15 @@ def _secure_sums(data: Data, degree: jax.Array, *, normalise_users: bool) -> sim
     return similarity.Operator(apply, trace)
 
 
-def _low_pass(vectors: jax.Array, degree: jax.Array, config) -> tuple[jax.Array, jax.Array]:
+def _low_pass(
+    vectors: jax.Array, degree: jax.Array, config: LinearConfig
+) -> tuple[jax.Array, jax.Array]:
     """low_pass D^-1/2 V_k V_k^T D^1/2 as factors [I, k] and [k, I]; vectors [I, k]."""
     left = config.low_pass * inverse_root(degree)[:, None] * vectors
     return left, (jnp.sqrt(degree)[:, None] * vectors).T
 
 
-def _gfcf(gram: jax.Array, degree: jax.Array, config, key: jax.Array) -> jax.Array:
+def _gfcf(gram: jax.Array, degree: jax.Array, config: LinearConfig, key: jax.Array) -> jax.Array:
     k = config.singular_vectors
     start = jax.random.normal(key, (len(gram), min(k + 32, len(gram))))
     pairs, _ = similarity.top_eigenpairs(similarity.dense(gram), start, iterations=20)
@@ -200,7 +204,7 @@ def _gfcf(gram: jax.Array, degree: jax.Array, config, key: jax.Array) -> jax.Arr
     return gram + left @ right
 
 
-def _gfcf_factors(pairs: similarity.Similarity, degree: jax.Array, config) -> Model:
+def _gfcf_factors(pairs: similarity.Similarity, degree: jax.Array, config: LinearConfig) -> Model:
     left, right = _low_pass(pairs.vectors[:, : config.singular_vectors], degree, config)
     return Model(
         jnp.concatenate([pairs.vectors * pairs.values, left], axis=1),
@@ -208,14 +212,14 @@ def _gfcf_factors(pairs: similarity.Similarity, degree: jax.Array, config) -> Mo
     )
 
 
-def _ease(gram: jax.Array, degree: jax.Array, config, key: jax.Array) -> jax.Array:
+def _ease(gram: jax.Array, degree: jax.Array, config: LinearConfig, key: jax.Array) -> jax.Array:
     identity = jnp.eye(len(gram))
     factor = jax.scipy.linalg.cho_factor(gram + config.ridge * identity)
     inverse = jax.scipy.linalg.cho_solve(factor, identity)
     return -inverse / jnp.diagonal(inverse) * (1 - identity)
 
 
-def _ease_factors(pairs: similarity.Similarity, degree: jax.Array, config) -> Model:
+def _ease_factors(pairs: similarity.Similarity, degree: jax.Array, config: LinearConfig) -> Model:
     """B = V s V^T / (1 - sum_k s_k V_jk^2), s = values / (values + ridge), diagonal apart."""
     share = pairs.values / (pairs.values + config.ridge)
     left = pairs.vectors * share
@@ -223,7 +227,7 @@ def _ease_factors(pairs: similarity.Similarity, degree: jax.Array, config) -> Mo
     return Model(left, pairs.vectors.T / rest)
 
 
-def _client_factors(clients: Clients, config, items: int):
+def _client_factors(clients: Clients, config: LinearConfig, items: int):
     """One client's N_c [U, I] and low-pass factors [I, k], [k, I], k = min(k, U)."""
     rows = dense_rows(clients, items)
     degree = rows.sum(0)
@@ -236,7 +240,7 @@ def _client_factors(clients: Clients, config, items: int):
     return rows, normalised, *_low_pass(right_vectors, degree, config)
 
 
-def _paper_mean(data: Data, config, items: int) -> jax.Array:
+def _paper_mean(data: Data, config: LinearConfig, items: int) -> jax.Array:
     """S = mean_c F_c [I, I] over clients with interactions, one stacked product a bucket."""
     total = jnp.zeros((items, items))
     for clients in data.clients:
@@ -251,7 +255,7 @@ def _paper_mean(data: Data, config, items: int) -> jax.Array:
     return total / jnp.maximum(present, 1)
 
 
-def _paper_scores(mean: jax.Array, clients: Clients, config) -> jax.Array:
+def _paper_scores(mean: jax.Array, clients: Clients, config: LinearConfig) -> jax.Array:
     """global_weight R_c S + R_c F_c [C U, I] for all users of a bucket."""
     items = len(mean)
     rows, normalised, left, right = jax.vmap(lambda c: _client_factors(c, config, items))(clients)
@@ -259,7 +263,7 @@ def _paper_scores(mean: jax.Array, clients: Clients, config) -> jax.Array:
     return config.global_weight * (rows.reshape(-1, items) @ mean) + own.reshape(-1, items)
 
 
-def _traffic(config, items: int) -> Traffic:
+def _traffic(config: LinearConfig, items: int) -> Traffic:
     """float32; a symmetric matrix travels as its upper triangle, degrees as one vector each way."""
     triangle = 2.0 * items * (items + 1)
     if config.form == "paper" and config.model == "gfcf":

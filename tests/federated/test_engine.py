@@ -1,0 +1,232 @@
+"""A round on a vmapped axis is the Python loop over clients that it stands for."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec.federated.engine import (
+    Cohort,
+    dense_rows,
+    federated_round,
+    item_counts,
+    weighted_mean,
+)
+from jaxrec.types import Clients, Data, SettingError
+
+ITEMS, USERS, N = 5, 2, 4
+SIZES = (3, 4)  # clients of each bucket
+START = np.arange(ITEMS, dtype=np.float32)
+QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
+
+
+def make_buckets(seed=0, sizes=SIZES):
+    rng = np.random.default_rng(seed)
+    buckets, first = [], 0
+    for count in sizes:
+        shape = (count, N)
+        buckets.append(
+            Clients(
+                user=rng.integers(USERS, size=shape).astype(np.int32),
+                item=np.stack([rng.permutation(ITEMS)[:N] for _ in range(count)]).astype(np.int32),
+                mask=rng.random(shape) < 0.8,
+                users=np.arange(2 * count).reshape(count, USERS).astype(np.int32),
+                client=(10 + first + np.arange(count)).astype(np.int32),
+                weight=rng.integers(1, 5, count).astype(np.float32),
+            )
+        )
+        first += count
+    return jax.tree.map(jnp.asarray, tuple(buckets))
+
+
+def make_private(sizes=SIZES):
+    rng = np.random.default_rng(1)
+    return tuple(jnp.asarray(rng.normal(size=count), jnp.float32) for count in sizes)
+
+
+def local(shared, private, clients, key):
+    """Reads everything that a client is given."""
+    noise = jax.random.normal(key, (ITEMS,))
+    seen = jnp.zeros(ITEMS).at[clients.item].add(clients.mask)
+    upload = {"change": private * noise + seen * shared, "size": private**2}
+    return upload, private + noise[0], upload["change"].sum()
+
+
+def aggregate(shared, uploads, weights, key):
+    mean = weighted_mean(uploads, weights)
+    return shared + mean["change"] + mean["size"] + 0.1 * jax.random.normal(key)
+
+
+@cache
+def program(cohort, additive):
+    def play(buckets, private, key):
+        return federated_round(
+            (local,) * len(buckets),
+            aggregate,
+            START,
+            private,
+            buckets,
+            key,
+            cohort=cohort,
+            additive=additive,
+        )
+
+    return jax.jit(play, compiler_options=QUICK)
+
+
+def play(buckets, private, key=0, *, additive=False, **cohort):
+    return program(Cohort(**cohort), additive)(buckets, private, jax.random.key(key))
+
+
+def client(buckets, place):
+    bucket, row = place
+    return jax.tree.map(lambda leaf: leaf[row], buckets[bucket])
+
+
+PLACES = [(bucket, row) for bucket, count in enumerate(SIZES) for row in range(count)]
+
+
+def assert_close(found, expected):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), found, expected
+    )
+
+
+def test_a_round_is_the_loop_over_clients():
+    buckets, private = make_buckets(), make_private()
+    _, key_local, key_aggregate = jax.random.split(jax.random.key(0), 3)
+    change, size, metric, total, after = 0, 0, 0, 0, [[], []]
+    for bucket, row in PLACES:
+        one = client(buckets, (bucket, row))
+        key = jax.random.fold_in(key_local, one.client)
+        upload, new, value = local(START, private[bucket][row], one, key)
+        change += one.weight * upload["change"]
+        size += one.weight * upload["size"]
+        metric += one.weight * value
+        total += one.weight
+        after[bucket].append(new)
+    expected = START + change / total + size / total + 0.1 * jax.random.normal(key_aggregate)
+    found = play(buckets, private)
+    assert_close(found, (expected, tuple(map(jnp.stack, after)), metric / total, len(PLACES)))
+
+
+@pytest.mark.parametrize("block", [1, 3])
+@pytest.mark.parametrize("additive", [False, True])
+def test_blocks_and_sums_change_nothing(block, additive):
+    buckets, private = make_buckets(), make_private()
+    found = play(buckets, private, block=block, additive=additive)
+    assert_close(found, play(buckets, private))
+
+
+def test_the_same_clients_take_part_whatever_the_block():
+    buckets, private = make_buckets(), make_private()
+    settings = {"participation": 0.6, "dropout": 0.3, "key": 3}
+    whole = play(buckets, private, **settings)
+    assert 0 < whole[3] < len(PLACES)
+    assert_close(play(buckets, private, block=2, additive=True, **settings), whole)
+
+
+def test_the_order_of_clients_changes_nothing():
+    buckets, private = make_buckets(), make_private()
+    order = ([2, 0, 1], [3, 1, 0, 2])
+    moved = tuple(
+        jax.tree.map(lambda leaf, o=np.array(o): leaf[o], bucket)
+        for o, bucket in zip(order, buckets, strict=True)
+    )
+    moved_private = tuple(p[np.array(o)] for o, p in zip(order, private, strict=True))
+    shared, after, metric, participants = play(buckets, private)
+    expected = tuple(a[np.array(o)] for o, a in zip(order, after, strict=True))
+    assert_close(play(moved, moved_private), (shared, expected, metric, participants))
+
+
+@pytest.mark.parametrize("additive", [False, True])
+def test_a_client_without_weight_has_no_effect(additive):
+    buckets, private = make_buckets(), make_private()
+    weight = buckets[1].weight.at[2].set(0)
+    without = (buckets[0], buckets[1]._replace(weight=weight))
+    other = (buckets[0], without[1]._replace(item=buckets[1].item.at[2].set(0)))
+    changed = (private[0], private[1].at[2].set(1e6))
+    shared, after, metric, participants = play(without, private, additive=additive)
+    found = play(other, changed, additive=additive)
+    assert_close((found[0], found[2], found[3]), (shared, metric, participants))
+    assert participants == len(PLACES) - 1
+    assert after[1][2] == private[1][2] and found[1][1][2] == 1e6
+    alone = tuple(
+        jax.tree.map(lambda leaf, b=bucket: leaf[np.arange(len(leaf)) != 2] if b else leaf, tree)
+        for bucket, tree in enumerate(without)
+    )
+    gone = play(alone, (private[0], jnp.delete(private[1], 2)), additive=additive)
+    assert_close(gone[0], shared)
+
+
+@pytest.mark.parametrize("additive", [False, True])
+def test_a_round_that_nobody_finishes_leaves_no_trace(additive):
+    buckets, private = make_buckets(), make_private()
+    shared, after, metric, participants = play(buckets, private, dropout=1.0, additive=additive)
+    np.testing.assert_array_equal(shared, START)
+    jax.tree.map(np.testing.assert_array_equal, after, private)
+    assert participants == 0 and np.isfinite(metric)
+
+
+@pytest.mark.parametrize("participation", [0.1, 0.5, 0.9])
+def test_each_client_takes_part_as_often_as_asked(participation):
+    rounds = 400
+    buckets, private = make_buckets(), make_private()
+
+    def present(key):
+        _, after, _, participants = program(Cohort(participation), False)(buckets, private, key)
+        return jnp.concatenate(after) != jnp.concatenate(private), participants
+
+    took_part, participants = jax.vmap(present)(jax.random.split(jax.random.key(0), rounds))
+    np.testing.assert_array_equal(took_part.sum(1), participants)
+    expected = participation * np.array(SIZES)
+    for count, mean in zip((took_part[:, :3], took_part[:, 3:]), expected, strict=True):
+        number = count.sum(1)
+        assert (np.abs(number - mean) < 1).all()  # the cohort varies by one place at most
+    error = 4 * np.sqrt(participation * (1 - participation) / rounds)
+    np.testing.assert_allclose(took_part.mean(0), participation, atol=error)
+
+
+def test_dropout_loses_uploads_at_its_rate():
+    buckets, private = make_buckets(), make_private()
+    count = jax.vmap(lambda key: program(Cohort(dropout=0.25), False)(buckets, private, key)[3])
+    participants = count(jax.random.split(jax.random.key(0), 400))
+    error = 4 * np.sqrt(0.25 * 0.75 / (400 * len(PLACES)))
+    assert participants.mean() / len(PLACES) == pytest.approx(0.75, abs=error)
+    assert len(np.unique(participants)) > 2
+
+
+def test_weighted_mean_over_buckets():
+    uploads = (jnp.array([[1.0, 2], [3, 4]]), jnp.array([[10.0, 20]]))
+    weights = (jnp.array([1.0, 3]), jnp.array([4.0]))
+    np.testing.assert_allclose(weighted_mean(uploads, weights), [50 / 8, 94 / 8])
+    zeros = jax.tree.map(jnp.zeros_like, weights)
+    np.testing.assert_array_equal(weighted_mean(uploads, zeros), [0, 0])
+
+
+def test_rows_and_counts_are_those_of_a_loop():
+    buckets = make_buckets()
+    counts = np.zeros(ITEMS)
+    for place in PLACES:
+        one, rows = client(buckets, place), np.zeros((USERS, ITEMS))
+        for user, item, real in zip(one.user, one.item, one.mask, strict=True):
+            rows[user, item] = max(rows[user, item], real)
+            counts[item] += real
+        np.testing.assert_array_equal(dense_rows(one, ITEMS), rows)
+    np.testing.assert_array_equal(item_counts(Data(buckets), ITEMS), counts)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"participation": 0.0}, {"participation": 1.5}, {"dropout": -0.1}, {"block": -2}],
+    ids=lambda bad: next(iter(bad)),
+)
+def test_a_cohort_that_cannot_be_is_refused(bad):
+    settings = {"participation": 1.0, "dropout": 0.0, "block": 0} | bad
+    (name, value) = next(iter(bad.items()))
+    with pytest.raises(SettingError, match=f"{name} = {value}"):
+        Cohort.checked(**settings)
+    with pytest.raises(SettingError, match="participation = nan"):
+        Cohort.checked(float("nan"), 0.0, 0)

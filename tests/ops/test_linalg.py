@@ -1,0 +1,50 @@
+"""Decompositions of a batch are those of its matrices, one by one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec.ops import linalg
+
+BATCH = np.random.default_rng(0).normal(size=(3, 7, 4)).astype(np.float32)
+SYMMETRIC = BATCH.swapaxes(1, 2) @ BATCH
+
+
+@pytest.mark.parametrize(
+    ("decompose", "batch"),
+    [(linalg.orthonormal, BATCH), (linalg.svd, BATCH), (linalg.eigh, SYMMETRIC)],
+    ids=["orthonormal", "svd", "eigh"],
+)
+def test_a_batch_is_its_matrices_one_by_one(decompose, batch):
+    found = jax.jit(jax.vmap(decompose))(batch)
+    one_by_one = [decompose(jnp.asarray(matrix)) for matrix in batch]
+    expected = jax.tree.map(lambda *parts: jnp.stack(parts), *one_by_one)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+
+
+def test_nested_batches_keep_their_axes():
+    nested = np.stack([SYMMETRIC, 2 * SYMMETRIC])
+    values, vectors = jax.vmap(jax.vmap(linalg.eigh))(nested)
+    assert values.shape == (2, 3, 4)
+    np.testing.assert_allclose(
+        (vectors * values[..., None, :]) @ vectors.swapaxes(-1, -2), nested, atol=1e-4
+    )
+
+
+def test_factors_give_the_matrix_back():
+    matrix = jnp.asarray(BATCH[0])
+    left, values, right = linalg.svd(matrix)
+    np.testing.assert_allclose(left * values @ right, matrix, atol=1e-5)
+    basis = linalg.orthonormal(matrix)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(4), atol=1e-6)
+    np.testing.assert_allclose(basis @ (basis.T @ matrix), matrix, atol=1e-5)
+    values, vectors = linalg.eigh(jnp.asarray(SYMMETRIC[0]))
+    np.testing.assert_allclose(values, np.linalg.eigvalsh(SYMMETRIC[0]), rtol=1e-4, atol=1e-5)
+    assert (jnp.diff(values) >= 0).all()
+
+
+def test_after_changes_no_value():
+    inputs = {"a": jnp.arange(3), "b": (jnp.ones(2),)}
+    found = jax.jit(linalg.after)(jnp.zeros(5), inputs)
+    jax.tree.map(np.testing.assert_array_equal, found, inputs)
