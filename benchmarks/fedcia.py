@@ -18,6 +18,7 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -36,8 +37,9 @@ from jaxrec.ops import similarity
 from jaxrec.types import Clients, Data, Dataset, Method, Sizes
 
 CLIENTS, USERS, SMALL, MIDDLE, LARGE = 100, 943, 1_682, 17_000, 100_000
-CONFIG = fedcia.Config()
+CONFIG = fedcia.Config(align="gradient")  # the paper's alignment, for an equal result
 D, R, STEPS, RATE = CONFIG.width, CONFIG.rank, CONFIG.align_steps, CONFIG.align_rate
+BLOCK = 4  # clients computed at once at the largest size
 MEMORY = 16e9  # bytes a round at the largest size may take
 
 
@@ -47,7 +49,7 @@ class Problem(NamedTuple):
     sizes: Sizes
 
 
-def problem(items: int, **settings) -> Problem:
+def problem(items: int, config: fedcia.Config = CONFIG) -> Problem:
     """ml100k's shape: 943 users of 76 train rows in the mean, 9 or 10 a client, skewed items."""
     rng = np.random.default_rng(0)
     number = np.clip(rng.lognormal(3.95, 0.95, USERS), 10, 600).astype(int)
@@ -58,7 +60,7 @@ def problem(items: int, **settings) -> Problem:
     rows["item"], rows["client"] = np.concatenate(draws), rows.user * CLIENTS // USERS
     tables = pd.DataFrame({"item": range(items)}), pd.DataFrame({"user": range(USERS)})
     data, sizes = pack(Dataset("random", rows, *tables))
-    return Problem(fedcia.make(fedcia.Config(**settings), sizes), data, sizes)
+    return Problem(fedcia.make(config, sizes), data, sizes)
 
 
 def align_flop(items: int, steps: int) -> float:
@@ -114,23 +116,20 @@ def naive_client(total, tables, moments, clients, target, steps):
     return total + tables.item @ tables.item.T / CLIENTS, tables, moments
 
 
-def first_round(setting: Problem, rounds: int = 2):
-    """The compiled step, its seconds to compile, and the state after a few rounds."""
+def first_round(setting: Problem):
+    """The compiled step, its seconds to compile, and the state after the first round."""
     method, data, _ = setting
     state = jax.jit(method.init)(jax.random.key(0), data)
     start = time.perf_counter()
     step = jax.jit(method.step, donate_argnums=0).lower(state, data, jax.random.key(1)).compile()
     seconds = time.perf_counter() - start
-    for number in range(rounds):
-        state, _ = step(state, data, jax.random.key(number))
+    state, _ = step(state, data, jax.random.key(0))
     return step, seconds, jax.block_until_ready(state)
 
 
 def naive_round(setting: Problem, state: fedcia.State, steps: int, clients: int) -> Timing:
     """Seconds of a naive round from some whole clients, or from a few steps of one."""
-    target = (state.shared.similarity.vectors * state.shared.similarity.values) @ (
-        state.shared.similarity.vectors.T
-    )
+    target = dense(state.shared.similarity)
     bucket = len(setting.data.clients) // 2
     member = lambda tree, c: jax.tree.map(lambda leaf: leaf[c], tree)
     group = state.tables[bucket], state.moments[bucket], setting.data.clients[bucket]
@@ -155,25 +154,46 @@ def naive_round(setting: Problem, state: fedcia.State, steps: int, clients: int)
     return Timing(compiling, CLIENTS * middle, CLIENTS * (high - low) / 2)
 
 
+def dense(pairs: similarity.Similarity) -> jax.Array:
+    """S [I, I]."""
+    return (pairs.vectors * pairs.values) @ pairs.vectors.T
+
+
+def compare_tables(which: str, state: fedcia.State) -> None:
+    """How far ours and the naive form lie apart after one alignment from the same start.
+
+    The paper's step is constant while its gradient keeps its length, so close to the minimum the
+    descent jumps about and rounding grows; how much is shown by the naive form itself, from a
+    start one unit in the last place away.
+    """
+    table, pairs = state.tables[0].item[0], state.shared.similarity
+    factored = partial(similarity.align, steps=STEPS, learning_rate=RATE)
+    naive = jax.jit(partial(naive_align, steps=STEPS))
+    ours, theirs = jax.jit(factored)(table, pairs), naive(table, dense(pairs))
+    nearby = naive(jnp.nextafter(table, jnp.inf), dense(pairs))
+    size = jnp.linalg.norm(theirs)
+    gap = lambda other: jnp.linalg.norm(other - theirs) / size
+    print(
+        f"    {which} alignment: tables of ours and of the naive form differ by {gap(ours):.1e}, "
+        f"of the naive form and itself by {gap(nearby):.1e}; they moved by {gap(table):.2f}"
+    )
+
+
 def compare_rounds(items: int, limits: Limits, *, runs: int, steps: int, clients: int) -> None:
     """Ours and the naive form of one round, and how far their aligned tables lie apart."""
     setting = problem(items)
     shapes = ", ".join(f"{len(c.client)} x {c.item.shape[1]:,}" for c in setting.data.clients)
     print(f"\nA round: C={CLIENTS}, I={items:,}, D=R={D}; buckets of clients x rows: {shapes}")
     step, compiling, state = first_round(setting)
+    if steps == STEPS:
+        compare_tables("first", state)
     keys = jax.random.split(jax.random.key(1), runs)
     advance = lambda state, key: step(state, setting.data, key)[0]
     state, ours = repeated(advance, state, keys)
     report("ours", ours._replace(compile=compiling), round_work(items), limits)
 
-    table, pairs = state.tables[0].item[0], state.shared.similarity
     if steps == STEPS:
-        target = (pairs.vectors * pairs.values) @ pairs.vectors.T
-        dense = jax.jit(partial(naive_align, steps=STEPS))(table, target)
-        factored = partial(similarity.align, steps=STEPS, learning_rate=RATE)
-        gap = jnp.linalg.norm(jax.jit(factored)(table, pairs) - dense) / jnp.linalg.norm(dense)
-        moved = jnp.linalg.norm(dense - table) / jnp.linalg.norm(dense)
-        print(f"    aligned tables differ by {gap:.1e} (relative); the alignment moved {moved:.0%}")
+        compare_tables(f"{state.shared.rounds}th", state)
     naive = naive_round(setting, state, steps, clients)
     part = f"{clients} whole clients" if steps == STEPS else f"{steps} steps of one client"
     report(f"naive, extrapolated from {part}", naive, naive_work(items), limits)
@@ -184,7 +204,7 @@ def parts(limits: Limits, runs: int) -> None:
     """Where a round of ours at the smallest size spends its time, and the server's eigenpairs."""
     setting = problem(SMALL)
     step, _, state = first_round(setting)
-    old = state.shared.similarity
+    old = jax.tree.map(jnp.copy, state.shared.similarity)  # the next step consumes the state
     state, _ = step(state, setting.data, jax.random.key(2))
     table, pairs = jnp.concatenate([t.item for t in state.tables]), state.shared.similarity
     print(f"\nParts of that round, each alone: C={CLIENTS}, I={SMALL:,}")
@@ -209,9 +229,9 @@ def parts(limits: Limits, runs: int) -> None:
         return similarity.top_eigenpairs(operator, start, iterations)[0]
 
     print(f"\nThe server's {R} leading eigenpairs, C={CLIENTS}, I={SMALL:,}")
-    exact, dense = timed(dense_pairs, table, runs=min(runs, 3))
+    exact, whole = timed(dense_pairs, table, runs=min(runs, 3))
     work = Work(2.0 * SMALL**2 * CLIENTS * D + 4 / 3 * SMALL**3)
-    report("dense: mean of E E^T, then eigh", dense, work, limits)
+    report("dense: mean of E E^T, then eigh", whole, work, limits)
     size = jnp.linalg.norm(exact.values)
     for iterations in (CONFIG.server_iterations, 8):
         found, timing = timed(partial(server, iterations=iterations), table, old.vectors, runs=runs)
@@ -221,7 +241,7 @@ def parts(limits: Limits, runs: int) -> None:
         cross = (found.vectors.T @ exact.vectors) ** 2
         gap = found.values**2 @ jnp.ones(R) + size**2 - 2 * found.values @ cross @ exact.values
         print(
-            f"    {dense.median / timing.median:,.1f} times as fast as dense; relative error of "
+            f"    {whole.median / timing.median:,.1f} times as fast as dense; relative error of "
             f"S_R {jnp.sqrt(jnp.maximum(gap, 0)) / size:.1e}, of its trace "
             f"{1 - found.values.sum() / exact.values.sum():.1e}",
             flush=True,
@@ -273,15 +293,15 @@ def alignment(sizes: tuple[int, ...], limits: Limits, runs: int, clients: int = 
         report(f"I={items:,}: projections and one step", short, work, limits)
 
 
-def own_process(items: int) -> None:
+def own_process(items: int, block: int) -> None:
     """Rounds of ours in a process of its own, for its peak memory."""
-    command = [sys.executable, "-m", "benchmarks.fedcia", "--round", str(items)]
+    command = [sys.executable, "-m", "benchmarks.fedcia", "--round", str(items), str(block)]
     subprocess.run(command, check=True)
 
 
-def measured_round(items: int, limits: Limits) -> None:
+def measured_round(items: int, block: int, limits: Limits) -> None:
     """A round of ours: seconds, what XLA plans to hold, and the most the process ever held."""
-    setting = problem(items, block=4)
+    setting = problem(items, replace(CONFIG, block=block))
     print(
         f"\nA round in a process of its own, 4 clients at once: C={CLIENTS}, I={items:,}, D=R={D}"
     )
@@ -302,10 +322,11 @@ def measured_round(items: int, limits: Limits) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="only the smallest number of items")
-    parser.add_argument("--round", type=int, metavar="I", help="only a round of ours, with memory")
+    only = "only a round of ours with I items, BLOCK clients at once, and its memory"
+    parser.add_argument("--round", type=int, nargs=2, metavar=("I", "BLOCK"), help=only)
     args = parser.parse_args()
     if args.round:
-        return measured_round(args.round, measure_limits(runs=3))
+        return measured_round(*args.round, measure_limits(runs=3))
     print("load of the machine over 1, 5 and 15 minutes:", *np.round(os.getloadavg(), 2))
     limits, runs = measure_limits(), 3 if args.quick else 7
     compare_rounds(SMALL, limits, runs=runs, steps=STEPS, clients=1 if args.quick else 3)
@@ -313,7 +334,7 @@ def main() -> None:
     alignment((SMALL,) if args.quick else (SMALL, MIDDLE, LARGE), limits, runs=3)
     if not args.quick:
         compare_rounds(MIDDLE, limits, runs=3, steps=2, clients=2)
-        own_process(LARGE)
+        own_process(LARGE, BLOCK)
     print("load of the machine over 1, 5 and 15 minutes:", *np.round(os.getloadavg(), 2))
 
 

@@ -32,7 +32,7 @@ class LocalConfig:
     """Weight of an unobserved entry in the square loss (an interaction weighs 1)."""
     l2_user: float = 1.0
     """L2 penalty on the user table, in interactions."""
-    l2_item: float = 1.0
+    l2_item: float = 0.3
     """L2 penalty on the item table, in interactions."""
     learning_rate: float = 0.02
     """Step size of a client's Adam optimiser."""

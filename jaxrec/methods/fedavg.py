@@ -33,8 +33,6 @@ class Config(local.LocalConfig):
 
     layers: int = 0
     """LightGCN layers; 0 is matrix factorisation."""
-    l2_item: float = 0.3
-    """L2 penalty on the item table, in interactions; each client adds its own."""
     item_learning_rate: float = 1.0
     """Step size of a client's plain gradient descent on the item table."""
     server: Literal["average", "adam"] = "adam"

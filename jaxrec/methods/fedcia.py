@@ -53,8 +53,10 @@ class Config(fedcia_linear.LinearConfig, local.LocalConfig):
     model: str = "mf"
     """The clients' model: mf, lightgcn, gfcf or ease. A list such as mf:64,lightgcn:64,mf:32 deals
     models and widths out to the clients in turn; they share nothing but the similarity."""
-    layers: int = 3
+    layers: int = 1
     """LightGCN's layers."""
+    local_steps: int = 5
+    """Gradient steps a client takes per round, each over all of its interactions."""
     rank: int = 64
     """R, eigenpairs of the server's similarity that are kept and sent."""
     align: Literal["procrustes", "gradient"] = "procrustes"

@@ -198,8 +198,8 @@ def _low_pass(
 
 def _gfcf(gram: jax.Array, degree: jax.Array, config: LinearConfig, key: jax.Array) -> jax.Array:
     k = config.singular_vectors
-    start = jax.random.normal(key, (len(gram), min(k + 32, len(gram))))
-    pairs, _ = similarity.top_eigenpairs(similarity.dense(gram), start, iterations=20)
+    start = jax.random.normal(key, (len(gram), min(2 * k + 16, len(gram))))
+    pairs, _ = similarity.top_eigenpairs(similarity.dense(gram), start, iterations=24)
     left, right = _low_pass(pairs.vectors[:, :k], degree, config)
     return gram + left @ right
 

@@ -1,0 +1,242 @@
+"""FedCIA against dense I x I matrices: what travels, what the server keeps, how clients align."""
+
+import os
+import subprocess
+import sys
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec.data.pack import pack
+from jaxrec.data.split import split
+from jaxrec.data.synthetic import synthetic
+from jaxrec.methods import fedcia
+
+QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
+WIDTH, ROUNDS = 4, 2
+
+
+@cache
+def problem():
+    dataset = split(synthetic(users=24, items=30, clients=6, length=10), "ratio", 0.1, 0.2, 0)
+    return pack(dataset)
+
+
+@cache
+def program(**settings):
+    settings = {"width": WIDTH, "rank": 30, "server_iterations": 12} | settings
+    method = fedcia.make(fedcia.Config(**settings), problem()[1])
+
+    def play(key, data, rounds):
+        step = lambda number, state: method.step(state, data, jax.random.fold_in(key, number))[0]
+        state = jax.lax.fori_loop(0, rounds, step, method.init(key, data))
+        metrics = method.step(state, data, key)[1]
+        return state, metrics, method.prepare(state, data)
+
+    return jax.jit(play, compiler_options=QUICK)
+
+
+def play(rounds=ROUNDS, **settings):
+    return program(**settings)(jax.random.key(0), problem()[0], rounds)
+
+
+def tables(state):
+    """Every client's item table, a list over clients."""
+    return [np.asarray(table, float) for group in state.tables for table in group.item]
+
+
+def served(result):
+    """Every client's item table as it serves, the same list."""
+    return [np.asarray(table, float) for table in result[2].item]
+
+
+def dense(similarity):
+    return np.asarray(similarity.vectors * similarity.values @ similarity.vectors.T, float)
+
+
+def mean_similarity(state, weights):
+    return np.average([table @ table.T for table in tables(state)], axis=0, weights=weights)
+
+
+def sizes():
+    """Train interactions of each client, in the order of `tables`."""
+    return np.concatenate([clients.weight for clients in problem()[0].clients])
+
+
+def relative(found, expected):
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "interactions"])
+def test_the_server_holds_the_mean_similarity(weighting):
+    state, _, _ = play(weighting=weighting)
+    weights = np.ones(6) if weighting == "uniform" else sizes()
+    assert relative(dense(state.shared.similarity), mean_similarity(state, weights)) < 1e-4
+    assert state.shared.energy == pytest.approx(1, abs=1e-3)
+    assert state.shared.rounds == ROUNDS
+    assert relative(mean_similarity(state, sizes()), mean_similarity(state, np.ones(6))) > 1e-3
+
+
+def test_the_server_keeps_the_leading_pairs_and_says_how_much_they_hold():
+    state, _, _ = play(rank=5, server_iterations=60)
+    values = np.linalg.eigvalsh(mean_similarity(state, np.ones(6)))[::-1]
+    np.testing.assert_allclose(state.shared.similarity.values, values[:5], rtol=1e-3)
+    assert state.shared.energy == pytest.approx(values[:5].sum() / values.sum(), rel=1e-3)
+    assert state.shared.energy < 0.99
+
+
+def test_a_sketch_of_full_rank_says_what_the_factors_say():
+    factor, _, _ = play(rounds=1)
+    sketch, metrics, _ = play(rounds=1, upload="sketch")
+    assert relative(dense(sketch.shared.similarity), dense(factor.shared.similarity)) < 1e-3
+    assert metrics.energy == pytest.approx(1, abs=1e-3)
+
+
+def test_blocks_of_clients_change_nothing():
+    whole, _, _ = play(upload="sketch")
+    blocks, _, _ = play(upload="sketch", block=2)
+    assert relative(dense(blocks.shared.similarity), dense(whole.shared.similarity)) < 1e-3
+
+
+def test_clients_descend_on_the_dense_distance_before_they_serve():
+    result = play(align="gradient", align_steps=40, align_rate=0.05, align_decay=0.1)
+    target = jnp.float32(mean_similarity(result[0], np.ones(6)))
+    objective = lambda e: jnp.linalg.norm(e @ e.T - target) + 0.05 * jnp.sum(e**2)
+    gradient = jax.jit(jax.grad(objective))
+    for start, found in zip(tables(result[0]), served(result), strict=True):
+        expected = jnp.float32(start)
+        for _ in range(40):
+            expected -= 0.05 * gradient(expected)
+        assert relative(expected, start) > 0.01
+        assert relative(found, np.asarray(expected)) < 1e-3
+
+
+def test_clients_jump_to_the_nearest_minimiser_before_they_serve():
+    result = play()
+    target = mean_similarity(result[0], np.ones(6))
+    values, vectors = np.linalg.eigh(target)
+    root = (vectors * np.sqrt(np.maximum(values, 0)))[:, ::-1][:, :WIDTH]
+    for start, found in zip(tables(result[0]), served(result), strict=True):
+        left, _, right = np.linalg.svd(root.T @ start)
+        assert relative(found, root @ left @ right) < 5e-3
+    half = served(play(align_step=0.5))
+    jump = served(play(align_step=1.0))
+    assert relative(half[0], jump[0]) > 1e-2
+
+
+def test_nothing_is_aligned_before_the_first_round():
+    result = play(rounds=0)
+    for start, found in zip(tables(result[0]), served(result), strict=True):
+        np.testing.assert_array_equal(found, start)
+        np.testing.assert_array_equal(found, tables(result[0])[0])
+
+
+def test_the_reported_distance_is_the_dense_one():
+    state, metrics, result = play(align="gradient")
+    target = dense(state.shared.similarity)
+    gaps = [np.linalg.norm(e @ e.T - target) for e in served((None, None, result))]
+    assert metrics.distance == pytest.approx(np.mean(gaps) / np.linalg.norm(target), rel=1e-3)
+    assert metrics.participants == 6
+
+
+def test_a_client_uploads_no_table_of_its_own():
+    """What leaves is the rotated table: another seed for the rotation, the same similarity."""
+    state, _, _ = play(rounds=1)
+    start = fedcia.local.init_items(jax.random.key(5), 30, WIDTH, 0.1)
+    first, second = (fedcia.similarity.rotate(start, jax.random.key(seed)) for seed in (0, 1))
+    np.testing.assert_allclose(first @ first.T, second @ second.T, atol=1e-6)
+    assert relative(first, np.asarray(second)) > 0.1
+    assert relative(dense(state.shared.similarity), mean_similarity(state, np.ones(6))) < 1e-4
+
+
+def test_rebuilt_tables_are_made_of_the_server_similarity_and_kept_nowhere():
+    state, _, result = play(tables="rebuilt")
+    assert all(group.item.size == 0 for group in state.tables)
+    assert jax.tree.leaves(state.moments) == []
+    values, vectors = np.linalg.eigh(dense(state.shared.similarity))
+    best = (vectors * np.maximum(values, 0))[:, -WIDTH:] @ vectors[:, -WIDTH:].T
+    for table in served((None, None, result)):
+        assert relative(table @ table.T, best) < 1e-3
+
+
+def test_noise_moves_the_similarity_by_its_scale():
+    clean = dense(play(rounds=1)[0].shared.similarity)
+    noisy = [dense(play(rounds=1, noise=scale)[0].shared.similarity) for scale in (1e-4, 1e-2)]
+    small, large = (relative(found, clean) for found in noisy)
+    assert 0 < small < 0.1 * large
+
+
+def test_a_mixed_federation_keeps_each_client_its_own_width():
+    state, _, _ = play(model="mf:4,lightgcn:3,mf:2")
+    widths = [group.item.shape[2] for group in state.tables]
+    assert {4, 3, 2} == set(widths)
+    assert sum(len(group.item) for group in state.tables) == 6
+    assert relative(dense(state.shared.similarity), mean_similarity(state, np.ones(6))) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("settings", "up"),
+    [({}, 4 * 30 * WIDTH), ({"upload": "sketch"}, 4 * 30 * 8 + 4), ({"model": "mf:6,mf:2"}, 480)],
+)
+def test_traffic_counts_what_travels(settings, up):
+    config = fedcia.Config(**{"width": WIDTH, "rank": 8} | settings)
+    traffic = fedcia.make(config, problem()[1]).traffic
+    assert traffic.up == up
+    assert traffic.down == 4 * 8 * (30 + 1)
+
+
+def test_seeds_on_a_vmapped_axis_are_the_seeds_one_by_one():
+    data, sizes = problem()
+    method = fedcia.make(fedcia.Config(width=WIDTH, rank=8, local_steps=2), sizes)
+
+    def scores(seed):
+        key = jax.random.key(seed)
+        step = lambda number, state: method.step(state, data, jax.random.fold_in(key, number))[0]
+        state = jax.lax.fori_loop(0, ROUNDS, step, method.init(key, data))
+        return method.score(method.prepare(state, data), jnp.arange(sizes.users))
+
+    seeds = jnp.arange(2)
+    together = jax.jit(jax.vmap(scores), compiler_options=QUICK)(seeds)
+    alone = jax.jit(scores, compiler_options=QUICK)
+    for seed, found in zip(seeds, together, strict=True):
+        expected = alone(seed)
+        np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+    assert relative(together[0], np.asarray(together[1])) > 0.1
+
+
+MESH = """
+import jax
+import numpy as np
+from jaxrec.data.synthetic import synthetic
+from jaxrec.run import train
+
+assert jax.device_count() == 8
+dataset = synthetic(users=60, items=40, clients=10, length=16)
+common = dict(rounds=2, evaluate_every=2, baselines=(), width=4, progress=False)
+for name, settings in [
+    ("fedavg", dict(block=2)),
+    ("fedcia", dict(rank=8)),
+]:
+    one, eight = (
+        train(name, dataset, mesh=mesh, **common, **settings) for mesh in ("", "clients=8")
+    )
+    scores = [
+        jax.jit(lambda r=r: r.method.score(r.method.prepare(r.state, r.data), np.arange(60)))()
+        for r in (one, eight)
+    ]
+    np.testing.assert_allclose(*scores, atol=1e-3 * np.abs(scores[0]).max(), err_msg=name)
+    assert len(jax.tree.leaves(eight.data)[0].sharding.device_set) == 8
+print("equal")
+"""
+
+
+def test_eight_devices_equal_one():
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    found = subprocess.run(
+        [sys.executable, "-c", MESH], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert found.stdout.split() == ["equal"], found.stderr[-3000:]

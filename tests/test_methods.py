@@ -1,0 +1,282 @@
+"""One suite of behaviours that every method must show, over METHODS and FedCIA's variants."""
+
+from dataclasses import fields
+from functools import cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec import checkpoint
+from jaxrec.data.pack import pack
+from jaxrec.data.split import split
+from jaxrec.data.synthetic import synthetic
+from jaxrec.methods import METHODS
+from jaxrec.types import SettingError, Sizes
+
+QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
+SMALL = {"width": 8, "rank": 16}
+GRAPH = {"layers": 1, "learning_rate": 0.1, "l2_user": 0.5, "l2_item": 0.5}
+MIXED = "mf:8,lightgcn:8,mf:4"
+
+
+class Variant(NamedTuple):
+    method: str
+    settings: dict
+    rounds: int = 1
+    margin: float | None = None  # NDCG@10 above popularity's that it must reach
+
+    def make(self, sizes, **more):
+        module = METHODS[self.method]
+        return module.make(module.Config(**self.settings, **more), sizes)
+
+
+VARIANTS = {
+    "popularity": Variant("popularity", {}),
+    "local_only": Variant("local_only", {"width": 8}, 10),
+    "fedavg": Variant("fedavg", {"width": 8}, 60, 0.02),
+    "fedcia": Variant("fedcia", SMALL, 30, 0.08),
+    "fedcia-lightgcn": Variant("fedcia", SMALL | GRAPH | {"model": "lightgcn"}, 20, 0.04),
+    "fedcia-mixed": Variant("fedcia", SMALL | GRAPH | {"model": MIXED}, 30, 0.02),
+    "fedcia-sketch": Variant("fedcia", SMALL | {"upload": "sketch", "tables": "rebuilt"}, 30, 0.08),
+    "gfcf": Variant("fedcia", {"model": "gfcf", "singular_vectors": 8}, 1, 0.12),
+    "gfcf-paper": Variant(
+        "fedcia", {"model": "gfcf", "singular_vectors": 8, "form": "paper"}, 1, 0.07
+    ),
+    "ease": Variant("fedcia", {"model": "ease", "ridge": 20.0}, 1, 0.08),
+    "ease-sketch": Variant("fedcia", {"model": "ease", "ridge": 20.0, "sketch": 32}, 1, 0.04),
+}
+every_variant = pytest.mark.parametrize("name", VARIANTS)
+
+
+class Outcome(NamedTuple):
+    start: object  # the state before the first round
+    state: object
+    metrics: object  # of the last round
+    scores: jax.Array  # f32 [U, I]
+    some: jax.Array  # the scores of users 3, 3 and 0, asked for together
+
+
+@cache
+def problem():
+    """Twelve clients of twenty users each and, behind them, three that only pad."""
+    dataset = split(synthetic(users=240, items=80, clients=12, length=26), "ratio", 0.1, 0.2, 0)
+    data, sizes = pack(dataset, multiple=5)
+    assert [len(clients.client) for clients in data.clients] == [15]
+    return dataset, data, sizes
+
+
+def program(variant, sizes, **settings):
+    method = variant.make(sizes, **settings)
+
+    def fit(key, data, rounds):
+        init_key, key = jax.random.split(key)
+        step = lambda state, number: method.step(state, data, jax.random.fold_in(key, number))
+        start = method.init(init_key, data)
+        nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(step, start, 0)[1])
+        state, metrics = jax.lax.fori_loop(
+            0, rounds, lambda number, carry: step(carry[0], number), (start, nothing)
+        )
+        served = method.prepare(state, data)
+        scores = method.score(served, jnp.arange(sizes.users))
+        return Outcome(start, state, metrics, scores, method.score(served, jnp.array([3, 3, 0])))
+
+    return jax.jit(fit, compiler_options=QUICK)
+
+
+@cache
+def fitter(name):
+    return program(VARIANTS[name], problem()[2])
+
+
+def fit(name, data=None, rounds=2, seed=0):
+    rounds = min(rounds, VARIANTS[name].rounds)
+    return fitter(name)(jax.random.key(seed), data or problem()[1], rounds)
+
+
+@cache
+def trained(name):
+    return fit(name, rounds=VARIANTS[name].rounds)
+
+
+def ndcg(scores):
+    """Mean NDCG@10 of the test items over users, train and valid items left out."""
+    dataset, _, sizes = problem()
+    rows = dataset.interactions
+    test = np.zeros((sizes.users, sizes.items), bool)
+    hidden = test.copy()
+    for part, table in ((rows["split"] == 2, test), (rows["split"] < 2, hidden)):
+        table[rows["user"][part], rows["item"][part]] = True
+    top = np.argsort(-np.where(hidden, -np.inf, scores), axis=1)[:, :10]
+    discount = 1 / np.log2(np.arange(2, 12))
+    gain = np.take_along_axis(test, top, 1) @ discount
+    number = np.minimum(test.sum(1), 10)
+    return np.mean(gain[number > 0] / np.cumsum(discount)[number[number > 0] - 1])
+
+
+def with_clients(change):
+    data = problem()[1]
+    return data._replace(clients=tuple(map(change, data.clients)))
+
+
+def assert_same(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def assert_finite(tree):
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
+
+
+def test_every_method_has_a_variant():
+    assert {variant.method for variant in VARIANTS.values()} == set(METHODS)
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if VARIANTS[name].margin])
+def test_learns_the_planted_tastes(name):
+    assert ndcg(trained(name).scores) > ndcg(trained("popularity").scores) + VARIANTS[name].margin
+
+
+@every_variant
+def test_training_leaves_finite_values_and_scores_of_the_right_kind(name):
+    sizes, outcome = problem()[2], trained(name)
+    assert outcome.scores.shape == (sizes.users, sizes.items)
+    assert outcome.scores.dtype == jnp.float32
+    np.testing.assert_allclose(
+        outcome.some, outcome.scores[np.array([3, 3, 0])], rtol=1e-4, atol=1e-5
+    )
+    assert_finite(outcome)
+
+
+@every_variant
+def test_the_same_seed_gives_the_same_bits(name):
+    first = fit(name, seed=1)
+    assert_same(fit(name, seed=1), first)
+    method = VARIANTS[name].make(problem()[2])
+    drawn = not method.one_shot
+    assert (np.asarray(fit(name, seed=2).scores) != first.scores).any() or not drawn
+
+
+@every_variant
+def test_the_order_of_clients_changes_nothing(name):
+    order = np.arange(15)
+    for first in range(3):  # clients stay with the model that a mixed federation deals them
+        order[first::3] = order[first::3][::-1]
+    moved = with_clients(lambda clients: jax.tree.map(lambda leaf: leaf[order], clients))
+    expected = fit(name).scores
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(fit(name, moved).scores, expected, atol=2e-4 * scale)
+
+
+@every_variant
+def test_what_a_client_without_weight_holds_has_no_effect(name):
+    def garble(clients):
+        nobody = (clients.weight == 0)[:, None]
+        return clients._replace(
+            item=jnp.where(nobody, 7, clients.item),
+            user=jnp.where(nobody, 1, clients.user),
+            client=jnp.where(nobody[:, 0], clients.client + 50, clients.client),
+        )
+
+    assert_same(fit(name, with_clients(garble)).scores, fit(name).scores)
+
+
+@pytest.mark.parametrize("name", ["fedavg", *(n for n in VARIANTS if VARIANTS[n].rounds == 1)])
+def test_clients_that_only_pad_change_nothing(name):
+    dataset, _, sizes = problem()
+    alone, _ = pack(dataset)
+    found = program(VARIANTS[name], sizes)(jax.random.key(0), alone, 1).scores
+    expected = fit(name, rounds=1).scores
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@every_variant
+def test_without_any_weight_the_state_stays_as_it_was(name):
+    nobody = with_clients(
+        lambda clients: clients._replace(
+            weight=jnp.zeros_like(clients.weight), mask=jnp.zeros_like(clients.mask)
+        )
+    )
+    outcome = fit(name, nobody)
+    assert_finite(outcome)
+    if VARIANTS[name].rounds > 1:
+        assert_same(outcome.state, outcome.start)
+
+
+DROPS = [
+    name
+    for name, module in METHODS.items()
+    if "dropout" in {field.name for field in fields(module.Config)}
+]
+
+
+@pytest.mark.parametrize("name", DROPS)
+def test_when_all_clients_drop_out_the_state_stays_as_it_was(name):
+    dropped = program(VARIANTS[name], problem()[2], dropout=1.0)
+    outcome = dropped(jax.random.key(0), problem()[1], 2)
+    assert_finite(outcome)
+    assert_same(outcome.state, outcome.start)
+    assert outcome.metrics.participants == 0
+
+
+@every_variant
+def test_a_state_survives_a_checkpoint(name):
+    state = fit(name).state
+    arrays = checkpoint.to_arrays(state)
+    assert all(isinstance(array, np.ndarray) for array in arrays.values())
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+    found = checkpoint.to_state(arrays, like)
+    assert jax.tree.structure(found) == jax.tree.structure(state)
+    assert [leaf.dtype for leaf in jax.tree.leaves(found)] == [
+        leaf.dtype for leaf in jax.tree.leaves(state)
+    ]
+    assert_same(found, state)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        (method, {setting: value}, f"{setting} = {value}")
+        for method in ("local_only", "fedavg", "fedcia")
+        for setting, value in [
+            ("width", 0),
+            ("local_steps", 0),
+            ("learning_rate", 0.0),
+            ("init_scale", -1.0),
+            ("negative_weight", -0.5),
+            ("l2_user", -1.0),
+            ("l2_item", float("nan")),
+        ]
+    ]
+    + [
+        (method, {setting: value}, f"{setting} = {value}")
+        for method in ("fedavg", "fedcia")
+        for setting, value in [("participation", 0.0), ("dropout", 1.5), ("block", -1)]
+    ]
+    + [
+        ("fedcia", {"rank": 0}, "rank = 0"),
+        ("fedcia", {"model": "mff"}, "'mff'"),
+        ("fedcia", {"model": "mf:8,lightgcn:x"}, "'lightgcn:x'"),
+        ("fedcia", {"model": "mf:0"}, "mf:0"),
+        ("fedcia", {"model": "mf:8,mf:4", "tables": "rebuilt"}, "tables = 'rebuilt'"),
+        ("fedcia", {"upload": "sketch", "noise": 0.1}, "noise"),
+        ("fedcia", {"align_step": 1.5}, "align_step = 1.5"),
+        ("fedcia", {"model": "ease", "form": "paper"}, "form = 'paper'"),
+        ("fedcia", {"model": "ease", "ridge": 0.0}, "ridge = 0.0"),
+        ("fedcia", {"model": "gfcf", "form": "paper", "sketch": 64}, "sketch = 64"),
+        ("fedcia", {"model": "gfcf", "sketch": 1000}, "sketch = 1000"),
+        ("fedcia", {"model": "gfcf", "sketch": 64, "passes": 1}, "passes = 1"),
+        ("fedcia", {"model": "gfcf", "singular_vectors": 0}, "singular_vectors = 0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_name(method, settings, message):
+    module = METHODS[method]
+    with pytest.raises(SettingError, match=message):
+        module.make(module.Config(**settings), Sizes(240, 80, 12))
+
+
+def test_a_catalogue_too_large_for_a_dense_model_is_refused():
+    module = METHODS["fedcia"]
+    with pytest.raises(SettingError, match="100,000 items.*sketch"):
+        module.make(module.Config(model="ease"), Sizes(240, 100_000, 12))
