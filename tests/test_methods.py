@@ -278,5 +278,5 @@ def test_settings_that_cannot_work_are_refused_by_name(method, settings, message
 
 def test_a_catalogue_too_large_for_a_dense_model_is_refused():
     module = METHODS["fedcia"]
-    with pytest.raises(SettingError, match="100,000 items.*sketch"):
+    with pytest.raises(SettingError, match=r"100,000 items.*sketch"):
         module.make(module.Config(model="ease"), Sizes(240, 100_000, 12))

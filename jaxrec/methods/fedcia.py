@@ -85,6 +85,8 @@ class Config(fedcia_linear.LinearConfig, local.LocalConfig):
     """Chance of a chosen client to fail before its upload arrives, 0 to 1."""
     block: int = 0
     """Clients computed at once, a bound on memory; 0 = all of a bucket."""
+    memory: float = 16.0
+    """GB that kept item tables, their Adam moments and uploads may take; more is refused."""
 
 
 class Shared(NamedTuple):
@@ -120,6 +122,7 @@ def make(config: Config, sizes: Sizes) -> Method:
         return fedcia_linear.make(config, sizes)
     local.check(config)
     models = _models(config)
+    _check_memory(config, models, sizes)
     cohort = Cohort.checked(config.participation, config.dropout, config.block)
     optimizer = optax.adam(config.learning_rate)
     rank = min(config.rank, sizes.items)
@@ -266,6 +269,17 @@ def _models(config: Config) -> tuple[Model, ...]:
     if not 0 < config.align_step <= 1:
         raise SettingError(f"align_step = {config.align_step}: must lie in (0, 1]")
     return tuple(models)
+
+
+def _check_memory(config: Config, models: tuple[Model, ...], sizes: Sizes) -> None:
+    width = sum(model.width for model in models) / len(models)
+    kept = 4e-9 * 4 * sizes.clients * sizes.items * width  # table, two moments, upload
+    if config.tables == "kept" and kept > config.memory:
+        raise SettingError(
+            f"{sizes.clients:,} clients that keep {sizes.items:,} x {width:.0f} item tables take "
+            f"{kept:.1f} GB, above memory = {config.memory}; set tables = 'rebuilt', "
+            "upload = 'sketch', block = 128 (and participation below 1 to save time)"
+        )
 
 
 def _groups(data: Data, models: tuple[Model, ...], weighting: str) -> list[tuple[Model, Clients]]:

@@ -130,14 +130,14 @@ def test_the_same_clients_take_part_whatever_the_block():
 
 def test_the_order_of_clients_changes_nothing():
     buckets, private = make_buckets(), make_private()
-    order = ([2, 0, 1], [3, 1, 0, 2])
+    order = (np.array([2, 0, 1]), np.array([3, 1, 0, 2]))
     moved = tuple(
-        jax.tree.map(lambda leaf, o=np.array(o): leaf[o], bucket)
+        jax.tree.map(lambda leaf, o=o: leaf[o], bucket)
         for o, bucket in zip(order, buckets, strict=True)
     )
-    moved_private = tuple(p[np.array(o)] for o, p in zip(order, private, strict=True))
+    moved_private = tuple(p[o] for o, p in zip(order, private, strict=True))
     shared, after, metric, participants = play(buckets, private)
-    expected = tuple(a[np.array(o)] for o, a in zip(order, after, strict=True))
+    expected = tuple(a[o] for o, a in zip(order, after, strict=True))
     assert_close(play(moved, moved_private), (shared, expected, metric, participants))
 
 

@@ -39,7 +39,7 @@ def test_factors_give_the_matrix_back():
     basis = linalg.orthonormal(matrix)
     np.testing.assert_allclose(basis.T @ basis, np.eye(4), atol=1e-6)
     np.testing.assert_allclose(basis @ (basis.T @ matrix), matrix, atol=1e-5)
-    values, vectors = linalg.eigh(jnp.asarray(SYMMETRIC[0]))
+    values, _ = linalg.eigh(jnp.asarray(SYMMETRIC[0]))
     np.testing.assert_allclose(values, np.linalg.eigvalsh(SYMMETRIC[0]), rtol=1e-4, atol=1e-5)
     assert (jnp.diff(values) >= 0).all()
 
