@@ -107,18 +107,26 @@ def _bucket_round(local, shared, private, clients, key_cohort, key_local, cohort
     if cohort.dropout > 0:
         present &= jax.random.bernoulli(key_drop, 1 - cohort.dropout, (size,))
     block = min(cohort.block or size, size)
+    everyone = cohort.participation == 1 and block == count
+
+    def pick(tree, index):
+        return tree if everyone else jax.tree.map(lambda leaf: leaf[index], tree)
+
+    def put(tree, index, new):
+        if everyone:
+            return new
+        return jax.tree.map(lambda leaf, fresh: leaf.at[index].set(fresh), tree, new)
 
     def run(private, places):
         index = chosen[places]
-        members = jax.tree.map(lambda leaf: leaf[index], clients)
-        before = jax.tree.map(lambda leaf: leaf[index], private)
+        members, before = pick(clients, index), pick(private, index)
         keys = jax.vmap(lambda client: jax.random.fold_in(key_local, client))(members.client)
         uploads, after, metrics = jax.vmap(local, (None, 0, 0, 0))(shared, before, members, keys)
         weights = members.weight * present[places]
         kept = jax.tree.map(
             lambda new, old: jnp.where(_like(weights > 0, new), new, old), after, before
         )
-        private = jax.tree.map(lambda leaf, new: leaf.at[index].set(new), private, kept)
+        private = put(private, index, kept)
         total = weights.sum()
         sums = (
             jax.tree.map(lambda leaf: jnp.vdot(weights, leaf), metrics),
