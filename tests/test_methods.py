@@ -37,7 +37,7 @@ VARIANTS = {
     "popularity": Variant("popularity", {}),
     "local_only": Variant("local_only", {"width": 8}, 10),
     "fedavg": Variant("fedavg", {"width": 8}, 60, 0.02),
-    "fedcia": Variant("fedcia", SMALL, 30, 0.08),
+    "fedcia": Variant("fedcia", SMALL | {"local_steps": 10, "l2_item": 1.0}, 30, 0.08),
     "fedcia-lightgcn": Variant("fedcia", SMALL | GRAPH | {"model": "lightgcn"}, 20, 0.04),
     "fedcia-mixed": Variant("fedcia", SMALL | GRAPH | {"model": MIXED}, 30, 0.02),
     "fedcia-sketch": Variant("fedcia", SMALL | {"upload": "sketch", "tables": "rebuilt"}, 30, 0.08),

@@ -32,20 +32,24 @@ class Operator(NamedTuple):
 
 
 def rotate(table: jax.Array, key: jax.Array) -> jax.Array:
-    """E Q [I, D] for a random orthogonal Q [D, D], uniform given its determinant.
+    """E Q [I, D] for a random orthogonal Q [D, D], uniform by Haar's measure.
 
     (E Q)(E Q)^T = E E^T: the upload carries the similarity and hides the embedding space.
     """
     width = table.shape[1]
     normals = jnp.triu(jax.random.normal(key, (width, width), table.dtype))
+    signs = jnp.where(jnp.diagonal(normals) < 0, -1.0, 1.0)
 
-    def reflect(rotated, normal):
-        unit = normal / jnp.linalg.norm(normal)
+    def reflect(rotated, row):
+        normal, place, sign = row
+        mirror = normal + sign * jnp.linalg.norm(normal) * place
+        unit = mirror / jnp.linalg.norm(mirror)
         return rotated - 2 * jnp.outer(rotated @ unit, unit), None
 
     # Householder reflections of shrinking dimension (Stewart, 1980) vmap as plain arithmetic.
-    rotated, _ = jax.lax.scan(reflect, jnp.eye(width, dtype=table.dtype), normals)
-    return table @ rotated
+    identity = jnp.eye(width, dtype=table.dtype)
+    rotated, _ = jax.lax.scan(reflect, identity, (normals, identity, signs))
+    return table @ (rotated * -signs)
 
 
 def stacked(factors: Sequence[jax.Array], weights: Sequence[jax.Array]) -> Operator:
