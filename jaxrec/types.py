@@ -68,7 +68,8 @@ class Sizes(NamedTuple):
 class Clients(NamedTuple):
     """A bucket of federated clients of similar size; every leading axis is the client axis.
 
-    Rows beyond a client's own interactions or users carry `mask` False and user id `U`.
+    Rows beyond a client's own interactions or users carry `mask` False and user id `U`. `age` is
+    None where the data does not know the order of a user's rows.
     """
 
     user: jax.Array  # int32 [C, N]  row of the client's own user table
@@ -77,21 +78,26 @@ class Clients(NamedTuple):
     users: jax.Array  # int32 [C, U]  global id of each row of the client's user table
     client: jax.Array  # int32 [C]  the client's id: names its stream of random numbers
     weight: jax.Array  # f32 [C]  number of train interactions; 0 for a padding client
+    age: jax.Array | None = None  # int32 [C, N]  how many later train rows the user has; 0: newest
 
 
 class Data(NamedTuple):
     """What a federated method trains on: buckets of clients, smallest first."""
 
     clients: tuple[Clients, ...]
+    text: jax.Array | None = None  # f32 [I, T]  public vectors of the items' text; zero without any
 
 
 class Traffic(NamedTuple):
-    """Bytes that cross the network for one participating client (mean over clients)."""
+    """Bytes that cross the network for one client (mean over clients)."""
 
-    up: float = 0.0  # per round
-    down: float = 0.0  # per round
+    up: float = 0.0  # per round it takes part in
+    down: float = 0.0  # per round it takes part in
     setup_up: float = 0.0  # once
     setup_down: float = 0.0  # once
+    codes_down: float = 0.0  # a code table: at set-up, and again after each refresh
+    refresh_up: float = 0.0  # per refresh it takes part in
+    refresh_down: float = 0.0  # per refresh it takes part in
 
 
 class Method(NamedTuple):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 
 from jaxrec.types import TRAIN, Clients, Data, DataError, Dataset, Sizes
 
@@ -31,7 +33,9 @@ def pack(dataset: Dataset, *, multiple: int = 1) -> tuple[Data, Sizes]:
 
     # One sort of one key puts the rows in order of (client, user, item).
     key = np.argsort(users)[train["user"]] * num_items + train["item"].to_numpy()
-    rank, item = np.divmod(np.sort(key), num_items)
+    order = np.argsort(key)
+    rank, item = np.divmod(key[order], num_items)
+    age = _ages(train)[order] if "timestamp" in train else None
 
     width = 2 ** np.frexp(np.maximum(sizes, 1) - 0.5)[1]  # the next power of two, exactly
     buckets = []
@@ -47,8 +51,9 @@ def pack(dataset: Dataset, *, multiple: int = 1) -> tuple[Data, Sizes]:
             users=_padded(users[own], owned[lo:hi], (shape[0], owned[lo:hi].max()), num_users),
             client=np.append(ids[lo:hi], len(ids) + np.arange(padding)).astype(np.int32),
             weight=np.append(sizes[lo:hi], np.zeros(padding)).astype(np.float32),
+            age=None if age is None else _padded(age[rows], sizes[lo:hi], shape, 0),
         )
-        buckets.append(Clients(*map(jnp.asarray, bucket)))
+        buckets.append(jax.tree.map(jnp.asarray, bucket))
     return Data(tuple(buckets)), Sizes(num_users, num_items, len(ids))
 
 
@@ -66,6 +71,15 @@ def _owners(dataset: Dataset) -> np.ndarray:
             f"({alone.size} such users in all); a core of 1 row per user drops them"
         )
     return owner
+
+
+def _ages(train: pd.DataFrame) -> np.ndarray:
+    """How many later rows each row's user has; of equal times the last in the file is newest."""
+    order = np.lexsort((train["timestamp"], train["user"]))
+    counts = np.unique(train["user"], return_counts=True)[1]
+    ages = np.empty(len(train), np.int32)
+    ages[order] = np.repeat(np.cumsum(counts), counts) - 1 - np.arange(len(train))
+    return ages
 
 
 def _padded(values: np.ndarray, counts: np.ndarray, shape: tuple, fill: int) -> np.ndarray:

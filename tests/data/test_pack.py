@@ -1,5 +1,6 @@
 """Packing loses nothing, doubles nothing and wastes less than half."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -42,7 +43,7 @@ def test_every_train_row_lies_in_its_clients_line_once(users, multiple):
     owner = {u: c for u, (c, _) in enumerate(users)}
     found, held, order, waste = [], [], [], 0
     for bucket in packed.clients:
-        b = type(bucket)(*map(np.asarray, bucket))
+        b = jax.tree.map(np.asarray, bucket)
         assert b.user.shape == b.item.shape == b.mask.shape
         c, n = b.item.shape
         assert c % multiple == 0
@@ -89,9 +90,30 @@ def test_types_are_those_of_the_contract():
     assert large.item.tolist() == [[0, 1, 2, 0]]
     assert large.mask.tolist() == [[True, True, True, False]]
     for bucket in packed.clients:
-        dtypes = {name: getattr(bucket, name).dtype for name in bucket._fields}
+        assert bucket.age is None
+        dtypes = {name: getattr(bucket, name).dtype for name in bucket._fields if name != "age"}
         integers = dict.fromkeys(["user", "item", "users", "client"], jnp.int32)
         assert dtypes == {**integers, "mask": jnp.bool_, "weight": jnp.float32}
+
+
+def test_age_counts_the_later_train_rows_of_the_user():
+    rows = pd.DataFrame(
+        [
+            # user, item, timestamp, split
+            (0, 5, 30, 0),
+            (0, 2, 10, 0),
+            (0, 9, 40, 1),  # not a train row: it ages nobody
+            (1, 5, 7, 0),
+            (0, 7, 30, 0),  # as old as item 5, but later in the file
+            (1, 1, 9, 0),
+        ],
+        columns=["user", "item", "timestamp", "split"],
+    ).assign(client=0)
+    items, users = pd.DataFrame({"item": np.arange(12)}), pd.DataFrame({"user": np.arange(2)})
+    (bucket,) = pack(Dataset("toy", rows, items, users))[0].clients
+    assert bucket.item.tolist() == [[2, 5, 7, 1, 5, 0, 0, 0]]
+    assert bucket.age.tolist() == [[2, 1, 0, 0, 1, 0, 0, 0]]
+    assert bucket.age.dtype == jnp.int32
 
 
 def test_unprepared_data_is_refused():
