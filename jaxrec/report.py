@@ -65,28 +65,39 @@ def write_users(path: Path, users: pd.DataFrame) -> None:
     write_atomic(path, lambda beside: users.to_parquet(beside, index=False))
 
 
-def write_curve(path: Path, curves: Mapping[str, Sequence[Row]], monitor: str) -> None:
-    """A plot of the monitored validation metric over rounds, one line for each method.
+def measured(monitor: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that is `monitor`; a sampled metric says its negatives after its name."""
+    return next((name for name in names if name == monitor or name.startswith(f"{monitor}(")), None)
 
-    `curves` maps a method to its rows; a method with a single evaluation is a dashed level.
+
+def write_curve(
+    path: Path, curves: Mapping[str, Sequence[Row]], monitor: str, clients: int
+) -> None:
+    """The monitored validation metric over rounds, and over MB that a client sent and received.
+
+    `curves` maps a method to its rows. A method evaluated once is a dot on a dashed level; one that
+    sent nothing is a dashed level over bytes.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    figure = Figure(figsize=(9.6, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for method, rows in curves.items():
-        points = [(row["round"], row[f"valid/{monitor}"]) for row in rows if _has(row, monitor)]
-        if len(points) > 1:
-            axes.plot(*zip(*points, strict=True), label=method)
-        elif points:
-            color = axes.plot([], [], "--", label=method)[0].get_color()
-            axes.axhline(points[0][1], linestyle="--", color=color)
-    axes.set(xlabel="round", ylabel=f"valid {monitor}")
-    axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False)
+    over_rounds, over_bytes = figure.subplots(1, 2, sharey=True)
+    names = (name for rows in curves.values() for row in rows for name in row)
+    key = measured(f"valid/{monitor}", names) or f"valid/{monitor}"
+    for number, (method, rows) in enumerate(curves.items()):
+        points = [row for row in rows if row.get(key) is not None]
+        values, style = [row[key] for row in points], {"color": f"C{number}", "label": method}
+        _draw(over_rounds, [row["round"] for row in points], values, style)
+        _draw(over_bytes, [row["bytes"] / clients / 1e6 for row in points], values, style)
+    over_rounds.set(xlabel="round", ylabel=key.replace("/", " "))
+    over_bytes.set(xlabel="MB per client, up and down", xscale="log")
+    over_bytes.xaxis.set_major_formatter("{x:g}")
+    for axes in (over_rounds, over_bytes):
+        axes.grid(alpha=0.3)
+    if over_rounds.get_legend_handles_labels()[0]:
+        over_rounds.legend(frameon=False)
     write_atomic(path, lambda beside: figure.savefig(beside, dpi=150, format="png"))
 
 
@@ -115,6 +126,45 @@ def table(results: Mapping[str, Row], *, k: int | None = None, protocol: str = "
             cells.append(f"[bold]{text}[/bold]" if value == best[name] else text)
         seconds = sum(result[f"seconds/{part}"] for part in ("compile", "train", "evaluate"))
         shown.add_row(method, *cells, f"{result['bytes/per_client'] / 1e6:.2f}", f"{seconds:.1f}")
+    return shown
+
+
+def traffic_table(results: Mapping[str, Row]) -> Any:
+    """A rich table, one line a method: what crossed the network, for one client and for all.
+
+    The last column says how many times fewer bytes than the method with the most. Set-up, code
+    tables and refreshes are left out where no method has any.
+    """
+    from rich import box
+    from rich.table import Table
+
+    most = max(results, key=lambda method: results[method]["bytes/total"])
+    parts = {"setup": "set-up", "codes": "code tables", "refresh": "refreshes"}
+    parts = {
+        part: title
+        for part, title in parts.items()
+        if any(result[f"bytes/{part}_total"] for result in results.values())
+    }
+    shown = Table(box=box.SIMPLE_HEAD)
+    shown.add_column("bytes", no_wrap=True)
+    each = [f"{title} per client" for title in (*parts.values(), "total")]
+    for name in ["up per client and round", "down per client and round", *each, "federation"]:
+        shown.add_column(name, justify="right")
+    if len(results) > 1:
+        shown.add_column(f"fewer than {most}", justify="right")
+    for method, result in results.items():
+        total = result["bytes/total"]
+        share = result["bytes/per_client"] / total if total else 0.0
+        sizes = [
+            result["bytes/up_per_client_round"],
+            result["bytes/down_per_client_round"],
+            *(share * result[f"bytes/{part}_total"] for part in parts),
+            result["bytes/per_client"],
+            total,
+        ]
+        times = results[most]["bytes/total"] / total if total else 0.0
+        fewer = f"{times:,.{1 if times < 100 else 0}f}x" if times and method != most else ""
+        shown.add_row(method, *map(_size, sizes), *([fewer] if len(results) > 1 else []))
     return shown
 
 
@@ -162,7 +212,7 @@ class Line:
         """Show a run at an evaluation. The pace is that since the first one, compiled by then."""
         text = (
             f"{self.method}: round {memory.round}/{self.rounds}  {name} {value:.4f}  "
-            f"best {memory.best:.4f} at {memory.best_round}  {memory.bytes / 1e6:,.1f} MB"
+            f"best {memory.best:.4f} at {memory.best_round}  {memory.ledger.total / 1e6:,.1f} MB"
         )
         now = time.perf_counter()
         if self.first:
@@ -198,8 +248,23 @@ def _number(result: Row, name: str) -> float:
     return float("nan") if value is None else value
 
 
-def _has(row: Row, monitor: str) -> bool:
-    return row.get(f"valid/{monitor}") is not None
+def _size(number: float) -> str:
+    """Bytes to three digits: 0, 76.8 KB, 5.66 MB."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if number < 999.5:
+            return f"{number:.3g} {unit}" if number else "0"
+        number /= 1000
+    return f"{number:,.0f} TB"
+
+
+def _draw(axes: Any, x: Sequence[float], y: Sequence[float], style: Mapping[str, Any]) -> None:
+    """A line, or where there is none to draw the best value as a level, and a dot where x > 0."""
+    if len(x) > 1 and x[-1] > 0:
+        axes.plot(x, y, **style)
+    elif x:
+        axes.axhline(max(y), linestyle="--", **style)
+        if x[-1] > 0:
+            axes.plot(x, y, "o", color=style["color"])
 
 
 def _plain(value: Any) -> Any:

@@ -34,6 +34,8 @@ from jaxrec.config import (
     read_values,
 )
 from jaxrec.evaluate import Evaluation, evaluator
+from jaxrec.federated import communication
+from jaxrec.federated.communication import Ledger
 from jaxrec.prepare import Prepared, prepare, shardings
 from jaxrec.types import Data, Dataset, Method, SettingError, Sizes
 
@@ -65,7 +67,7 @@ class Memory(NamedTuple):
     best: float | None = None
     best_round: int = 0
     stale: int = 0  # evaluations since the best one
-    bytes: float = 0.0
+    ledger: Ledger = Ledger()
     compile: float = 0.0  # seconds
     train: float = 0.0  # seconds
     evaluate: float = 0.0  # seconds
@@ -81,6 +83,10 @@ class Job(NamedTuple):
     prepared: Prepared
     out: Path | None
     progress: bool
+
+    @property
+    def clients(self) -> int:
+        return communication.members(self.prepared.data)
 
     @property
     def rounds(self) -> int:
@@ -160,7 +166,8 @@ def train(
         baselines[name] = _train_one(name, *configs, prepared, folder, progress)
     if out:
         curves = {name: one.rows for name, one in {method: result, **baselines}.items()}
-        report.write_curve(out / "curve.png", curves, run.monitor)
+        clients = communication.members(prepared.data)
+        report.write_curve(out / "curve.png", curves, run.monitor, clients)
     return result._replace(baselines=baselines)
 
 
@@ -175,7 +182,8 @@ def _train_one(
     start = _starter(method, init_key, prepared)
     like = jax.eval_shape(start) if method.compiled else start()
 
-    memory, rows, state, best = Memory(bytes=_setup_bytes(job)), [], None, None
+    memory = Memory(ledger=communication.opened(method.traffic, job.clients))
+    rows, state, best = [], None, None
     if remembered := _remembered(job):
         memory = remembered
         if memory.round > job.rounds:
@@ -198,7 +206,7 @@ def _train_one(
     users = _with_ids(tested.per_user, prepared.dataset)
     if out:
         report.write_users(out / "users.parquet", users)
-        report.write_curve(out / "curve.png", {name: rows}, run.monitor)
+        report.write_curve(out / "curve.png", {name: rows}, run.monitor, job.clients)
         report.write_json(out / "result.json", values)
     return _result(job, values, users, rows, state)
 
@@ -215,7 +223,7 @@ def _fit(
 
     Returns the memory of the last round and the state of the best one.
     """
-    run, out, data = job.run, job.out, job.prepared.data
+    run, out, data, clients = job.run, job.out, job.prepared.data, job.clients
     mesh_place = shardings(state, data, job.prepared.mesh)
     advance = _advancer(job.method, data, key, mesh_place)
     evaluate = evaluator(job.method, job.prepared.valid, lists=False)
@@ -231,15 +239,23 @@ def _fit(
                 kept = f"; round {saved} is saved in {out / 'checkpoint'}" if out and saved else ""
                 at = f"{job.name}, rounds {memory.round + 1} to {stop}"
                 raise FloatingPointError(f"{at}: {error}{kept}") from None
-            name = _monitored(run.monitor, evaluation)
+            name = report.measured(run.monitor, evaluation.means)
             value = evaluation.means[name]
             better = memory.best is None or value > memory.best
+            ledger = communication.charged(
+                memory.ledger,
+                job.method.traffic,
+                clients,
+                metrics.get("participants", clients),
+                metrics.get("refreshed", 0),
+                rounds=stop - memory.round,
+            )
             memory = Memory(
                 round=stop,
                 best=value if better else memory.best,
                 best_round=stop if better else memory.best_round,
                 stale=0 if better else memory.stale + 1,
-                bytes=memory.bytes + _round_bytes(job, metrics, stop - memory.round),
+                ledger=ledger,
                 compile=memory.compile + compiling,
                 train=memory.train + training,
                 evaluate=memory.evaluate + evaluating,
@@ -262,7 +278,8 @@ def _fit(
 def _save(job: Job, memory: Memory, state: Any, best: checkpoint.Arrays) -> None:
     last = memory.round, checkpoint.to_arrays(state)
     best = memory.best_round, best
-    checkpoint.save(job.out / "checkpoint", last, best, memory._asdict(), job.identity)
+    remembered = memory._asdict() | {"ledger": memory.ledger._asdict()}
+    checkpoint.save(job.out / "checkpoint", last, best, remembered, job.identity)
 
 
 def _starter(method: Method, key: jax.Array, prepared: Prepared) -> Callable[[], Any]:
@@ -333,36 +350,14 @@ def _check_finite(metrics: checkpoint.Arrays, finite: Any, start: int, stop: int
         )
 
 
-def _setup_bytes(job: Job) -> float:
-    traffic = job.method.traffic
-    return _participants(job) * (traffic.setup_up + traffic.setup_down)
-
-
-def _round_bytes(job: Job, metrics: checkpoint.Arrays, rounds: int) -> float:
-    each = (
-        metrics["participants"].sum() if "participants" in metrics else rounds * _participants(job)
-    )
-    return float(each) * (job.method.traffic.up + job.method.traffic.down)
-
-
-def _participants(job: Job) -> int:
-    return sum(int((bucket.weight > 0).sum()) for bucket in job.prepared.data.clients)
-
-
-def _monitored(monitor: str, evaluation: Evaluation) -> str:
-    """The key that `monitor` names; a sampled metric carries its number of negatives after it."""
-    for name in evaluation.means:
-        if name == monitor or name.startswith(f"{monitor}("):
-            return name
-    raise SettingError(f"monitor = {monitor!r}: is not measured")
-
-
 def _row(memory: Memory, evaluation: Evaluation, metrics: checkpoint.Arrays) -> dict[str, Any]:
     return {
         "round": memory.round,
         **{f"valid/{name}": value for name, value in evaluation.means.items()},
         **{f"train/{name}": values.mean(0).tolist() for name, values in metrics.items()},
-        "bytes": memory.bytes,
+        "bytes": memory.ledger.total,
+        "bytes/up": memory.ledger.up,
+        "bytes/down": memory.ledger.down,
         "seconds": memory.compile + memory.train + memory.evaluate,
     }
 
@@ -371,18 +366,13 @@ def _values(
     job: Job, memory: Memory, rows: list[dict[str, Any]], tested: Evaluation
 ) -> dict[str, Any]:
     """The flat content of result.json."""
-    traffic = job.method.traffic
     best = next(row for row in rows if row["round"] == memory.best_round)
     return {
         **{name: value for name, value in best.items() if name.startswith("valid/")},
         **{f"test/{name}": value for name, value in tested.means.items()},
         "best_round": memory.best_round,
         "rounds": memory.round,
-        "bytes/up_per_client_round": traffic.up,
-        "bytes/down_per_client_round": traffic.down,
-        "bytes/setup_per_client": traffic.setup_up + traffic.setup_down,
-        "bytes/per_client": memory.bytes / _participants(job),
-        "bytes/total": memory.bytes,
+        **communication.values(memory.ledger, job.method.traffic, job.clients),
         "seconds/compile": memory.compile,
         "seconds/train": memory.train,
         "seconds/evaluate": memory.evaluate,
@@ -413,7 +403,11 @@ def _remembered(job: Job) -> Memory | None:
     out = job.out
     remembered = out and checkpoint.read_memory(out / "checkpoint", job.identity)
     if remembered:
-        return Memory(**remembered)
+        try:
+            return Memory(**remembered | {"ledger": Ledger(**remembered["ledger"])})
+        except (KeyError, TypeError) as error:
+            path = out / "checkpoint" / "index.json"
+            raise checkpoint.CheckpointError(f"{path}: of another version of jaxrec") from error
     # the first evaluation is always saved, so a second one tells of a checkpoint
     if out and len(report.read_rows(out / "metrics.jsonl")) > 1:
         raise checkpoint.CheckpointError(f"{out / 'checkpoint' / 'index.json'}: missing")

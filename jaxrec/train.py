@@ -55,7 +55,8 @@ def main(words: Sequence[str]) -> int:
         return 130
     results = {method or "fedcia": result.values}
     results |= {name: baseline.values for name, baseline in result.baselines.items()}
-    Console().print(report.table(results, protocol=result.protocol), f"run folder: {out}")
+    tables = report.table(results, protocol=result.protocol), report.traffic_table(results)
+    Console().print(*tables, f"run folder: {out}")
     return 0
 
 

@@ -6,10 +6,14 @@ import math
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from jaxrec import report
+from jaxrec.federated import communication
+from jaxrec.federated.communication import Ledger
 from jaxrec.run import Memory
+from jaxrec.types import Traffic
 
 SECONDS = {"seconds/compile": 1.0, "seconds/train": 2.0, "seconds/evaluate": 0.5}
 
@@ -20,6 +24,35 @@ def result(ndcg, error=0.01, **more):
         "test/NDCG@10/client_std": 0.3, "best_round": 4, "bytes/per_client": 2.5e6,
         **SECONDS, **more,
     }  # fmt: skip
+
+
+@pytest.fixture
+def panels(monkeypatch, tmp_path):
+    """Draws curves of a federation of 10 and returns the two panels."""
+    figures, savefig = [], Figure.savefig
+
+    def keep(figure, *args, **kwargs):
+        figures.append(figure)
+        savefig(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+
+    def draw(curves):
+        report.write_curve(tmp_path / "curve.png", curves, "NDCG@10", 10)
+        assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+        assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
+        return figures[-1].axes
+
+    return draw
+
+
+def lines(axes):
+    """The points of each line by label and style; a level spans the axes from 0 to 1."""
+    return {
+        (line.get_label(), line.get_linestyle()): list(zip(*line.get_data(), strict=True))
+        for line in axes.get_lines()
+        if line.get_marker() != "o"
+    }
 
 
 def shown(table, width=120):
@@ -102,17 +135,67 @@ def test_summary_is_mean_and_std_over_seeds(tmp_path):
     assert not [name for name in table if "/se" in name or name.startswith("seconds")]
 
 
-def test_the_curve_is_an_image(tmp_path):
-    rows = [{"round": n, "valid/NDCG@10": n / 10} for n in (1, 2, 3)]
-    report.write_curve(tmp_path / "curve.png", {"a": rows, "b": rows[:1], "c": []}, "NDCG@10")
-    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
+@pytest.mark.parametrize("key", ["valid/NDCG@10", "valid/NDCG@10(99 negatives)"])
+def test_curves_run_over_rounds_and_over_bytes(panels, key):
+    rows = [{"round": n, "bytes": n * 5e6, key: n / 10, f"{key}/se": 0.0} for n in (1, 2, 3)]
+    silent = [row | {"bytes": 0.0} for row in rows]
+    over_rounds, over_bytes = panels({"a": rows, "b": rows[:1], "c": silent, "d": []})
+    assert lines(over_rounds) == {
+        ("a", "-"): [(1, 0.1), (2, 0.2), (3, 0.3)],
+        ("b", "--"): [(0, 0.1), (1, 0.1)],
+        ("c", "-"): [(1, 0.1), (2, 0.2), (3, 0.3)],
+    }
+    assert lines(over_bytes) == {
+        ("a", "-"): [(0.5, 0.1), (1.0, 0.2), (1.5, 0.3)],
+        ("b", "--"): [(0, 0.1), (1, 0.1)],
+        ("c", "--"): [(0, 0.3), (1, 0.3)],
+    }
+    (dot,) = (line for line in over_bytes.get_lines() if line.get_marker() == "o")
+    assert (dot.get_xdata(), dot.get_ydata()) == ([0.5], [0.1])
+    assert over_rounds.get_ylabel() == key.replace("/", " ")
+
+
+def test_curves_without_a_byte_or_a_row_are_drawn_too(panels):
+    panels({"a": [{"round": 1, "bytes": 0.0, "valid/NDCG@10": 0.1}]})
+    panels({"a": []})
+
+
+def test_the_traffic_table_sets_bytes_side_by_side():
+    sent = Traffic(up=1000.0, down=500.0, setup_up=64.0)
+    results = {
+        "a": communication.values(Ledger(rounds_up=9e6, rounds_down=1e6, setup_up=640), sent, 10),
+        "b": communication.values(Ledger(rounds_down=5e4), Traffic(down=5000.0), 10),
+        "c": communication.values(Ledger(), Traffic(), 10),
+    }
+    text = shown(report.traffic_table(results))
+    line = {line.split()[0]: line.split("  ") for line in text.splitlines() if line.strip()}
+    cells = {name: [cell.strip() for cell in cells if cell.strip()] for name, cells in line.items()}
+    assert cells["a"] == ["a", "1 KB", "500 B", "64 B", "1 MB", "10 MB"]
+    assert cells["b"] == ["b", "0", "5 KB", "0", "5 KB", "50 KB", "200x"]
+    assert cells["c"] == ["c", "0", "0", "0", "0", "0"]
+    assert "fewer than a" in " ".join(text.split())
+    assert not any(word in text for word in ("code", "refresh"))
+    coded = communication.values(Ledger(codes_down=2e4, refresh_up=1e4), Traffic(), 10)
+    alone = shown(report.traffic_table({"d": coded}))
+    assert " ".join(alone.splitlines()[-2].split()) == "d 0 0 2 KB 1 KB 3 KB 30 KB"
+    assert "fewer" not in alone
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (1, "1 B"), (999, "999 B"), (999.9, "1 KB"), (76_800, "76.8 KB"), (2e9, "2 GB"),
+     (5_657_928, "5.66 MB"), (1.5e15, "1,500 TB")],
+)  # fmt: skip
+def test_sizes_have_three_digits(number, text):
+    assert report._size(number) == text
 
 
 def test_a_line_for_each_evaluation_where_there_is_no_terminal(capsys):
     with report.Line("toy", 20) as line:
-        line.update(Memory(round=5, best=0.25, best_round=5, bytes=1e6), "NDCG@10", 0.25)
-        line.update(Memory(round=10, best=0.25, best_round=5, bytes=2e6), "NDCG@10", 0.2)
+        memory = Memory(round=5, best=0.25, best_round=5, ledger=Ledger(rounds_up=1e6))
+        line.update(memory, "NDCG@10", 0.25)
+        memory = memory._replace(round=10, ledger=Ledger(rounds_up=1e6, setup_down=1e6))
+        line.update(memory, "NDCG@10", 0.2)
     first, second = capsys.readouterr().err.splitlines()
     assert first == "toy: round 5/20  NDCG@10 0.2500  best 0.2500 at 5  1.0 MB"
     assert second.startswith("toy: round 10/20  NDCG@10 0.2000  best 0.2500 at 5  2.0 MB")

@@ -148,12 +148,45 @@ def test_a_row_holds_means_over_its_rounds(toy, dataset):
 
 
 def test_bytes_count_the_clients_that_took_part(dataset):
-    values = fit(dataset, rounds=4).values
-    assert values["bytes/up_per_client_round"] == 4
-    assert values["bytes/down_per_client_round"] == 8
-    assert values["bytes/setup_per_client"] == 100
-    assert values["bytes/total"] == 6 * 100 + (5 + 6 + 5 + 6) * (4 + 8)
-    assert values["bytes/per_client"] == values["bytes/total"] / 6
+    """6 clients, one of them out every other round; a refresh by 4 in round 3."""
+    result = fit(dataset, rounds=4)
+    up, down = (5 + 6 + 5 + 6) * 4 + 6 * 100 + 4 * 2, (5 + 6 + 5 + 6) * 8 + 2 * 6 * 50 + 4 * 1
+    assert {name: value for name, value in result.values.items() if name.startswith("bytes")} == {
+        "bytes/up_per_client_round": 4, "bytes/down_per_client_round": 8,
+        "bytes/setup_per_client": 100, "bytes/per_client": (up + down) / 6,
+        "bytes/total": up + down, "bytes/up_total": up, "bytes/down_total": down,
+        "bytes/setup_total": 6 * 100, "bytes/codes_total": 2 * 6 * 50,
+        "bytes/refresh_total": 4 * (2 + 1),
+    }  # fmt: skip
+    by_row = [
+        tuple(row[name] for name in ("bytes", "bytes/up", "bytes/down")) for row in result.rows
+    ]
+    first = (5 + 6) * 4 + 6 * 100, (5 + 6) * 8 + 6 * 50
+    assert by_row == [(sum(first), *first), (up + down, up, down)]
+
+
+def test_the_ledger_survives_a_checkpoint(dataset, tmp_path):
+    out = tmp_path / "run"
+    fit(dataset, out=out, rounds=4)
+    path = out / "checkpoint" / "index.json"
+    index = json.loads(path.read_text())
+    ledger = {
+        "rounds_up": 88, "rounds_down": 176, "setup_up": 600, "setup_down": 0,
+        "codes_down": 600, "refresh_up": 8, "refresh_down": 4,
+    }  # fmt: skip
+    assert index["memory"]["ledger"] == ledger
+    resumed = train(resume=out, data=dataset, rounds=7, progress=False)
+    assert timeless(resumed.values) == timeless(fit(dataset, rounds=7).values)
+    index["memory"]["bytes"] = index["memory"].pop("ledger")
+    path.write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"index\.json: of another version"):
+        train(resume=out, data=dataset, progress=False)
+
+
+def test_a_sampled_metric_is_monitored_under_its_own_name(dataset):
+    result = fit(dataset, candidates=5)
+    values = [row["valid/NDCG@10(5 negatives)"] for row in result.rows]
+    assert result.values["best_round"] == result.rows[int(np.argmax(values))]["round"]
 
 
 def test_patience_ends_a_run(dataset):

@@ -50,6 +50,7 @@ class State(NamedTuple):
 class Metrics(NamedTuple):
     loss: jax.Array
     participants: jax.Array
+    refreshed: jax.Array
 
 
 def make(config, sizes):
@@ -81,7 +82,7 @@ def make(config, sizes):
         next_key = jax.random.fold_in(state.key, 0)
         item = jnp.where(number == config.nan_state_at, jnp.nan, item)
         state = State(user, item, tuple(client), number, next_key, state.nothing)
-        return state, Metrics(loss, alive)
+        return state, Metrics(loss, alive, jnp.where(number % 3 == 0, alive - 1, 0))
 
     def prepare(state, data):
         return state.user, state.item + (jnp.nan if config.nan_score else 0)
@@ -89,7 +90,7 @@ def make(config, sizes):
     def score(served, users):
         return served[0][users] @ served[1].T
 
-    traffic = Traffic(up=4.0, down=8.0, setup_up=100.0)
+    traffic = Traffic(4.0, 8.0, setup_up=100.0, codes_down=50.0, refresh_up=2.0, refresh_down=1.0)
     return Method(init, step, prepare, score, not config.on_host, config.shots == "one", traffic)
 
 

@@ -1,0 +1,93 @@
+"""The ledger is the product of what a client sends and how many clients sent it."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec.federated import communication
+from jaxrec.federated.communication import Ledger, charged, opened
+from jaxrec.methods import METHODS
+from jaxrec.types import Clients, Data, Sizes, Traffic
+
+TRAFFIC = Traffic(
+    up=3, down=5, setup_up=7, setup_down=11, codes_down=13, refresh_up=17, refresh_down=19
+)
+
+
+def test_set_up_and_the_first_codes_go_to_every_client():
+    ledger = opened(TRAFFIC, 10)
+    assert ledger == Ledger(setup_up=70, setup_down=110, codes_down=130)
+    assert (ledger.up, ledger.down, ledger.total) == (70, 240, 310)
+
+
+def test_rounds_and_refreshes_count_those_that_took_part():
+    """Four rounds of 10 clients; 2 and 1 of them refresh in rounds 2 and 4, then all get codes."""
+    participants, refreshed = np.array([4, 6, 0, 5]), np.array([0, 2, 0, 1])
+    ledger = charged(opened(TRAFFIC, 10), TRAFFIC, 10, participants, refreshed, rounds=4)
+    assert ledger == Ledger(
+        rounds_up=15 * 3,
+        rounds_down=15 * 5,
+        setup_up=10 * 7,
+        setup_down=10 * 11,
+        codes_down=(1 + 2) * 10 * 13,
+        refresh_up=3 * 17,
+        refresh_down=3 * 19,
+    )
+    assert ledger.up == 15 * 3 + 10 * 7 + 3 * 17
+    assert ledger.down == 15 * 5 + 10 * 11 + 30 * 13 + 3 * 19
+    assert ledger.total == ledger.up + ledger.down
+    assert all(type(value) is float for value in charged(Ledger(), TRAFFIC, 10, 1, 1, 1))
+
+
+def test_counts_beyond_the_integers_of_float32_are_exact():
+    participants = np.full(4001, 10_001, np.float32)
+    ledger = charged(Ledger(), Traffic(up=1.0), 10_001, participants, 0, rounds=4001)
+    assert ledger.total == 4001 * 10_001
+
+
+def test_one_number_stands_for_every_round():
+    each = charged(Ledger(), TRAFFIC, 10, np.full(3, 8), np.full(3, 2), rounds=3)
+    assert charged(Ledger(), TRAFFIC, 10, 8, 2, rounds=3) == each
+
+
+def test_charges_add_up_however_the_rounds_are_cut():
+    participants, refreshed = np.arange(7), np.array([0, 3, 0, 0, 1, 0, 2])
+    whole = charged(opened(TRAFFIC, 10), TRAFFIC, 10, participants, refreshed, rounds=7)
+    ledger = opened(TRAFFIC, 10)
+    for part in (slice(0, 1), slice(1, 5), slice(5, 7)):
+        present = participants[part]
+        ledger = charged(ledger, TRAFFIC, 10, present, refreshed[part], rounds=len(present))
+    assert ledger == whole
+
+
+def test_values_name_totals_and_shares():
+    ledger = charged(opened(TRAFFIC, 10), TRAFFIC, 10, 4, 2, rounds=1)
+    assert communication.values(ledger, TRAFFIC, 10) == {
+        "bytes/up_per_client_round": 3,
+        "bytes/down_per_client_round": 5,
+        "bytes/setup_per_client": 7 + 11,
+        "bytes/per_client": (4 * 8 + 10 * 18 + 2 * 10 * 13 + 2 * 36) / 10,
+        "bytes/total": 4 * 8 + 10 * 18 + 2 * 10 * 13 + 2 * 36,
+        "bytes/up_total": 4 * 3 + 10 * 7 + 2 * 17,
+        "bytes/down_total": 4 * 5 + 10 * 11 + 2 * 10 * 13 + 2 * 19,
+        "bytes/setup_total": 10 * 18,
+        "bytes/codes_total": 2 * 10 * 13,
+        "bytes/refresh_total": 2 * 36,
+    }
+
+
+def test_padding_clients_are_no_members():
+    bucket = lambda *weight: Clients(*[None] * 5, weight=jnp.array(weight))
+    assert communication.members(Data((bucket(3.0, 1.0), bucket(8.0, 0.0, 0.0)))) == 3
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_round_of_a_federated_method_costs_bytes_both_ways(name):
+    module, sizes = METHODS[name], Sizes(users=40, items=60, clients=4)
+    traffic = module.make(module.Config(), sizes).traffic
+    ledger = charged(opened(traffic, 4), traffic, 4, 3, 0, rounds=1)
+    if hasattr(module.Config, "participation"):
+        assert ledger.rounds_up > 0
+        assert ledger.rounds_down > 0
+    if name == "local_only":
+        assert ledger == Ledger()
