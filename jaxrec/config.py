@@ -48,6 +48,11 @@ class RunConfig:
     """Number of clients of a blocks, random or dirichlet partition; at most the users."""
     alpha: float = 0.5
     """Concentration of a dirichlet partition, no unit; smaller is more skewed."""
+    text: str = "auto"
+    """What makes vectors of the items' texts, for methods that read them: minilm, tfidf, the path
+    of a local sentence encoder's folder, or auto: minilm where it is installed, else tfidf."""
+    random_positives: float = 0.0
+    """Noise, to test robustness: random train rows added to each user's; a fraction of them."""
     seed: int = 0
     """Seed of every random number: split, partition, training, candidates."""
     rounds: int = 100
@@ -68,7 +73,9 @@ class RunConfig:
     """Devices along the client axis, such as clients=8; empty: one device."""
 
     def __post_init__(self) -> None:
-        for name in ("min_user", "min_item", "seed", "patience", "candidates"):
+        for name in (
+            "min_user", "min_item", "random_positives", "seed", "patience", "candidates",
+        ):  # fmt: skip
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         for name in ("clients", "rounds", "evaluate_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
@@ -122,6 +129,11 @@ def method_module(name: str) -> types.ModuleType:
     if name not in METHODS:
         raise unknown(f"no method {name!r} among {_list(METHODS)}", name, METHODS)
     return METHODS[name]
+
+
+def reads_text(method: str, config: Any) -> bool:
+    """Whether `method` so configured needs vectors of the items' texts."""
+    return getattr(method_module(method), "reads_text", lambda config: False)(config)
 
 
 def settings(method: str) -> dict[str, Field]:

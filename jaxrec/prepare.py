@@ -1,6 +1,6 @@
 """From a dataset's name to what every method of a run shares: packed arrays, plans, a record.
 
-load -> core -> split -> partition -> pack
+load -> core -> split -> partition -> pack (-> item text)
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import platform
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -18,7 +19,8 @@ from jaxrec.config import RunConfig
 from jaxrec.data.pack import pack
 from jaxrec.data.partition import partition
 from jaxrec.data.sources import load
-from jaxrec.data.split import core, split
+from jaxrec.data.split import core, split, with_random_positives
+from jaxrec.data.text import ItemText, vectors
 from jaxrec.evaluate import Plan, make_plan
 from jaxrec.types import TEST, VALID, Data, Dataset, SettingError, Sizes
 
@@ -35,8 +37,12 @@ class Prepared(NamedTuple):
     record: dict[str, Any]  # for config.json: data, protocol, versions, device
 
 
-def prepare(run: RunConfig, dataset: Dataset | None = None, *, progress: bool = True) -> Prepared:
+def prepare(
+    run: RunConfig, dataset: Dataset | None = None, *, text: bool = False, progress: bool = True
+) -> Prepared:
     """Load the data of a run, unless `dataset` is given, and make it ready for any method.
+
+    `text` asks for vectors of the items' texts, as a method that reads them needs.
 
     Raises DataError for bad data, SettingError for settings that do not fit it.
     """
@@ -44,17 +50,22 @@ def prepare(run: RunConfig, dataset: Dataset | None = None, *, progress: bool = 
     dataset = core(dataset or load(run.data, progress=progress), run.min_user, run.min_item)
     how = _chosen(run.split, "split", "ratio", dataset)
     dataset = split(dataset, how, run.valid, run.test, run.seed)
+    dataset = with_random_positives(dataset, run.random_positives, run.seed)
     who = _chosen(run.partition, "client", "blocks", dataset)
     clients = min(run.clients, dataset.num_users)
     dataset = partition(dataset, who, clients, run.alpha, run.seed)
     data, sizes = pack(dataset, multiple=run.devices)
+    described = vectors(dataset, run.text, progress=progress) if text else None
+    if described:
+        data = data._replace(text=jnp.asarray(described.vectors))
     if mesh:
         data = jax.device_put(data, shardings(data, data, mesh))
     plans = [
         make_plan(dataset, part, ks=run.ks, candidates=run.candidates, seed=run.seed)
         for part in (VALID, TEST)
     ]
-    return Prepared(dataset, data, sizes, *plans, mesh, _record(dataset, sizes, run, how, who))
+    record = _record(dataset, sizes, run, how, who, described)
+    return Prepared(dataset, data, sizes, *plans, mesh, record)
 
 
 def shardings(tree: Any, data: Data, mesh: Mesh | None) -> Any:
@@ -88,11 +99,19 @@ def _chosen(how: str, column: str, otherwise: str, dataset: Dataset) -> str:
     return "given" if column in dataset.interactions else otherwise
 
 
-def _record(dataset: Dataset, sizes: Sizes, run: RunConfig, how: str, who: str) -> dict[str, Any]:
+def _record(
+    dataset: Dataset, sizes: Sizes, run: RunConfig, how: str, who: str, text: ItemText | None
+) -> dict[str, Any]:
     rows = dataset.interactions
     counts = rows["split"].value_counts()
     parts = [int(counts[part]) for part in range(3)]
     shares = "/".join(f"{100 * part / len(rows):.0f}" for part in parts)
+    notes = [f"best round by valid {run.monitor}", f"seed {run.seed}"]
+    if run.random_positives:
+        notes.insert(0, f"{run.random_positives:.0%} random positives added to train")
+    if text:
+        bare = f", {text.missing:,} items without text" if text.missing else ""
+        notes.insert(0, f"item text by {text.encoder}{bare}")
     against = (
         f"sampled ranking against {run.candidates} negatives a user"
         if run.candidates
@@ -109,7 +128,7 @@ def _record(dataset: Dataset, sizes: Sizes, run: RunConfig, how: str, who: str) 
         "protocol": (
             f"{dataset.name}: {sizes.users:,} users, {sizes.clients:,} clients ({who}); "
             f"{how} split {shares}; {against}, ties against the target; "
-            f"best round by valid {run.monitor}; seed {run.seed}"
+            f"{'; '.join(notes)}"
         ),
         "versions": {
             "jaxrec": jaxrec.__version__,

@@ -32,6 +32,7 @@ from jaxrec.config import (
     method_module,
     read_settings,
     read_values,
+    reads_text,
 )
 from jaxrec.evaluate import Evaluation, evaluator
 from jaxrec.federated import communication
@@ -155,7 +156,9 @@ def train(
     method = method or "fedcia"
     run, config = read_settings(method, None, settings)
     settled = {name: baseline_settings(name, run) for name in run.baselines if name != method}
-    prepared = prepare(run, given, progress=progress)
+    configs = {method: config} | {name: own for name, (_, own) in settled.items()}
+    text = any(reads_text(name, own) for name, own in configs.items())
+    prepared = prepare(run, given, text=text, progress=progress)
     if record:
         _check_record(record, prepared, out)
 

