@@ -23,9 +23,18 @@ class Cohort(NamedTuple):
     participation: float = 1.0  # a client's chance of being in a round
     dropout: float = 0.0  # a chosen client's chance of failing before its upload arrives
     block: int = 0  # clients computed at once, a bound on memory; 0 = a whole bucket
+    noisy: float = 0.0  # the share of clients that send noise, the same ones every round
+    noise_scale: float = 10.0  # its size, in root mean squares of the upload that it replaces
 
     @classmethod
-    def checked(cls, participation: float, dropout: float, block: int) -> Cohort:
+    def checked(
+        cls,
+        participation: float,
+        dropout: float,
+        block: int,
+        noisy: float = 0.0,
+        noise_scale: float = 10.0,
+    ) -> Cohort:
         """The cohort of these settings; raises SettingError naming one that is out of range."""
         if not 0 < participation <= 1:
             raise SettingError(f"participation = {participation}: must lie in (0, 1]")
@@ -35,7 +44,11 @@ class Cohort(NamedTuple):
             raise SettingError(
                 f"block = {block}: must be 0 (a whole bucket) or a number of clients"
             )
-        return cls(participation, dropout, block)
+        if not 0 <= noisy < 1:
+            raise SettingError(f"noisy = {noisy}: must lie in [0, 1)")
+        if not noise_scale > 0:
+            raise SettingError(f"noise_scale = {noise_scale}: must be positive")
+        return cls(participation, dropout, block, noisy, noise_scale)
 
 
 EVERYONE = Cohort()
@@ -96,6 +109,7 @@ def _bucket_round(local, shared, private, clients, key_cohort, key_local, cohort
     """One bucket's uploads, weights, private states, and (metrics, weight, participants) sums."""
     count = len(clients.client)
     key_choice, key_last, key_drop = jax.random.split(key_cohort, 3)
+    key_noise = jax.random.fold_in(key_drop, 1)
     expected = cohort.participation * count
     size = math.ceil(expected)
     chosen = jnp.arange(count)
@@ -122,6 +136,8 @@ def _bucket_round(local, shared, private, clients, key_cohort, key_local, cohort
         members, before = pick(clients, index), pick(private, index)
         keys = jax.vmap(lambda client: jax.random.fold_in(key_local, client))(members.client)
         uploads, after, metrics = jax.vmap(local, (None, 0, 0, 0))(shared, before, members, keys)
+        if cohort.noisy > 0:
+            uploads = _with_noise(uploads, members.client, key_noise, cohort)
         weights = members.weight * present[places]
         kept = jax.tree.map(
             lambda new, old: jnp.where(_like(weights > 0, new), new, old), after, before
@@ -151,6 +167,21 @@ def _bucket_round(local, shared, private, clients, key_cohort, key_local, cohort
         weights = jnp.concatenate([weights, rest_weights])
         sums = jax.tree.map(jnp.add, sums, rest_sums)
     return uploads, weights, private, sums
+
+
+def _with_noise(uploads: Any, client: jax.Array, key: jax.Array, cohort: Cohort) -> Any:
+    """The uploads [C, ...] with normal noise in place of those of the noisy clients."""
+    who = jax.vmap(lambda c: jax.random.fold_in(jax.random.key(0), c))(client)
+    noisy = jax.vmap(lambda key: jax.random.bernoulli(key, cohort.noisy))(who)
+
+    def replace(number, leaf):
+        keys = jax.vmap(lambda c: jax.random.fold_in(jax.random.fold_in(key, c), number))(client)
+        noise = jax.vmap(lambda key: jax.random.normal(key, leaf.shape[1:]))(keys)
+        size = jnp.sqrt(jnp.mean(leaf**2, axis=tuple(range(1, leaf.ndim)), keepdims=True))
+        return jnp.where(_like(noisy, leaf), cohort.noise_scale * size * noise, leaf)
+
+    leaves, structure = jax.tree.flatten(uploads)
+    return structure.unflatten([replace(number, leaf) for number, leaf in enumerate(leaves)])
 
 
 def _like(flags: jax.Array, leaf: jax.Array) -> jax.Array:

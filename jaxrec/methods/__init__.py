@@ -2,10 +2,11 @@
 
 from types import ModuleType
 
-from jaxrec.methods import fedavg, fedcia, local_only, popularity
+from jaxrec.methods import fedavg, fedcia, local_only, popularity, rqfedrec
 
 METHODS: dict[str, ModuleType] = {
     "fedcia": fedcia,
+    "rqfedrec": rqfedrec,
     "fedavg": fedavg,
     "local_only": local_only,
     "popularity": popularity,

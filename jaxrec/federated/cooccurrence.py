@@ -1,0 +1,151 @@
+"""Collaborative item vectors without collaborative data: subspace iteration by secure sums.
+
+With Z_u [n, I] the rows of user u in order of time and K_u[a, b] = exp(-|a - b| / window) between
+the a-th and the b-th, each row and column of K_u divided by the root of its sum, the operator is
+
+    A = D^-1/2 (sum_u Z_u^T K_u Z_u) D^-1/2,       D = diag(item counts).
+
+With window = 0 all pairs of a user's rows count alike: A = N^T N with N = D_u^-1/2 R D_i^-1/2. A
+pass sends a basis [I, R] down; every client applies its own part of A to it; the server sees the
+sum alone. Item vectors are the leading eigenvectors but for the first, which is popularity, times
+the root of their eigenvalues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrec.federated import codecs
+from jaxrec.models.collaborative import inverse_root
+from jaxrec.ops import linalg
+from jaxrec.types import Clients, Data
+
+
+class Upload(NamedTuple):
+    """One array [I, ...] a client, by its rows that are not zero; equal ids add up."""
+
+    item: jax.Array  # int32 [C, N]
+    rows: jax.Array  # f32 [C, N, ...]
+
+
+SecureSum = Callable[[Sequence[Upload], int], jax.Array]
+
+
+def plain_sum(uploads: Sequence[Upload], items: int) -> jax.Array:
+    """sum_c upload_c, [I, ...]: all that a secure aggregator lets the server see."""
+    total = jnp.zeros((items, *uploads[0].rows.shape[2:]))
+    for item, rows in uploads:
+        total = total.at[item].add(rows)
+    return total
+
+
+def item_counts(data: Data, items: int, secure_sum: SecureSum = plain_sum) -> jax.Array:
+    """Train rows of each item, [I]."""
+    uploads = [Upload(c.item, c.mask.astype(jnp.float32)) for c in data.clients]
+    return secure_sum(uploads, items)
+
+
+def item_vectors(
+    data: Data,
+    counts: jax.Array,
+    key: jax.Array,
+    *,
+    width: int,
+    window: float = 0.0,
+    passes: int = 3,
+    participation: float = 1.0,
+    bits: int = 32,
+    start: jax.Array | None = None,
+    secure_sum: SecureSum = plain_sum,
+) -> jax.Array:
+    """Item vectors f32 [I, `width`], mean squared length 1; zero for items without train rows.
+
+    Args:
+      counts: [I], public, from `item_counts`.
+      window: how many rows apart two rows of a user still belong together; 0: any. Above 0 it
+        needs `age`.
+      passes: secure sums of an array [I, `width` + 1].
+      participation: a client's chance to be in a pass.
+      bits: of a number on the wire: 32, or 8 (up: on a public scale, rounded at random, so that
+        the uploads are integers that add up; down: on a scale for each item).
+      start: [I, `width`], vectors to start from, such as those learned so far.
+    """
+    items = len(counts)
+    scaling = inverse_root(counts)[:, None]
+    key_start, key = jax.random.split(key)
+    basis = jax.random.normal(key_start, (items, width + 1))
+    if start is not None:  # the first eigenvector is D^1/2, whatever the data
+        basis = jnp.concatenate([jnp.ones((items, 1)), start], axis=1) * jnp.sqrt(counts)[:, None]
+    basis = linalg.orthonormal(jnp.where(counts[:, None] > 0, basis, 0))
+    ordered = [jax.vmap(_by_time, (0, None))(clients, window) for clients in data.clients]
+
+    def multiply(basis: jax.Array, number: jax.Array) -> jax.Array:
+        right = codecs.round_trip(scaling * basis, "int8" if bits == 8 else "float32")
+        most = 2 ** (bits - 1) - 1
+        # Every client knows this unit: the largest integer is four deviations of what they meet.
+        unit = 4 / most * jnp.sqrt(counts @ right**2 / jnp.maximum(counts.sum(), 1))
+
+        def upload(client: jax.Array, history: History) -> Upload:
+            keys = jax.random.fold_in(jax.random.fold_in(key, number), client)
+            key_choice, key_round = jax.random.split(keys)
+            rows = _smoothed(history, right[history.item])
+            if bits < 32:
+                noise = jax.random.uniform(key_round, rows.shape)
+                steps = jnp.floor(rows / jnp.maximum(unit, 1e-30) + noise)
+                rows = unit * jnp.clip(steps, -most, most)
+            chosen = jax.random.bernoulli(key_choice, participation)
+            return Upload(history.item, jnp.where(chosen & history.mask[:, None], rows, 0))
+
+        uploads = [
+            jax.vmap(upload)(clients.client, history)
+            for clients, history in zip(data.clients, ordered, strict=True)
+        ]
+        return scaling * secure_sum(uploads, items)
+
+    def iterate(basis, number):
+        return linalg.orthonormal(multiply(basis, number)), None
+
+    basis, _ = jax.lax.scan(iterate, basis, jnp.arange(passes - 1))
+    form = basis.T @ multiply(basis, jnp.int32(passes - 1))
+    values, turn = linalg.eigh((form + form.T) / 2)
+    vectors = basis @ (turn * jnp.sqrt(jnp.maximum(values, 0)))[:, ::-1][:, 1:]
+    return vectors / jnp.maximum(jnp.sqrt(jnp.mean(jnp.sum(vectors**2, axis=1))), 1e-30)
+
+
+class History(NamedTuple):
+    """One client's rows, user by user and in order of time."""
+
+    item: jax.Array  # int32 [N]
+    mask: jax.Array  # bool [N]
+    decay: jax.Array  # f32 [N]  K between a row and the one before it; 0 at a user's first
+    root: jax.Array  # f32 [N]  (row sum of K)^-1/2
+
+
+def _by_time(clients: Clients, window: float) -> History:
+    age = jnp.zeros_like(clients.user) if clients.age is None else clients.age
+    order = jnp.lexsort((-age, clients.user, ~clients.mask))
+    user, mask = clients.user[order], clients.mask[order]
+    same = jnp.concatenate([jnp.zeros(1, bool), (user[1:] == user[:-1]) & mask[1:]])
+    decay = jnp.where(same, jnp.exp(-1 / window) if window else 1.0, 0.0)
+    ones = History(clients.item[order], mask, decay, jnp.ones(len(user)))
+    sums = _smoothed(ones, mask[:, None].astype(jnp.float32))[:, 0]
+    return ones._replace(root=inverse_root(sums))
+
+
+def _smoothed(history: History, rows: jax.Array) -> jax.Array:
+    """K rows for rows [N, R], in O(N R): exp(-|a - b| / window) is a recurrence either way."""
+    rows = history.root[:, None] * jnp.where(history.mask[:, None], rows, 0)
+
+    def follow(reached, step):
+        row, decay = step
+        return (reached := row + decay * reached), reached
+
+    nothing = jnp.zeros_like(rows[0])
+    later = jnp.append(history.decay[1:], 0)
+    _, before = jax.lax.scan(follow, nothing, (rows, history.decay))
+    _, after = jax.lax.scan(follow, nothing, (rows, later), reverse=True)
+    return history.root[:, None] * (before + after - rows)
