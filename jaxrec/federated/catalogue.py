@@ -7,14 +7,16 @@ everything that is not in the client's own train rows: held-out items are rivals
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxrec.ops import quantize
-from jaxrec.types import Clients
+from jaxrec.types import Clients, Data
 
+SCORES = 2**25  # scores [users, I] made at once when every client fits its users
 NO_RIVAL = -1e9  # added to a score, it leaves the softmax; finite, so that nothing becomes NaN
 
 
@@ -103,3 +105,20 @@ def by_code(values: jax.Array, items: Catalogue, size: int) -> jax.Array:
         return (values @ items.incidence).reshape(users, levels, size)
     nothing = jnp.zeros((users, levels, size), values.dtype)
     return nothing.at[:, jnp.arange(levels), items.codes].add(values[..., None])
+
+
+def each_client(
+    fit: Callable[[tuple[jax.Array, Clients]], jax.Array],
+    users: tuple[jax.Array, ...],
+    data: Data,
+    items: int,
+) -> tuple[jax.Array, ...]:
+    """`fit((user [U, D], clients))` for every client of all buckets, some clients at a time."""
+    return tuple(
+        jax.lax.map(
+            fit,
+            (user, clients),
+            batch_size=min(len(user), max(1, SCORES // (user.shape[1] * items))),
+        )
+        for user, clients in zip(users, data.clients, strict=True)
+    )

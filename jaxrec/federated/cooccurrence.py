@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxrec.federated import codecs
 from jaxrec.models.collaborative import inverse_root
 from jaxrec.ops import linalg
-from jaxrec.types import Clients, Data
+from jaxrec.types import Clients, Data, SettingError
 
 
 class Upload(NamedTuple):
@@ -66,13 +66,14 @@ def item_vectors(
 
     Args:
       counts: [I], public, from `item_counts`.
-      window: how many rows apart two rows of a user still belong together; 0: any. Above 0 it
-        needs `age`.
+      window: how many rows apart two rows of a user still belong together; 0: any.
       passes: secure sums of an array [I, `width` + 1].
       participation: a client's chance to be in a pass.
       bits: of a number on the wire: 32, or 8 (up: on a public scale, rounded at random, so that
         the uploads are integers that add up; down: on a scale for each item).
       start: [I, `width`], vectors to start from, such as those learned so far.
+
+    Raises SettingError for a `window` where the order of a user's rows is unknown.
     """
     items = len(counts)
     scaling = inverse_root(counts)[:, None]
@@ -126,6 +127,11 @@ class History(NamedTuple):
 
 
 def _by_time(clients: Clients, window: float) -> History:
+    if window and clients.age is None:
+        raise SettingError(
+            f"window = {window}: the data have no timestamps, so the order of a user's rows is "
+            "unknown; set window = 0"
+        )
     age = jnp.zeros_like(clients.user) if clients.age is None else clients.age
     order = jnp.lexsort((-age, clients.user, ~clients.mask))
     user, mask = clients.user[order], clients.mask[order]

@@ -40,6 +40,8 @@ class LocalConfig:
     """Gradient steps a client takes per round, each over all of its interactions."""
     init_scale: float = 0.1
     """Standard deviation of the initial tables."""
+    recency: float = 0.0
+    """A train row with n newer ones of its user counts 1 / (1 + n / recency); 0: all count 1."""
 
 
 def check(config: LocalConfig) -> None:
@@ -47,12 +49,31 @@ def check(config: LocalConfig) -> None:
     for name in ("width", "local_steps"):
         if getattr(config, name) < 1:
             raise SettingError(f"{name} = {getattr(config, name)}: must be at least 1")
-    for name in ("negative_weight", "l2_user", "l2_item"):
+    for name in ("negative_weight", "l2_user", "l2_item", "recency"):
         if not getattr(config, name) >= 0:
             raise SettingError(f"{name} = {getattr(config, name)}: must not be negative")
     for name in ("learning_rate", "init_scale"):
         if not getattr(config, name) > 0:
             raise SettingError(f"{name} = {getattr(config, name)}: must be positive")
+    if config.recency and config.loss != "softmax":
+        raise SettingError(
+            f"recency = {config.recency}: only the softmax loss weighs rows; set loss = 'softmax'"
+        )
+
+
+def row_weights(clients: Clients, recency: float) -> jax.Array:
+    """How much each train row counts, [..., N]: 1 / (1 + newer rows / recency), 0 for padding.
+
+    Raises SettingError where `recency` is set and the order of a user's rows is unknown.
+    """
+    if recency == 0:
+        return clients.mask.astype(jnp.float32)
+    if clients.age is None:
+        raise SettingError(
+            f"recency = {recency}: the data have no timestamps, so the order of a user's rows is "
+            "unknown; set recency = 0"
+        )
+    return clients.mask / (1 + clients.age / recency)
 
 
 def loss(
@@ -66,7 +87,9 @@ def loss(
     """One client's loss per interaction; tables [U, D] and [I, D], rows [U, I]."""
     user, item = encode(tables, rows, layers=layers)
     if config.loss == "softmax":
-        data = losses.softmax(user @ item.T, rows)
+        weights = row_weights(clients, config.recency)
+        chosen = jnp.zeros_like(rows).at[clients.user, clients.item].add(weights)
+        data = losses.softmax(user @ item.T, chosen)
     elif config.loss == "square":
         data = losses.weighted_square(user @ item.T, rows, negative_weight=config.negative_weight)
     else:

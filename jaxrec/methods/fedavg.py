@@ -7,7 +7,8 @@ interactions and uploads its change; the server moves E by the weighted mean cha
     E <- E + server_step( sum_c n_c (E_c - E) / sum_c n_c ),    n_c = train interactions of c.
 
 Against FedCIA's published baseline: the server may use Adam, losses act on the inner product,
-and no client keeps a dense item table or its Adam moments between rounds.
+and no client keeps a dense item table or its Adam moments between rounds. `upload="gradient"` is
+FedMF, the form for one-user clients: see `fedmf.py`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import optax
 
 from jaxrec.federated import local
 from jaxrec.federated.engine import Cohort, federated_round, weighted_mean
+from jaxrec.methods import fedmf
 from jaxrec.models.collaborative import Tables
 from jaxrec.types import Data, Method, Sizes, Traffic
 
@@ -45,6 +47,15 @@ class Config(local.LocalConfig):
     """Chance of a chosen client to fail before its upload arrives, 0 to 1."""
     block: int = 0
     """Clients computed at once, a bound on memory; 0 = all of a bucket."""
+    upload: Literal["change", "gradient"] = "change"
+    """change: of the item table after `local_steps`; gradient: FedMF, users take `local_steps`
+    Newton steps alone and send one gradient of the softmax loss, the form for one-user clients."""
+    damping: float = 0.3
+    """Part of a Newton step that is taken, 0 to 1, upload = gradient."""
+    noisy: float = 0.0
+    """Share of clients that send noise instead of an upload, to test robustness, 0 to 1."""
+    noise_scale: float = 10.0
+    """Size of that noise, in sizes of the upload that it replaces."""
 
 
 class Shared(NamedTuple):
@@ -66,7 +77,9 @@ class Metrics(NamedTuple):
 def make(config: Config, sizes: Sizes) -> Method:
     """Build the method for `sizes`; raises SettingError on settings that cannot work."""
     local.check(config)
-    cohort = Cohort.checked(config.participation, config.dropout, config.block)
+    cohort = Cohort.checked(
+        config.participation, config.dropout, config.block, config.noisy, config.noise_scale
+    )
     optimizer = optax.multi_transform(
         {"user": optax.adam(config.learning_rate), "item": optax.sgd(config.item_learning_rate)},
         Tables("user", "item"),
@@ -75,6 +88,8 @@ def make(config: Config, sizes: Sizes) -> Method:
         "average": optax.sgd(1.0),
         "adam": optax.adam(config.server_learning_rate),
     }[config.server]
+    if config.upload == "gradient":
+        return fedmf.make(config, sizes, cohort, server)
 
     def init(key: jax.Array, data: Data) -> State:
         key_item, key_user = jax.random.split(key)

@@ -24,7 +24,6 @@ The abstracts are all of the paper that we could read, so the rest is ours:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -38,40 +37,22 @@ from jaxrec.federated.aggregate import clip_rows, trimmed_mean
 from jaxrec.federated.catalogue import Catalogue, View
 from jaxrec.federated.codecs import Codec
 from jaxrec.federated.engine import Cohort, federated_round, weighted_mean
+from jaxrec.methods import fedmf, rqfedrec_codes
+from jaxrec.methods.rqfedrec_codes import Codes, CodesConfig
 from jaxrec.models.collaborative import Tables
-from jaxrec.ops import fold_in, linalg, quantize
+from jaxrec.ops import fold_in, quantize
 from jaxrec.ops.fold_in import Curvature
 from jaxrec.types import Clients, Data, Method, SettingError, Sizes, Traffic
 
 RUN = {"rounds": 200, "evaluate_every": 10, "patience": 4}
 ANCHORS = 4096  # items that the curvature is taken on, whatever the catalogue
-SCORES = 2**25  # scores [users, I] made at once when all users are fitted
+reads_text = rqfedrec_codes.reads_text
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(CodesConfig):
     """Settings of RQFedRec."""
 
-    channels: Literal["dual", "semantic", "collaborative", "random"] = "dual"
-    """Where codes come from: item text, collaborative vectors, both, or (as a control) chance."""
-    levels: int = 3
-    """Q, quantiser levels of a channel."""
-    codes: int = 256
-    """K, codes a level."""
-    width: int = 32
-    """D, the width of codes and user vectors (numbers per vector)."""
-    start: Literal["warm", "cold"] = "warm"
-    """warm: codebooks fitted to the collaborative vectors; cold: random codebooks."""
-    window: float = 0.0
-    """Rows of a user that count as near in the collaborative vectors, in rows; 0: all of them."""
-    passes: int = 4
-    """Secure sums [I, D + 1] for the collaborative vectors."""
-    sketch_participation: float = 0.2
-    """Chance of a client to be in one of those sums, 0 to 1."""
-    sketch_bits: Literal[8, 32] = 8
-    """Bits of a number in those sums."""
-    text_width: int = 64
-    """Principal components of the text vectors that are quantised."""
     popularity: bool = True
     """Whether scores have the public popularity term."""
     recency: float = 0.0
@@ -124,14 +105,13 @@ class Config:
 
 class Shared(NamedTuple):
     round: jax.Array  # int32 []
-    codes: jax.Array  # int32 [I, P]
+    codes: Codes
     codebooks: jax.Array  # f32 [P, K, D]
     gates: jax.Array  # f32 [channels]
     moments: Any  # the server optimiser's, of codebooks and gates
     popularity: jax.Array  # f32 [I]  centred log counts
     counts: jax.Array  # f32 [I]  train interactions
     anchors: jax.Array  # int32 [A]  items drawn by popularity
-    diagnostics: quantize.Diagnostics  # of each channel's codes, [channels] or [channels, Q]
 
 
 class State(NamedTuple):
@@ -159,7 +139,7 @@ class Broadcast(NamedTuple):
 def make(config: Config, sizes: Sizes) -> Method:
     """Build the method for `sizes`; raises SettingError on settings that cannot work."""
     _check(config, sizes)
-    channels = 2 if config.channels == "dual" else 1
+    channels = rqfedrec_codes.channels(config)
     shape = (channels * config.levels, config.codes, config.width)
     per_channel = (channels, config.levels * config.codes * config.width)
     optimizer = optax.adam(config.server_learning_rate)
@@ -174,16 +154,11 @@ def make(config: Config, sizes: Sizes) -> Method:
     )
 
     def init(key: jax.Array, data: Data) -> State:
-        _check_data(config, data)
-        key_vectors, key_codes, key_cold, key_anchors = jax.random.split(key, 4)
+        rqfedrec_codes.check_data(config, data)
+        key_codes, key_anchors = jax.random.split(key)
         counts = cooccurrence.item_counts(data, sizes.items)
+        codes, codebooks = rqfedrec_codes.first(config, data, counts, key_codes)
         popularity = jnp.log1p(counts) * config.popularity
-        vectors = sketch(data, counts, key_vectors) if _reads_vectors(config) else None
-        codes, diagnostics = _code(config, data.text, vectors, counts, key_codes)
-        if config.start == "warm":
-            codebooks = quantize.refine(vectors, codes, config.codes, weights=jnp.sqrt(counts))
-        else:
-            codebooks = 0.1 * jax.random.normal(key_cold, shape)
         gates = jnp.ones(channels)
         if channels == 2:
             gates = gates.at[0].set(config.semantic_weight)
@@ -192,28 +167,21 @@ def make(config: Config, sizes: Sizes) -> Method:
         )
         shared = Shared(
             jnp.int32(0), codes, codebooks, gates, optimizer.init((codebooks, gates)),
-            popularity - popularity.mean(), counts, anchors, diagnostics,
+            popularity - popularity.mean(), counts, anchors,
         )  # fmt: skip
         start = tuple(jnp.broadcast_to(prior, (*c.users.shape, len(prior))) for c in data.clients)
         width = shape if keeps_error else (0,)
         error = tuple(jnp.zeros((len(c.client), *width)) for c in data.clients)
         return State(shared, tuple(table.user for table in fitted(shared, start, data)), error)
 
-    def sketch(data, counts, key, **more):
-        return cooccurrence.item_vectors(
-            data, counts, key, width=config.width, window=config.window,
-            participation=config.sketch_participation, bits=config.sketch_bits,
-            **({"passes": config.passes} | more),
-        )  # fmt: skip
-
     def broadcast(shared: Shared, *, everything: bool) -> Broadcast:
         gates = jnp.repeat(gates_at(shared), config.levels)
         sent = codecs.round_trip(gates[:, None, None] * shared.codebooks, config.downlink)
         met = shared.anchors
-        anchors = catalogue.describe(sent, shared.codes[met], shared.popularity[met]).features
+        anchors = catalogue.describe(sent, shared.codes.table[met], shared.popularity[met]).features
         curvature = fold_in.curvature(anchors, jnp.full(len(met), 1 / len(met)))
-        items = catalogue.describe(sent, shared.codes, shared.popularity) if everything else None
-        return Broadcast(sent, items, curvature)
+        whole = catalogue.describe(sent, shared.codes.table, shared.popularity)
+        return Broadcast(sent, whole if everything else None, curvature)
 
     def gates_at(shared: Shared) -> jax.Array:
         if channels == 1 or config.curriculum in ("constant", "learned"):
@@ -243,10 +211,10 @@ def make(config: Config, sizes: Sizes) -> Method:
     def train(shared: Shared, sent: Broadcast, private, clients: Clients, key: jax.Array):
         """One client: fit the users, then step on the codebooks; uploads their change."""
         user, error = private
-        weights = _row_weights(clients, config)
+        weights = local.row_weights(clients, config.recency)
         if config.negatives:
             view = catalogue.sampled(
-                sent.codebooks, shared.codes, shared.popularity, clients, weights,
+                sent.codebooks, shared.codes.table, shared.popularity, clients, weights,
                 config.negatives, key,
             )  # fmt: skip
         else:
@@ -286,14 +254,10 @@ def make(config: Config, sizes: Sizes) -> Method:
     def aggregate(shared: Shared, uploads, weights, key) -> Shared:
         gates = gates_at(shared)
         if factored:
-            total = jnp.maximum(sum(weight.sum() for weight in weights), 1e-30)
-            table = sum(
-                jnp.einsum("c,cui,cud->id", weight / total, *upload)
-                for weight, upload in zip(weights, uploads, strict=True)
-            )
+            table = fedmf.item_gradient(uploads, weights)
             change = jax.vmap(
                 lambda codes: jax.ops.segment_sum(table, codes, config.codes), in_axes=1
-            )(shared.codes)
+            )(shared.codes.table)
         elif config.trim:
             change = trimmed_mean(uploads, weights, config.trim)
         else:
@@ -331,43 +295,27 @@ def make(config: Config, sizes: Sizes) -> Method:
             shared = jax.lax.cond(due, renew, lambda shared: shared, shared)
             members = sum(jnp.sum(clients.weight > 0) for clients in data.clients)
             refreshed = due * config.sketch_participation * members
-        metrics = Metrics(loss, gates_at(shared), shared.diagnostics, participants, refreshed)
+        metrics = Metrics(loss, gates_at(shared), shared.codes.diagnostics, participants, refreshed)
         return State(shared, *zip(*private, strict=True)), metrics
 
     def refresh(shared: Shared, data: Data, key: jax.Array) -> Shared:
-        """One pass of the learned item table over the co-occurrences, and new codes from it."""
-        key_pass, key_codes = jax.random.split(key)
-        learned = quantize.decode(shared.codes, shared.codebooks)
-        vectors = sketch(data, shared.counts, key_pass, passes=1, start=learned)
-        quantizer = quantize.fit(vectors, key_codes, levels=config.levels, size=config.codes)
-        codes = shared.codes.at[:, -config.levels :].set(quantizer.codes)
-        codebooks = quantize.refine(learned, codes, config.codes, weights=jnp.sqrt(shared.counts))
-        return shared._replace(
-            codes=codes,
-            codebooks=codebooks,
-            moments=optimizer.init((codebooks, shared.gates)),
-            diagnostics=jax.tree.map(
-                lambda old, new: old.at[-1].set(new),
-                shared.diagnostics,
-                quantize.diagnostics(vectors, quantizer),
-            ),
+        codes, codebooks = rqfedrec_codes.renewed(
+            config, shared.codes, shared.codebooks, data, shared.counts, key
         )
+        moments = optimizer.init((codebooks, shared.gates))
+        return shared._replace(codes=codes, codebooks=codebooks, moments=moments)
 
-    def fitted(shared: Shared, users, data: Data) -> list[Tables]:
-        """Every client fits its users to the newest codebooks; some clients at a time."""
+    def fitted(shared: Shared, users, data: Data) -> tuple[Tables, ...]:
+        """Every client fits its users to the newest codebooks."""
         sent = broadcast(shared, everything=True)
 
         def one(pair):
             user, clients = pair
-            view = catalogue.whole(sent.items, clients, _row_weights(clients, config))
-            return fit(user, view, sent, clients)[0]
+            weights = local.row_weights(clients, config.recency)
+            return fit(user, catalogue.whole(sent.items, clients, weights), sent, clients)[0]
 
-        tables = []
-        for user, clients in zip(users, data.clients, strict=True):
-            some = max(1, SCORES // (user.shape[1] * sizes.items))
-            user = jax.lax.map(one, (user, clients), batch_size=min(some, len(user)))
-            tables.append(Tables(user, sent.items.features))
-        return tables
+        users = catalogue.each_client(one, users, data, sizes.items)
+        return tuple(Tables(user, sent.items.features) for user in users)
 
     def prepare(state: State, data: Data) -> local.Served:
         return local.serve(data, fitted(state.shared, state.user, data), sizes.users)
@@ -375,56 +323,12 @@ def make(config: Config, sizes: Sizes) -> Method:
     return Method(init, step, prepare, local.score, traffic=_traffic(config, sizes, shape))
 
 
-def reads_text(config: Config) -> bool:
-    """Whether the semantic channel is in use."""
-    return config.channels in ("dual", "semantic")
-
-
-def _reads_vectors(config: Config) -> bool:
-    return config.channels in ("dual", "collaborative") or config.start == "warm"
-
-
-def _code(config: Config, text, vectors, counts, key) -> tuple[jax.Array, quantize.Diagnostics]:
-    """Codes [I, P] and each channel's diagnostics, [channels] or [channels, Q]."""
-    key_semantic, key_collaborative = jax.random.split(key)
-    fit = partial(quantize.fit, levels=config.levels, size=config.codes)
-    channels = []
-    if reads_text(config):
-        given = jnp.any(text != 0, axis=1)
-        vectors_of_text = _principal(text, given, config.text_width)
-        quantizer = fit(vectors_of_text, key_semantic, weights=given.astype(jnp.float32))
-        channels.append((vectors_of_text, quantizer))
-    if config.channels in ("dual", "collaborative"):
-        known = (counts > 0).astype(jnp.float32)
-        channels.append((vectors, fit(vectors, key_collaborative, weights=known)))
-    if config.channels == "random":
-        noise = jax.random.normal(key, (len(counts), config.width))
-        channels.append((noise, fit(noise, key_collaborative)))
-    codes = jnp.concatenate([quantizer.codes for _, quantizer in channels], axis=1)
-    each = [quantize.diagnostics(*channel) for channel in channels]
-    return codes, jax.tree.map(lambda *values: jnp.stack(values), *each)
-
-
-def _principal(text: jax.Array, given: jax.Array, width: int) -> jax.Array:
-    """Centred text vectors [I, T] on their leading `width` axes; zero for items without text."""
-    centred = jnp.where(given[:, None], text - text.sum(0) / jnp.maximum(given.sum(), 1), 0)
-    _, axes = linalg.eigh(centred.T @ centred)
-    return centred @ axes[:, ::-1][:, :width]
-
-
-def _row_weights(clients: Clients, config: Config) -> jax.Array:
-    """How much each train row counts, [N]."""
-    if config.recency == 0:
-        return clients.mask.astype(jnp.float32)
-    return clients.mask / (1 + clients.age / config.recency)
-
-
 def _without_doubtful(user: jax.Array, view: View, clients: Clients, config: Config) -> View:
     """The view without the rows of the highest loss: random ones are hard to explain."""
     scores = user @ view.items.features.T + view.offset  # [U, J]
     losses = jax.nn.logsumexp(scores, axis=1)[clients.user] - scores[clients.user, view.slot]
     most = jnp.nanquantile(jnp.where(clients.mask, losses, jnp.nan), 1 - config.drop_loss)
-    weights = jnp.where(losses <= most, _row_weights(clients, config), 0)
+    weights = jnp.where(losses <= most, local.row_weights(clients, config.recency), 0)
     return catalogue.choose(view, clients, weights)
 
 
@@ -440,37 +344,22 @@ def _traffic(config: Config, sizes: Sizes, shape: tuple[int, int, int]) -> Traff
         codecs.message_bytes(codec, levels * codes, width)
         for codec in (config.uplink, config.downlink)
     )
-    counts = 4.0 * sizes.items  # to the server as a secure sum, back as the popularity term
-    basis = sizes.items * (width + 1) * config.sketch_bits / 8
-    scales = 2.0 * sizes.items if config.sketch_bits == 8 else 0.0
-    passes = config.passes * config.sketch_participation if _reads_vectors(config) else 0
-    return Traffic(
-        up=up,
-        down=down,
-        setup_up=counts + passes * basis,
-        setup_down=counts + passes * (basis + scales),
-        codes_down=sizes.items * levels * max(1, math.ceil(math.log2(codes))) / 8,
-        refresh_up=basis if config.refresh else 0.0,
-        refresh_down=basis + scales if config.refresh else 0.0,
-    )
+    once = rqfedrec_codes.traffic(config, sizes, refreshes=config.refresh > 0)
+    return once._replace(up=up, down=down)
 
 
 def _check(config: Config, sizes: Sizes) -> None:
-    for name in ("levels", "width", "passes", "text_width", "user_steps", "codebook_steps"):
+    rqfedrec_codes.check(config, sizes)
+    for name in ("user_steps", "codebook_steps", "curriculum_rounds"):
         if getattr(config, name) < 1:
             raise SettingError(f"{name} = {getattr(config, name)}: must be at least 1")
-    if not 1 <= config.codes <= sizes.items:
-        raise SettingError(
-            f"codes = {config.codes}: more codes a level than the {sizes.items:,} items (or none) "
-            f"quantise nothing; set codes to at most {sizes.items:,}, better an eighth of it"
-        )
-    for name in ("window", "recency", "l2", "clip"):
+    for name in ("recency", "clip", "refresh"):
         if not getattr(config, name) >= 0:
             raise SettingError(f"{name} = {getattr(config, name)}: must not be negative")
-    for name in ("codebook_learning_rate", "server_learning_rate", "semantic_weight"):
+    for name in ("l2", "codebook_learning_rate", "server_learning_rate", "semantic_weight"):
         if not getattr(config, name) > 0:
             raise SettingError(f"{name} = {getattr(config, name)}: must be positive")
-    for name in ("damping", "sketch_participation", "curriculum_floor"):
+    for name in ("damping", "curriculum_floor"):
         if not 0 < getattr(config, name) <= 1:
             raise SettingError(f"{name} = {getattr(config, name)}: must lie in (0, 1]")
     for name, most in (("trim", 0.5), ("drop_loss", 1.0)):
@@ -480,27 +369,8 @@ def _check(config: Config, sizes: Sizes) -> None:
         raise SettingError(
             f"negatives = {config.negatives}: must be 0 (all) or up to the {sizes.items:,} items"
         )
-    if config.curriculum_rounds < 1 or config.refresh < 0:
-        raise SettingError(
-            f"curriculum_rounds = {config.curriculum_rounds}, refresh = {config.refresh}: must be "
-            "at least 1 and at least 0"
-        )
     if config.refresh and config.channels not in ("dual", "collaborative"):
         raise SettingError(
             f"refresh = {config.refresh}: channels = {config.channels!r} have no collaborative "
             "codes; set refresh = 0"
         )
-
-
-def _check_data(config: Config, data: Data) -> None:
-    if reads_text(config) and data.text is None:
-        raise SettingError(
-            f"channels = {config.channels!r}: the data carry no item text vectors, so the semantic "
-            "channel is empty; give the items a title, or set channels = 'collaborative'"
-        )
-    for name in ("window", "recency"):
-        if getattr(config, name) and any(clients.age is None for clients in data.clients):
-            raise SettingError(
-                f"{name} = {getattr(config, name)}: the data have no timestamps, so the order of a "
-                f"user's rows is unknown; set {name} = 0"
-            )

@@ -1,0 +1,198 @@
+"""RQFedRec's set-up: which codes items get, and with which codebooks training begins.
+
+    counts, vectors (secure sums) -> codes of each channel -> codebooks that fit the vectors
+
+Items without text share the code list nearest to the mean text, items without train rows that of a
+zero vector; the other channel tells them apart. A code that no item uses has a zero code vector in
+a warm start and is never trained.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrec.federated import cooccurrence
+from jaxrec.ops import linalg, quantize
+from jaxrec.types import Data, SettingError, Sizes, Traffic
+
+
+@dataclass(frozen=True)
+class CodesConfig:
+    """Settings of codes and of where codebooks start."""
+
+    channels: Literal["dual", "semantic", "collaborative", "random"] = "dual"
+    """Where codes come from: item text, collaborative vectors, both, or (as a control) chance."""
+    levels: int = 3
+    """Q, quantiser levels of a channel."""
+    codes: int = 256
+    """K, codes a level."""
+    width: int = 32
+    """D, the width of codes and user vectors (numbers per vector)."""
+    start: Literal["warm", "cold"] = "warm"
+    """warm: codebooks fitted to the collaborative vectors; cold: random codebooks."""
+    window: float = 0.0
+    """Rows of a user that count as near in the collaborative vectors, in rows; 0: all of them."""
+    passes: int = 4
+    """Secure sums [I, D + 1] for the collaborative vectors."""
+    sketch_participation: float = 0.2
+    """Chance of a client to be in one of those sums, 0 to 1."""
+    sketch_bits: Literal[8, 32] = 8
+    """Bits of a number in those sums."""
+    text_width: int = 64
+    """Principal components of the text vectors that are quantised."""
+
+
+class Codes(NamedTuple):
+    """How items are coded."""
+
+    table: jax.Array  # int32 [I, P]
+    diagnostics: quantize.Diagnostics  # of each channel's codes, [channels] or [channels, Q]
+
+
+def channels(config: CodesConfig) -> int:
+    """The number of channels."""
+    return 2 if config.channels == "dual" else 1
+
+
+def reads_text(config: CodesConfig) -> bool:
+    """Whether the semantic channel is in use."""
+    return config.channels in ("dual", "semantic")
+
+
+def first(
+    config: CodesConfig, data: Data, counts: jax.Array, key: jax.Array
+) -> tuple[Codes, jax.Array]:
+    """The first codes, and codebooks [P, K, D] to start from; `counts` [I] are public."""
+    key_vectors, key_codes, key_cold = jax.random.split(key, 3)
+    vectors = _vectors(config, data, counts, key_vectors) if _reads_vectors(config) else None
+    codes = _coded(config, data.text, vectors, counts, key_codes)
+    if config.start == "warm":
+        return codes, _fitted(config, vectors, codes.table, counts)
+    shape = codes.table.shape[1], config.codes, config.width
+    return codes, 0.1 * jax.random.normal(key_cold, shape)
+
+
+def renewed(
+    config: CodesConfig,
+    codes: Codes,
+    codebooks: jax.Array,
+    data: Data,
+    counts: jax.Array,
+    key: jax.Array,
+) -> tuple[Codes, jax.Array]:
+    """New collaborative codes, and the codebooks re-expressed in them.
+
+    One more secure sum passes the learned item table [I, D] over the co-occurrences: codes alone
+    cannot tell apart the items that share a list, so what is new must come from there.
+    """
+    key_pass, key_codes = jax.random.split(key)
+    learned = quantize.decode(codes.table, codebooks)
+    vectors = _vectors(config, data, counts, key_pass, start=learned)
+    quantizer = _quantizer(config, vectors, counts > 0, key_codes)
+    table = codes.table.at[:, -config.levels :].set(quantizer.codes)
+    diagnostics = jax.tree.map(
+        lambda old, new: old.at[-1].set(new),
+        codes.diagnostics,
+        quantize.diagnostics(vectors, quantizer),
+    )
+    return Codes(table, diagnostics), _fitted(config, learned, table, counts)
+
+
+def _vectors(config: CodesConfig, data: Data, counts, key, start=None) -> jax.Array:
+    return cooccurrence.item_vectors(
+        data,
+        counts,
+        key,
+        width=config.width,
+        window=config.window,
+        passes=config.passes if start is None else 1,
+        participation=config.sketch_participation,
+        bits=config.sketch_bits,
+        start=start,
+    )
+
+
+def _fitted(config: CodesConfig, vectors, table, counts) -> jax.Array:
+    # A popular item's vector is better known, and more depends on it.
+    return quantize.refine(vectors, table, config.codes, weights=jnp.sqrt(counts))
+
+
+def _quantizer(config: CodesConfig, vectors, known, key) -> quantize.Quantizer:
+    weights = known.astype(jnp.float32)
+    return quantize.fit(vectors, key, levels=config.levels, size=config.codes, weights=weights)
+
+
+def _reads_vectors(config: CodesConfig) -> bool:
+    return config.channels in ("dual", "collaborative") or config.start == "warm"
+
+
+def _coded(config: CodesConfig, text, vectors, counts, key) -> Codes:
+    key_semantic, key_collaborative = jax.random.split(key)
+    coded = []
+    if reads_text(config):
+        given = jnp.any(text != 0, axis=1)
+        described = _principal(text, given, config.text_width)
+        coded.append((described, _quantizer(config, described, given, key_semantic)))
+    if config.channels in ("dual", "collaborative"):
+        coded.append((vectors, _quantizer(config, vectors, counts > 0, key_collaborative)))
+    if config.channels == "random":
+        noise = jax.random.normal(key, (len(counts), config.width))
+        coded.append((noise, _quantizer(config, noise, counts >= 0, key_collaborative)))
+    table = jnp.concatenate([quantizer.codes for _, quantizer in coded], axis=1)
+    each = [quantize.diagnostics(*pair) for pair in coded]
+    return Codes(table, jax.tree.map(lambda *values: jnp.stack(values), *each))
+
+
+def _principal(text: jax.Array, given: jax.Array, width: int) -> jax.Array:
+    """Centred text vectors [I, T] on their leading `width` axes; zero for items without text."""
+    centred = jnp.where(given[:, None], text - text.sum(0) / jnp.maximum(given.sum(), 1), 0)
+    _, axes = linalg.eigh(centred.T @ centred)
+    return centred @ axes[:, ::-1][:, :width]
+
+
+def traffic(config: CodesConfig, sizes: Sizes, *, refreshes: bool) -> Traffic:
+    """Bytes of the set-up, of a code table and of a refresh; nothing per round."""
+    counts = 4.0 * sizes.items  # to the server as a secure sum, back as the popularity term
+    basis = sizes.items * (config.width + 1) * config.sketch_bits / 8
+    scales = 2.0 * sizes.items if config.sketch_bits == 8 else 0.0
+    passes = config.passes * config.sketch_participation if _reads_vectors(config) else 0
+    lists = channels(config) * config.levels * max(1, math.ceil(math.log2(config.codes)))  # bits
+    return Traffic(
+        setup_up=counts + passes * basis,
+        setup_down=counts + passes * (basis + scales),
+        codes_down=sizes.items * lists / 8,
+        refresh_up=basis if refreshes else 0.0,
+        refresh_down=basis + scales if refreshes else 0.0,
+    )
+
+
+def check(config: CodesConfig, sizes: Sizes) -> None:
+    """Refuse settings that cannot work; raises SettingError naming the value."""
+    for name in ("levels", "width", "passes", "text_width"):
+        if getattr(config, name) < 1:
+            raise SettingError(f"{name} = {getattr(config, name)}: must be at least 1")
+    if not 1 <= config.codes <= sizes.items:
+        raise SettingError(
+            f"codes = {config.codes}: there are {sizes.items:,} items, and more codes than items "
+            "quantise nothing; set codes between 1 and that, an eighth of it at most to save bytes"
+        )
+    if not config.window >= 0:
+        raise SettingError(f"window = {config.window}: must not be negative")
+    if not 0 < config.sketch_participation <= 1:
+        raise SettingError(
+            f"sketch_participation = {config.sketch_participation}: must lie in (0, 1]"
+        )
+
+
+def check_data(config: CodesConfig, data: Data) -> None:
+    """Refuse data that lack what the settings need; raises SettingError naming it."""
+    if reads_text(config) and data.text is None:
+        raise SettingError(
+            f"channels = {config.channels!r}: the data carry no item text vectors, so the semantic "
+            "channel is empty; give the items a title, or set channels = 'collaborative'"
+        )
