@@ -161,6 +161,8 @@ def train(
     prepared = prepare(run, given, text=text, progress=progress)
     if record:
         _check_record(record, prepared, out)
+    for name, own in configs.items():  # a baseline that cannot run is refused before the first hour
+        method_module(name).make(own, prepared.sizes)
 
     result = _train_one(method, run, config, prepared, out, progress)
     baselines = {}

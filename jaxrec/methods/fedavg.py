@@ -13,7 +13,8 @@ FedMF, the form for one-user clients: see `fedmf.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ from jaxrec.federated import local
 from jaxrec.federated.engine import Cohort, federated_round, weighted_mean
 from jaxrec.methods import fedmf
 from jaxrec.models.collaborative import Tables
-from jaxrec.types import Data, Method, Sizes, Traffic
+from jaxrec.types import Data, Method, SettingError, Sizes, Traffic
 
 RUN = {"rounds": 400, "evaluate_every": 20, "patience": 3}
 
@@ -33,6 +34,10 @@ RUN = {"rounds": 400, "evaluate_every": 20, "patience": 3}
 class Config(local.LocalConfig):
     """Settings of FedAvg."""
 
+    loss: Literal["auto", "square", "softmax", "bpr", "elementwise"] = "auto"
+    """square: weighted least squares over the full catalogue; softmax: full-catalogue
+    cross-entropy; bpr: sampled pairs; elementwise: FedCIA's published loss, for parity;
+    auto: square, and softmax where upload = gradient."""
     layers: int = 0
     """LightGCN layers; 0 is matrix factorisation."""
     item_learning_rate: float = 1.0
@@ -47,9 +52,12 @@ class Config(local.LocalConfig):
     """Chance of a chosen client to fail before its upload arrives, 0 to 1."""
     block: int = 0
     """Clients computed at once, a bound on memory; 0 = all of a bucket."""
-    upload: Literal["change", "gradient"] = "change"
+    memory: float = 16.0
+    """GB that the item tables of clients computed at once may take; more is refused."""
+    upload: Literal["auto", "change", "gradient"] = "auto"
     """change: of the item table after `local_steps`; gradient: FedMF, users take `local_steps`
-    Newton steps alone and send one gradient of the softmax loss, the form for one-user clients."""
+    Newton steps alone and send one gradient of the softmax loss; auto: gradient where every client
+    is one user, else change."""
     damping: float = 0.3
     """Part of a Newton step that is taken, 0 to 1, upload = gradient."""
     noisy: float = 0.0
@@ -76,6 +84,7 @@ class Metrics(NamedTuple):
 
 def make(config: Config, sizes: Sizes) -> Method:
     """Build the method for `sizes`; raises SettingError on settings that cannot work."""
+    config = _resolved(config, sizes)
     local.check(config)
     cohort = Cohort.checked(
         config.participation, config.dropout, config.block, config.noisy, config.noise_scale
@@ -90,6 +99,7 @@ def make(config: Config, sizes: Sizes) -> Method:
     }[config.server]
     if config.upload == "gradient":
         return fedmf.make(config, sizes, cohort, server)
+    _check_memory(config, sizes)
 
     def init(key: jax.Array, data: Data) -> State:
         key_item, key_user = jax.random.split(key)
@@ -150,3 +160,25 @@ def make(config: Config, sizes: Sizes) -> Method:
 
     table = 4.0 * sizes.items * config.width
     return Method(init, step, prepare, local.score, traffic=Traffic(up=table, down=table))
+
+
+def _resolved(config: Config, sizes: Sizes) -> Config:
+    """The settings with every `auto` settled."""
+    upload, loss = config.upload, config.loss
+    if upload == "auto":
+        fits = loss in ("auto", "softmax") and config.layers == 0
+        upload = "gradient" if fits and sizes.users == sizes.clients else "change"
+    if loss == "auto":
+        loss = "softmax" if upload == "gradient" or config.recency else "square"
+    return replace(config, upload=upload, loss=loss)
+
+
+def _check_memory(config: Config, sizes: Sizes) -> None:
+    at_once = config.block or math.ceil(config.participation * sizes.clients)
+    tables = 4e-9 * 3 * at_once * sizes.items * config.width  # table, gradient, change
+    if tables > config.memory:
+        raise SettingError(
+            f"{at_once:,} clients with {sizes.items:,} x {config.width} item tables at once take "
+            f"{tables:.1f} GB, above memory = {config.memory}; set block = 64, or "
+            "upload = 'gradient' (loss = 'softmax'), which needs no client's own table"
+        )

@@ -3,11 +3,11 @@
 A client fits its user vector to its own history (`ops/fold_in.py`), then uploads one gradient of
 the softmax loss with respect to the item table; the server moves the table by the mean gradient:
 
-    E <- E - server_step( sum_c g_c / sum_c n_c ),    g_c = sum_u r_u^T x_u [I, D].
+    E <- E - server_step( sum_c g_c / sum_c n_c ),    g_c = sum_u r_u^T x_u + 2 l2_item E [I, D].
 
-`r_u` [I] is the residual of user u's scores. No client's own item table is ever formed: the users
-of a cohort come first, then one product. Client side and recency are RQFedRec's, so that the two
-differ in what they exchange and in nothing else.
+`r_u` [I] is the residual of user u's scores, n_c the client's train interactions. No client's own
+item table is ever formed: the users of a cohort come first, then one product. The client side is
+RQFedRec's, recency included, so the two differ in what they exchange.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def make(config: Any, sizes: Sizes, cohort: Cohort, server: optax.GradientTransf
     def fit(user: jax.Array, view: catalogue.View, curvature: fold_in.Curvature) -> jax.Array:
         return fold_in.fold_in(
             user, view.items.features, view.chosen, view.offset, jnp.zeros(config.width), curvature,
-            l2=config.l2_user, damping=config.damping, steps=config.local_steps,
+            l2=2 * config.l2_user, damping=config.damping, steps=config.local_steps,
         )  # fmt: skip
 
     def see(shared: Shared, clients: Clients) -> catalogue.View:
@@ -88,7 +88,10 @@ def make(config: Any, sizes: Sizes, cohort: Cohort, server: optax.GradientTransf
 
         def aggregate(shared, uploads, weights, key):
             mean = weighted_mean if config.noisy else item_gradient
-            gradient = mean(uploads, weights)
+            number = sum(jnp.sum(weight > 0) for weight in weights)
+            total = jnp.maximum(sum(weight.sum() for weight in weights), 1)
+            penalty = 2 * config.l2_item * number / total
+            gradient = mean(uploads, weights) + penalty * shared.item
             updates, moments = server.update(gradient, shared.moments, shared.item)
             return shared._replace(item=optax.apply_updates(shared.item, updates), moments=moments)
 

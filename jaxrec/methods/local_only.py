@@ -16,7 +16,7 @@ import optax
 from jaxrec.federated import local
 from jaxrec.federated.engine import Cohort, federated_round
 from jaxrec.models.collaborative import Tables
-from jaxrec.types import Data, Method, Sizes
+from jaxrec.types import Data, Method, SettingError, Sizes
 
 RUN = {"rounds": 20, "evaluate_every": 2, "patience": 5}
 
@@ -29,6 +29,8 @@ class Config(local.LocalConfig):
     """LightGCN layers; 0 is matrix factorisation."""
     block: int = 0
     """Clients computed at once, a bound on memory; 0 = all of a bucket."""
+    memory: float = 16.0
+    """GB that kept item tables and their Adam moments may take; more is refused."""
 
 
 class State(NamedTuple):
@@ -43,6 +45,13 @@ class Metrics(NamedTuple):
 def make(config: Config, sizes: Sizes) -> Method:
     """Build the method for `sizes`; raises SettingError on settings that cannot work."""
     local.check(config)
+    kept = 4e-9 * 3 * sizes.clients * sizes.items * config.width  # table, two moments
+    if kept > config.memory:
+        raise SettingError(
+            f"local_only: {sizes.clients:,} clients that keep {sizes.items:,} x {config.width} "
+            f"item tables take {kept:.1f} GB, above memory = {config.memory}; give it fewer "
+            "clients or leave it out of baselines"
+        )
     optimizer = optax.adam(config.learning_rate)
 
     def init(key: jax.Array, data: Data) -> State:

@@ -44,7 +44,9 @@ from jaxrec.ops import fold_in, quantize
 from jaxrec.ops.fold_in import Curvature
 from jaxrec.types import Clients, Data, Method, SettingError, Sizes, Traffic
 
-RUN = {"rounds": 200, "evaluate_every": 10, "patience": 4}
+RUN = {
+    "rounds": 200, "evaluate_every": 10, "patience": 4, "baselines": ("fedavg", "popularity"),
+}  # fmt: skip
 ANCHORS = 4096  # items that the curvature is taken on, whatever the catalogue
 reads_text = rqfedrec_codes.reads_text
 
