@@ -67,6 +67,8 @@ class RunConfig:
     """List lengths at which metrics are taken; items."""
     candidates: int = 0
     """Sampled negatives per test item; 0: rank the full catalogue."""
+    cold: int = 0
+    """Also report test metrics on items with at most this many train rows; 0: do not."""
     baselines: tuple[str, ...] = ("fedavg", "local_only", "popularity")
     """Methods trained after this one on the same data, each with its own defaults."""
     mesh: str = ""
@@ -74,7 +76,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "min_user", "min_item", "random_positives", "seed", "patience", "candidates",
+            "min_user", "min_item", "random_positives", "seed", "patience", "candidates", "cold",
         ):  # fmt: skip
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         for name in ("clients", "rounds", "evaluate_every"):

@@ -63,6 +63,7 @@ def make_plan(
     candidates: int = 0,
     seed: int = 0,
     block: int = 512,
+    targets: np.ndarray | None = None,
 ) -> Plan:
     """Pack the users who have items in `split`; the others are left out.
 
@@ -78,6 +79,8 @@ def make_plan(
       candidates: negatives a user; 0 for full ranking.
       seed: of the negatives.
       block: users ranked at a time, which bounds memory to a few arrays [block, I].
+      targets: items to find; all of the split's without it. What a user has in `split` beside
+        them is a rival like any other item.
 
     Raises:
       DataError: there is no column `split`, or it has no such rows.
@@ -92,9 +95,12 @@ def make_plan(
     if "split" not in rows:
         raise DataError(f"{dataset.name}: interactions have no column split: split them first")
     wanted = rows[rows["split"] == split]
+    if targets is not None:
+        wanted = wanted[wanted["item"].isin(targets)]
     if wanted.empty:
         raise DataError(
-            f"{dataset.name}: column split has no {part} rows ({split}): make that part larger"
+            f"{dataset.name}: column split has no {part} rows ({split})"
+            f"{'' if targets is None else ' among the targets'}: make that part larger"
         )
     number = wanted.groupby("user").size()
     client = rows.groupby("user")["client"].first() if "client" in rows else None

@@ -6,6 +6,7 @@ load -> core -> split -> partition -> pack (-> item text)
 from __future__ import annotations
 
 import platform
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ from jaxrec.data.sources import load
 from jaxrec.data.split import core, split, with_random_positives
 from jaxrec.data.text import ItemText, vectors
 from jaxrec.evaluate import Plan, make_plan
-from jaxrec.types import TEST, VALID, Data, Dataset, SettingError, Sizes
+from jaxrec.types import TEST, TRAIN, VALID, Data, Dataset, SettingError, Sizes
 
 
 class Prepared(NamedTuple):
@@ -33,6 +34,7 @@ class Prepared(NamedTuple):
     sizes: Sizes
     valid: Plan
     test: Plan
+    cold: Plan | None  # test items with few train rows, where they are asked for
     mesh: Mesh | None
     record: dict[str, Any]  # for config.json: data, protocol, versions, device
 
@@ -60,12 +62,10 @@ def prepare(
         data = data._replace(text=jnp.asarray(described.vectors))
     if mesh:
         data = jax.device_put(data, shardings(data, data, mesh))
-    plans = [
-        make_plan(dataset, part, ks=run.ks, candidates=run.candidates, seed=run.seed)
-        for part in (VALID, TEST)
-    ]
+    plan = partial(make_plan, dataset, ks=run.ks, candidates=run.candidates, seed=run.seed)
+    cold = plan(TEST, targets=_cold(dataset, run.cold)) if run.cold else None
     record = _record(dataset, sizes, run, how, who, described)
-    return Prepared(dataset, data, sizes, *plans, mesh, record)
+    return Prepared(dataset, data, sizes, plan(VALID), plan(TEST), cold, mesh, record)
 
 
 def shardings(tree: Any, data: Data, mesh: Mesh | None) -> Any:
@@ -80,6 +80,13 @@ def shardings(tree: Any, data: Data, mesh: Mesh | None) -> Any:
     along, copied = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("clients",), ()))
     divided = lambda leaf: leaf.ndim > 0 and leaf.shape[0] in lengths
     return jax.tree.map(lambda leaf: along if divided(leaf) else copied, tree)
+
+
+def _cold(dataset: Dataset, most: int) -> np.ndarray:
+    """The items with at most `most` train rows."""
+    rows = dataset.interactions
+    train = rows.loc[rows["split"] == TRAIN, "item"]
+    return np.flatnonzero(np.bincount(train, minlength=dataset.num_items) <= most)
 
 
 def _mesh(run: RunConfig) -> Mesh | None:

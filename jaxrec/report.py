@@ -178,7 +178,7 @@ def summary(runs: Iterable[Path]) -> pd.DataFrame:
         for folder in [run, *sorted((run / "baselines").glob("*"))]:
             method = json.loads((folder / "config.json").read_text())["method"]
             result = json.loads((folder / "result.json").read_text())
-            means = {n: v for n, v in result.items() if n.startswith("test/") and n[-3:] != "/se"}
+            means = {n: v for n, v in result.items() if n.startswith("test/") and "/se" not in n}
             rows.append({"method": method} | means)
     groups = pd.DataFrame(rows).groupby("method", sort=False)
     spread = groups.std(ddof=1).add_suffix("/std")
