@@ -63,10 +63,12 @@ def sampled(
     held = jnp.sort(jnp.where(clients.mask, clients.item, len(codes)))
     rivals = jax.random.randint(key, (number,), 0, len(codes))
     own = held[jnp.clip(jnp.searchsorted(held, rivals), 0, len(held) - 1)] == rivals
-    stands_for = (len(codes) - clients.mask.sum()) / jnp.maximum(number - own.sum(), 1)
+    repeated = jnp.append(held[1:] == held[:-1], False)  # users of a client may share items
+    distinct = jnp.sum((held < len(codes)) & ~repeated)
+    stands_for = (len(codes) - distinct) / jnp.maximum(number - own.sum(), 1)
     users = jnp.arange(clients.users.shape[-1])[:, None]
     mine = (clients.user == users) & clients.mask  # [U, N]
-    others = jnp.where(own, NO_RIVAL, jnp.log(jnp.maximum(stands_for, 1)))
+    others = jnp.where(own, NO_RIVAL, jnp.log(jnp.maximum(stands_for, 1e-9)))
     offset = jnp.concatenate(
         [jnp.where(mine, 0, NO_RIVAL), jnp.broadcast_to(others, (len(users), number))], axis=1
     )

@@ -3,11 +3,11 @@
 A client fits its user vector to its own history (`ops/fold_in.py`), then uploads one gradient of
 the softmax loss with respect to the item table; the server moves the table by the mean gradient:
 
-    E <- E - server_step( sum_c g_c / sum_c n_c ),    g_c = sum_u r_u^T x_u + 2 l2_item E [I, D].
+    E <- E - server_step( sum_c g_c / sum_c n_c + 2 l2_item E / n ),    g_c = sum_u r_u^T x_u.
 
-`r_u` [I] is the residual of user u's scores, n_c the client's train interactions. No client's own
-item table is ever formed: the users of a cohort come first, then one product. The client side is
-RQFedRec's, recency included, so the two differ in what they exchange.
+`r_u` [I] is the residual of user u's scores, n_c the client's train interactions, n their mean. No
+client's own item table is ever formed: the users of a cohort come first, then one product. The
+client side is RQFedRec's, recency included, so the two differ in what they exchange.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Shared(NamedTuple):
     item: jax.Array  # f32 [I, D]
     moments: Any  # the server optimiser's
     shares: jax.Array  # f32 [I]  of the train interactions
+    rows: jax.Array  # f32 []  train interactions of a client, on average
 
 
 class State(NamedTuple):
@@ -61,7 +62,9 @@ def make(config: Any, sizes: Sizes, cohort: Cohort, server: optax.GradientTransf
         item = local.init_items(key, sizes.items, config.width, config.init_scale)
         shares = counts / jnp.maximum(counts.sum(), 1)
         user = tuple(jnp.zeros((*c.users.shape, config.width)) for c in data.clients)
-        return State(Shared(item, server.init(item), shares), user)
+        members = sum(jnp.sum(clients.weight > 0) for clients in data.clients)
+        rows = jnp.maximum(counts.sum() / jnp.maximum(members, 1), 1)
+        return State(Shared(item, server.init(item), shares, rows), user)
 
     def fit(user: jax.Array, view: catalogue.View, curvature: fold_in.Curvature) -> jax.Array:
         return fold_in.fold_in(
@@ -88,10 +91,7 @@ def make(config: Any, sizes: Sizes, cohort: Cohort, server: optax.GradientTransf
 
         def aggregate(shared, uploads, weights, key):
             mean = weighted_mean if config.noisy else item_gradient
-            number = sum(jnp.sum(weight > 0) for weight in weights)
-            total = jnp.maximum(sum(weight.sum() for weight in weights), 1)
-            penalty = 2 * config.l2_item * number / total
-            gradient = mean(uploads, weights) + penalty * shared.item
+            gradient = mean(uploads, weights) + 2 * config.l2_item / shared.rows * shared.item
             updates, moments = server.update(gradient, shared.moments, shared.item)
             return shared._replace(item=optax.apply_updates(shared.item, updates), moments=moments)
 

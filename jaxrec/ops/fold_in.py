@@ -73,5 +73,6 @@ def residual(scores: jax.Array, chosen: jax.Array) -> jax.Array:
 
 def loss(scores: jax.Array, chosen: jax.Array) -> jax.Array:
     """sum_j r_j (logsumexp(s) - s_j) of each user, [U]; a score of -inf is no rival."""
-    held = jnp.where(chosen > 0, scores, 0)
-    return chosen.sum(1) * jax.nn.logsumexp(scores, axis=1) - jnp.sum(chosen * held, axis=1)
+    # log_softmax shares its exponentials with the softmax of `residual`.
+    weighed = chosen * jax.nn.log_softmax(scores, axis=1)
+    return -jnp.sum(jnp.where(chosen > 0, weighed, 0), axis=1)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxrec.data import core, split, synthetic
+from jaxrec.data.split import with_random_positives
 from jaxrec.types import TEST, TRAIN, VALID, DataError, Dataset, SettingError
 
 
@@ -144,3 +145,65 @@ def test_a_user_without_rows_is_named_and_a_core_drops_it():
         split(data, "ratio")
     result = split(core(data, 1, 0), "ratio")
     assert result.users["raw_id"].tolist() == [20, 22]
+
+
+def noise_added(data: Dataset, share: float, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows that were there and those that came; the former must be as they were."""
+    rows = with_random_positives(data, share, seed).interactions
+    before = data.interactions
+    pd.testing.assert_frame_equal(rows.iloc[: len(before)], before)
+    assert rows.index.tolist() == list(range(len(rows)))
+    return before, rows.iloc[len(before) :]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 1.0])
+def test_random_positives_are_new_train_rows_in_proportion(share):
+    data = split(synthetic(40, 60, clients=5, length=15), "ratio", 0.1, 0.2, seed=1)
+    before, added = noise_added(data, share)
+    assert (added["split"] == TRAIN).all()
+    assert not added.duplicated(["user", "item"]).any()
+    assert added["item"].between(0, data.num_items - 1).all()
+    for user, own in before.groupby("user"):
+        mine = added[added["user"] == user]
+        assert len(mine) == round(share * (own["split"] == TRAIN).sum())
+        assert not set(mine["item"]) & set(own["item"])  # valid and test items are held too
+        train = own[own["split"] == TRAIN]
+        others = [c for c in before if c not in ("user", "item")]
+        likes = set(map(tuple, train[others].to_numpy().tolist()))
+        assert set(map(tuple, mine[others].to_numpy().tolist())) <= likes
+
+
+def test_random_positives_are_even_over_the_items_a_user_lacks():
+    pairs = [(u, i) for u in range(400) for i in range(10)] + [(0, i) for i in range(10, 30)]
+    split_column = [TRAIN] * 8 + [VALID, TEST]
+    data = dataset(pairs, split=np.int8(split_column * 400 + [VALID] * 20))
+    _, added = noise_added(data, 1.0)
+    often = np.bincount(added["item"], minlength=30) / (399 * 8)
+    assert (often[:10] == 0).all() and 0 not in added["user"].to_numpy()
+    np.testing.assert_allclose(often[10:], 1 / 20, atol=5 * np.sqrt(0.05 * 0.95 / (399 * 8)))
+
+
+def test_random_positives_depend_on_the_seed_only():
+    data = split(synthetic(30, 50, clients=2, length=12), "ratio", seed=0)
+    a, b, c = (noise_added(data, 0.5, seed)[1] for seed in (1, 1, 2))
+    pd.testing.assert_frame_equal(a, b)
+    assert len(a) == len(c) and (a["item"].to_numpy() != c["item"].to_numpy()).any()
+    assert (
+        with_random_positives(data, 0.5, 1).interactions.dtypes == data.interactions.dtypes
+    ).all()
+
+
+def test_no_random_positives_change_nothing():
+    data = split(synthetic(30, 50, clients=2, length=12), "ratio", seed=0)
+    assert with_random_positives(data, 0.0) is data
+    assert noise_added(data, 1e-6)[1].empty
+
+
+def test_a_small_catalogue_gives_the_random_positives_that_it_has():
+    pairs = [(0, i) for i in range(5)] + [(1, 0), (1, 1), (1, 2), (2, 0)]
+    data = dataset(pairs, split=np.int8([0, 0, 0, 1, 2, 0, 0, 2, 0]))
+    _, added = noise_added(data, 1.0)
+    assert set(added.loc[added["user"] == 1, "item"]) == {3, 4}
+    assert (added["user"] == 0).sum() == 0 and (added["user"] == 2).sum() == 1
+    _, many = noise_added(data, 3.0)
+    assert many.groupby("user").size().to_dict() == {1: 2, 2: 3}

@@ -83,7 +83,7 @@ def test_padding_clients_are_no_members():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_round_of_a_federated_method_costs_bytes_both_ways(name):
-    module, sizes = METHODS[name], Sizes(users=40, items=60, clients=4)
+    module, sizes = METHODS[name], Sizes(users=40, items=600, clients=4)
     traffic = module.make(module.Config(), sizes).traffic
     ledger = charged(opened(traffic, 4), traffic, 4, 3, 0, rounds=1)
     if hasattr(module.Config, "participation"):

@@ -230,3 +230,93 @@ def test_a_cohort_that_cannot_be_is_refused(bad):
         Cohort.checked(**settings)
     with pytest.raises(SettingError, match="participation = nan"):
         Cohort.checked(float("nan"), 0.0, 0)
+
+
+NOISY = 0.5
+
+
+def echo(shared, private, clients, key):
+    """Uploads that tell who sent them, of sizes far apart."""
+    large = 100.0 * (1 + clients.client) * (1 + jnp.arange(40.0) / 40)
+    return {"large": large, "one": 1.0 + clients.client}, private, jnp.float32(0)
+
+
+@cache
+def collector(cohort):
+    """A round whose result is what the server receives."""
+
+    def collect(shared, uploads, weights, key):
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *uploads)
+
+    def play(buckets, key):
+        count = sum(len(bucket.client) for bucket in buckets)
+        start = {"large": jnp.zeros((count, 40)), "one": jnp.zeros(count)}
+        private = tuple(jnp.zeros(len(bucket.client)) for bucket in buckets)
+        return federated_round(
+            (echo,) * len(buckets), collect, start, private, buckets, key, cohort=cohort
+        )[0]
+
+    return jax.jit(play, compiler_options=QUICK)
+
+
+def received(key, sizes=SIZES, **cohort):
+    """Uploads as they came, and as they should have come from honest clients."""
+    buckets = make_buckets(sizes=sizes)
+    found = collector(Cohort(**cohort))(buckets, jax.random.key(key))
+    ids = np.concatenate([bucket.client for bucket in buckets])
+    honest = jax.vmap(lambda client: echo(0, 0, buckets[0]._replace(client=client), key)[0])(ids)
+    return jax.tree.map(np.asarray, (found, honest))
+
+
+def test_the_same_clients_send_noise_in_every_round_and_the_others_what_they_have():
+    rounds = [received(key, noisy=NOISY) for key in range(4)]
+    different = [(found["large"] != honest["large"]).any(1) for found, honest in rounds]
+    assert 0 < different[0].sum() < len(PLACES)
+    for (found, honest), noisy in zip(rounds, different, strict=True):
+        np.testing.assert_array_equal(noisy, different[0])
+        np.testing.assert_array_equal(found["one"] != honest["one"], noisy)
+        for name in found:
+            np.testing.assert_array_equal(found[name][~noisy], honest[name][~noisy])
+    noisy = different[0]
+    for one, other in ((rounds[0], rounds[1]), (rounds[2], rounds[3])):  # each round anew
+        assert (one[0]["large"][noisy] != other[0]["large"][noisy]).all()
+    blocks, _ = received(0, noisy=NOISY, block=2)
+    assert_close(blocks, rounds[0][0])
+
+
+def test_noise_is_as_large_as_stated_and_its_clients_as_many():
+    sizes = (120, 200)
+    for scale in (0.5, 10.0):
+        found, honest = received(0, sizes, noisy=0.3, noise_scale=scale)
+        noisy = (found["large"] != honest["large"]).any(1)
+        assert noisy.mean() == pytest.approx(0.3, abs=4 * np.sqrt(0.3 * 0.7 / 320))
+        root = np.sqrt(np.mean(honest["large"] ** 2, axis=1, keepdims=True))
+        noise = (found["large"] / root)[noisy] / scale
+        assert noise.mean() == pytest.approx(0, abs=4 / np.sqrt(noise.size))
+        assert noise.std() == pytest.approx(1, abs=4 / np.sqrt(2 * noise.size))
+        single = (found["one"] / honest["one"])[noisy] / scale
+        assert single.std() == pytest.approx(1, abs=4 / np.sqrt(2 * single.size))
+        together = np.corrcoef(noise[:, 0], single)[0, 1]
+        assert abs(together) < 4 / np.sqrt(len(single))  # leaves have noise of their own
+    nothing, honest = received(0, noisy=0.0)
+    jax.tree.map(np.testing.assert_array_equal, nothing, honest)
+
+
+def test_noise_changes_neither_private_states_nor_metrics():
+    buckets, private = make_buckets(), make_private()
+    expected, found = play(buckets, private), play(buckets, private, noisy=NOISY)
+    assert_close(found[1:], expected[1:])
+    assert np.abs(found[0] - expected[0]).max() > 1e-2
+    assert_close(play(buckets, private, noisy=NOISY, additive=True, block=2), found)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("noisy", -0.1), ("noisy", 1.0), ("noise_scale", 0.0), ("noise_scale", -2.0)],
+)
+def test_noise_that_cannot_be_is_refused(name, value):
+    with pytest.raises(SettingError, match=f"{name} = {value}"):
+        Cohort.checked(1.0, 0.0, 0, **{name: value})
+    with pytest.raises(SettingError, match=f"{name} = nan"):
+        Cohort.checked(1.0, 0.0, 0, **{name: float("nan")})
+    assert Cohort.checked(1.0, 0.0, 0, 0.99, 1e-3) == Cohort(1.0, 0.0, 0, 0.99, 1e-3)
