@@ -1,0 +1,252 @@
+"""RQFedRec against loops over users: what a round does to codebooks, gates, codes and users."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxrec.data.pack import pack
+from jaxrec.data.partition import partition
+from jaxrec.data.split import split
+from jaxrec.data.synthetic import synthetic
+from jaxrec.data.text import texts, tfidf
+from jaxrec.methods import rqfedrec
+from jaxrec.ops import quantize
+from jaxrec.types import SettingError
+
+QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
+EXACT = {"uplink": "float32", "downlink": "float32", "sketch_bits": 32}
+SMALL = {"width": 4, "levels": 2, "codes": 5, "participation": 1.0, "sketch_participation": 1.0}
+
+
+@cache
+def problem(how="given"):
+    dataset = split(synthetic(users=36, items=30, clients=6, length=12), "ratio", 0.1, 0.2, 0)
+    data, sizes = pack(partition(dataset, how))
+    return data._replace(text=jnp.asarray(tfidf(texts(dataset.items)), jnp.float32)), sizes
+
+
+def make(how="given", **settings):
+    return rqfedrec.make(rqfedrec.Config(**SMALL | EXACT | settings), problem(how)[1])
+
+
+@cache
+def _played(settings, rounds, how, undescribed):
+    data, _ = problem(how)
+    method = make(how, **dict(settings))
+    if undescribed:
+        data = data._replace(text=data.text.at[jnp.array(undescribed)].set(0))
+
+    def play(data):
+        states, metrics = [method.init(jax.random.key(0), data)], []
+        for number in range(rounds):
+            state, found = method.step(states[-1], data, jax.random.key(number))
+            states.append(state)
+            metrics.append(found)
+        served = method.prepare(states[-1], data)
+        return states, metrics, method.score(served, jnp.arange(problem(how)[1].users))
+
+    return jax.jit(play, compiler_options=QUICK)(data)
+
+
+def played(rounds=1, how="given", undescribed=(), **settings):
+    """The states before and after each round, the rounds' metrics, the last scores."""
+    return _played(tuple(sorted(settings.items())), rounds, how, undescribed)
+
+
+def histories(data, users):
+    """(fitted user vector [D + 1], its train items) of every user, by a loop."""
+    for clients, fitted in zip(data.clients, users, strict=True):
+        for line, ids in enumerate(clients.users):
+            for row in range(len(ids)):
+                own = np.asarray(clients.mask[line] & (clients.user[line] == row))
+                if own.any():
+                    yield fitted[line, row], np.asarray(clients.item[line])[own]
+
+
+def mean_gradient(data, shared, users, codebooks):
+    """As the method is described: code vectors gathered for each item, one user after another."""
+
+    def loss(codebooks, user, items):
+        table = sum(codebooks[p, shared.codes.table[:, p]] for p in range(len(codebooks)))
+        scores = table @ user[:-1] + user[-1] * shared.popularity
+        return -jnp.sum(jax.nn.log_softmax(scores)[items])
+
+    gradients = [jax.grad(loss)(codebooks, *one) for one in histories(data, users)]
+    return sum(gradients) / sum(clients.weight.sum() for clients in data.clients)
+
+
+def stepped(shared, gradient, rate=0.003):
+    optimizer = optax.adam(rate)
+    parameters = shared.codebooks, shared.gates
+    gradient = gradient if isinstance(gradient, tuple) else (gradient, jnp.zeros_like(shared.gates))
+    return optax.apply_updates(parameters, optimizer.update(gradient, shared.moments)[0])
+
+
+def assert_moved_alike(found, expected, start, gradient):
+    """Adam's first step is the sign of the gradient: where that is rounding, so is the sign."""
+    clear = np.abs(gradient) > 1e-5
+    assert clear.any() and (found != start).any()
+    np.testing.assert_allclose(found[clear], expected[clear], atol=1e-5)
+
+
+@pytest.mark.parametrize("uplink", ["float32", "int8"])
+def test_a_round_is_the_loop_over_users_with_gathered_code_vectors(uplink):
+    data, _ = problem()
+    (before, after), _, _ = played(uplink=uplink)
+    gradient = np.asarray(mean_gradient(data, before.shared, after.user, before.shared.codebooks))
+    expected, _ = stepped(before.shared, gradient)
+    # int8 takes rounding of up to half a step of each row's largest entry into the sign.
+    gradient = gradient * (
+        np.abs(gradient) > (0.02 * np.abs(gradient).max() if uplink == "int8" else 0)
+    )
+    assert_moved_alike(
+        np.asarray(after.shared.codebooks), np.asarray(expected),
+        np.asarray(before.shared.codebooks), gradient,
+    )  # fmt: skip
+
+
+def test_the_product_of_all_users_equals_one_upload_a_client():
+    (_, fast), _, scores = played()
+    (_, dense), _, expected = played(clip=1e6)  # a bound that binds nobody, but each upload is made
+    moments, others = (state.shared.moments[0].mu[0] for state in (fast, dense))
+    np.testing.assert_allclose(moments, others, atol=1e-6)
+    np.testing.assert_allclose(scores, expected, atol=1e-2 * np.abs(expected).max())
+
+
+def test_how_users_are_shared_out_among_clients_changes_nothing():
+    moments = [played(how=how)[0][1].shared.moments[0].mu[0] for how in ("given", "user")]
+    np.testing.assert_allclose(*moments, atol=1e-6)
+
+
+def test_several_codebook_steps_are_the_loop_over_clients():
+    data, _ = problem("user")
+    steps, rate = 3, 0.1
+    (before, after), _, _ = played(how="user", codebook_steps=steps)
+    shared = before.shared
+    changes, weights = [], []
+    for clients, users in zip(data.clients, after.user, strict=True):
+        for line in range(len(clients.client)):
+            one = data._replace(
+                clients=(jax.tree.map(lambda leaf, n=line: leaf[n : n + 1], clients),)
+            )
+            own = shared.codebooks
+            for _ in range(steps):
+                own -= rate * mean_gradient(one, shared, (users[line : line + 1],), own)
+            changes.append((shared.codebooks - own) / (rate * steps))
+            weights.append(clients.weight[line])
+    mean = np.average(np.stack(changes), axis=0, weights=np.array(weights))
+    np.testing.assert_allclose(after.shared.moments[0].mu[0], 0.1 * mean, atol=1e-6)
+
+
+def test_learned_gates_follow_the_gradient_of_the_loss_in_the_gates():
+    data, _ = problem()
+    (before, after), _, _ = played(curriculum="learned", semantic_weight=0.7)
+    shared = before.shared
+    np.testing.assert_allclose(shared.gates, [0.7, 1.0])
+
+    def gated(gates):
+        return jnp.repeat(gates, 2)[:, None, None] * shared.codebooks
+
+    codebooks, pull = jax.vjp(gated, shared.gates)
+    gradient = mean_gradient(data, shared, after.user, codebooks)
+    np.testing.assert_allclose(
+        after.shared.moments[0].mu[1], 0.1 * pull(gradient)[0], rtol=1e-3, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("curriculum", ["constant", "linear", "sigmoid"])
+def test_the_curriculum_moves_weight_from_text_to_collaboration(curriculum):
+    _, metrics, _ = played(3, curriculum=curriculum, curriculum_rounds=2, curriculum_floor=0.6)
+    time = np.array([1, 2, 3]) / 2
+    rise = {
+        "constant": None,
+        "linear": 0.4 * np.minimum(time, 1),
+        "sigmoid": 0.4 / (1 + np.exp(-12 * (np.minimum(time, 1) - 0.5))),
+    }[curriculum]
+    expected = np.ones((3, 2)) if rise is None else np.stack([1 - rise, 0.6 + rise], axis=1)
+    np.testing.assert_allclose(np.stack([m.gates for m in metrics]), expected, rtol=1e-5)
+
+
+def test_a_refresh_renews_collaborative_codes_and_re_expresses_what_was_learned():
+    states, metrics, _ = played(4, refresh=3)
+    tables = [np.asarray(state.shared.codes.table) for state in states]
+    assert (tables[0] == tables[1]).all() and (tables[1] == tables[2]).all()
+    assert (tables[3][:, :2] == tables[0][:, :2]).all()
+    assert (tables[3][:, 2:] != tables[0][:, 2:]).any()
+    assert (tables[4] == tables[3]).all()
+    assert [float(m.refreshed) for m in metrics] == [0, 0, 6, 0]
+    assert (np.asarray(states[3].shared.moments[0].count) == 0).all()
+
+    without, _, _ = played(4)
+    learned = quantize.decode(tables[2], without[3].shared.codebooks)
+    kept = quantize.decode(tables[3], states[3].shared.codebooks)
+    assert np.sum((kept - learned) ** 2) < 0.5 * np.sum((learned - learned.mean(0)) ** 2)
+
+
+def test_sign_carries_over_what_it_rounds_off():
+    (before, first, second), _, _ = played(2, uplink="sign")
+    (_, plain), _, _ = played(clip=1e6)
+    data, _ = problem()
+    weights = np.concatenate([clients.weight for clients in data.clients])
+    errors = [np.concatenate(state.error) for state in (before, first, second)]
+    assert (errors[0] == 0).all() and (errors[2] != errors[1]).any()
+    # Sent and kept add up to the change: their means, taken apart, to the mean change.
+    sent = np.asarray(first.shared.moments[0].mu[0]) / 0.1
+    kept = np.average(errors[1], axis=0, weights=weights)
+    np.testing.assert_allclose(sent + kept, plain.shared.moments[0].mu[0] / 0.1, atol=1e-5)
+
+
+def test_items_without_text_share_their_semantic_codes_and_nothing_else():
+    bare = (3, 11, 20)
+    (start, _), _, scores = played(undescribed=bare)
+    table = np.asarray(start.shared.codes.table)[list(bare)]
+    assert (table[:, :2] == table[0, :2]).all()
+    assert len({tuple(code) for code in table}) == len(bare)
+    assert np.isfinite(scores).all()
+
+
+def test_codes_that_no_item_uses_stay_zero():
+    (before, after), metrics, scores = played(codes=30, levels=3)
+    codes = np.asarray(before.shared.codes.table)
+    unused = np.array([[code not in codes[:, p] for code in range(30)] for p in range(6)])
+    assert unused.any()
+    for state in (before, after):
+        assert (np.asarray(state.shared.codebooks)[unused] == 0).all()
+    assert (np.asarray(metrics[0].codes.coverage) < 1).all()
+    assert np.isfinite(scores).all()
+
+
+def test_scores_follow_the_formula():
+    (_, after), _, scores = played(popularity=True)
+    data, _ = problem()
+    shared = after.shared
+    table = np.array([
+        sum(np.asarray(shared.codebooks)[p, code] for p, code in enumerate(codes))
+        for codes in np.asarray(shared.codes.table)
+    ])  # fmt: skip
+    popularity = np.log1p(np.bincount(
+        np.concatenate([items for _, items in histories(data, after.user)]), minlength=30
+    ))  # fmt: skip
+    features = np.append(table, (popularity - popularity.mean())[:, None], axis=1)
+    # Every row of scores is some user's vector on these features.
+    solved, _, rank, _ = np.linalg.lstsq(features, np.asarray(scores).T, rcond=None)
+    assert rank == 5
+    np.testing.assert_allclose(features @ solved, np.asarray(scores).T, atol=1e-4)
+
+
+@pytest.mark.parametrize("setting", ["recency", "window"])
+def test_the_order_of_rows_must_be_known_where_it_is_used(setting):
+    data, _ = problem()
+    timeless = data._replace(clients=tuple(c._replace(age=None) for c in data.clients))
+    with pytest.raises(SettingError, match=f"{setting} = 3.0.*no timestamps.*set {setting} = 0"):
+        jax.eval_shape(make(**{setting: 3.0}).init, jax.random.key(0), timeless)
+
+
+def test_an_empty_semantic_channel_is_refused():
+    data, _ = problem()
+    with pytest.raises(SettingError, match=r"'dual'.*no item text.*channels = 'collaborative'"):
+        make().init(jax.random.key(0), data._replace(text=None))
