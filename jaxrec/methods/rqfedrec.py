@@ -164,9 +164,8 @@ def make(config: Config, sizes: Sizes) -> Method:
         gates = jnp.ones(channels)
         if channels == 2:
             gates = gates.at[0].set(config.semantic_weight)
-        anchors = jax.random.categorical(
-            key_anchors, jnp.log(counts + 1e-9), shape=(min(ANCHORS, sizes.items),)
-        )
+        number = min(ANCHORS, sizes.items)
+        anchors = jax.random.choice(key_anchors, sizes.items, (number,), p=counts + 1e-9)
         shared = Shared(
             jnp.int32(0), codes, codebooks, gates, optimizer.init((codebooks, gates)),
             popularity - popularity.mean(), counts, anchors,
@@ -174,7 +173,9 @@ def make(config: Config, sizes: Sizes) -> Method:
         start = tuple(jnp.broadcast_to(prior, (*c.users.shape, len(prior))) for c in data.clients)
         width = shape if keeps_error else (0,)
         error = tuple(jnp.zeros((len(c.client), *width)) for c in data.clients)
-        return State(shared, tuple(table.user for table in fitted(shared, start, data)), error)
+        if not config.negatives:  # else the whole catalogue is to be met at evaluations alone
+            start = tuple(table.user for table in fitted(shared, start, data))
+        return State(shared, start, error)
 
     def broadcast(shared: Shared, *, everything: bool) -> Broadcast:
         gates = jnp.repeat(gates_at(shared), config.levels)
