@@ -32,7 +32,7 @@ import pandas as pd
 from benchmarks import quantize as quantizer_benchmark  # before faiss: sets how its threads wait
 from benchmarks.common import Limits, Timing, Work, measure_limits, repeated, report, timed
 from jaxrec.data.pack import pack
-from jaxrec.federated import codecs, local
+from jaxrec.federated import codecs
 from jaxrec.methods import fedavg, rqfedrec
 from jaxrec.ops import fold_in, quantize
 from jaxrec.types import Data, Dataset, Method, Sizes
