@@ -105,8 +105,9 @@ def by_code(values: jax.Array, items: Catalogue, size: int) -> jax.Array:
     users, levels = len(values), items.codes.shape[1]
     if items.incidence is not None:
         return (values @ items.incidence).reshape(users, levels, size)
-    nothing = jnp.zeros((users, levels, size), values.dtype)
-    return nothing.at[:, jnp.arange(levels), items.codes].add(values[..., None])
+    places = items.codes + size * jnp.arange(levels)  # of [P K]
+    nothing = jnp.zeros((users, levels * size), values.dtype)
+    return nothing.at[:, places].add(values[..., None]).reshape(users, levels, size)
 
 
 def each_client(
