@@ -41,7 +41,7 @@ VARIANTS = {
     "local_only": Variant("local_only", {"width": 8}, 10),
     "fedavg": Variant("fedavg", {"width": 8}, 60, 0.02),
     "fedmf": Variant(
-        "fedavg", {"width": 8, "upload": "gradient", "l2_user": 2.0, "l2_item": 0.1}, 60, 0.02
+        "fedavg", {"width": 8, "upload": "gradient", "l2_user": 2.0, "l2_item": 8.0}, 60, 0.02
     ),
     "rqfedrec": Variant("rqfedrec", CODED, 10, 0.06),
     "rqfedrec-float": Variant(

@@ -3,11 +3,12 @@
 A client fits its user vector to its own history (`ops/fold_in.py`), then uploads one gradient of
 the softmax loss with respect to the item table; the server moves the table by the mean gradient:
 
-    E <- E - server_step( sum_c g_c / sum_c n_c + 2 l2_item E / n ),    g_c = sum_u r_u^T x_u.
+    E <- E - server_step( sum_c g_c / sum_c n_c + 2 l2_item E / (n I) ),    g_c = sum_u r_u^T x_u.
 
-`r_u` [I] is the residual of user u's scores, n_c the client's train interactions, n their mean. No
-client's own item table is ever formed: the users of a cohort come first, then one product. The
-client side is RQFedRec's, recency included, so the two differ in what they exchange.
+`r_u` [I] is the residual of user u's scores, n_c the client's train interactions, n their mean; the
+penalty is divided by I because a softmax spreads its gradient over all items. No client's own item
+table is ever formed: the users of a cohort come first, then one product. The client side is
+RQFedRec's, recency included, so the two differ in what they exchange.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def make(config: Any, sizes: Sizes, cohort: Cohort, server: optax.GradientTransf
 
         def aggregate(shared, uploads, weights, key):
             mean = weighted_mean if config.noisy else item_gradient
-            gradient = mean(uploads, weights) + 2 * config.l2_item / shared.rows * shared.item
+            penalty = 2 * config.l2_item / (shared.rows * sizes.items)
+            gradient = mean(uploads, weights) + penalty * shared.item
             updates, moments = server.update(gradient, shared.moments, shared.item)
             return shared._replace(item=optax.apply_updates(shared.item, updates), moments=moments)
 

@@ -94,7 +94,7 @@ def slow_round(item, user, shares, data, recency):
             softmax = np.exp(scores) / np.exp(scores).sum()
             gradient += np.outer(chosen.sum() * softmax - chosen, one)
             loss -= chosen @ np.log(softmax)
-        gradient += 2 * L2_ITEM * item
+        gradient += 2 * L2_ITEM * item / len(item)
         number += clients.weight
     return user, gradient / number, loss / number
 
