@@ -1,5 +1,21 @@
 """Clients on an array axis: the round engine and what happens on one client's device."""
 
-from jaxrec.federated import communication, engine, local
+from jaxrec.federated import (
+    aggregate,
+    catalogue,
+    codecs,
+    communication,
+    cooccurrence,
+    engine,
+    local,
+)
 
-__all__ = ["communication", "engine", "local"]
+__all__ = [
+    "aggregate",
+    "catalogue",
+    "codecs",
+    "communication",
+    "cooccurrence",
+    "engine",
+    "local",
+]

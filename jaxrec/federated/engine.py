@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrec.types import Clients, Data, SettingError
+from jaxrec.types import Clients, SettingError
 
 
 class Cohort(NamedTuple):
@@ -206,11 +206,3 @@ def dense_rows(clients: Clients, items: int) -> jax.Array:
     """One client's 0/1 interaction matrix R [U, I] (vmap it for a bucket)."""
     users = clients.users.shape[-1]
     return jnp.zeros((users, items)).at[clients.user, clients.item].max(clients.mask)
-
-
-def item_counts(data: Data, items: int) -> jax.Array:
-    """Interactions per item [I], a sum over clients."""
-    counts = jnp.zeros(items)
-    for clients in data.clients:
-        counts = counts.at[clients.item].add(clients.mask)
-    return counts

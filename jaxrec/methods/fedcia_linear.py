@@ -26,7 +26,8 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrec.federated.engine import dense_rows, item_counts
+from jaxrec.federated.cooccurrence import item_counts
+from jaxrec.federated.engine import dense_rows
 from jaxrec.federated.local import user_slots
 from jaxrec.models.collaborative import inverse_root, normalise
 from jaxrec.ops import linalg, similarity

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrec.federated.engine import item_counts
+from jaxrec.federated.cooccurrence import item_counts
 from jaxrec.types import Data, Method, Sizes, Traffic
 
 

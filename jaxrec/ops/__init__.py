@@ -1,5 +1,12 @@
-"""Pure functions on arrays, without state: losses, similarities, decompositions, ranking."""
+"""Pure functions on arrays, without state: losses, similarities, quantiser, fold-in, ranking."""
 
-from jaxrec.ops import linalg, losses, ranking, similarity
+from jaxrec.ops import fold_in, linalg, losses, quantize, ranking, similarity
 
-__all__ = ["linalg", "losses", "ranking", "similarity"]
+__all__ = [
+    "fold_in",
+    "linalg",
+    "losses",
+    "quantize",
+    "ranking",
+    "similarity",
+]

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrec.federated.cooccurrence import item_counts
 from jaxrec.federated.engine import (
     Cohort,
     dense_rows,
     federated_round,
-    item_counts,
     weighted_mean,
 )
 from jaxrec.types import Clients, Data, SettingError
