@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxrec
 from jaxrec.config import RunConfig
-from jaxrec.data.pack import pack
+from jaxrec.data.pack import history, pack
 from jaxrec.data.partition import partition
 from jaxrec.data.sources import load
 from jaxrec.data.split import core, split, with_random_positives
@@ -31,6 +31,7 @@ class Prepared(NamedTuple):
 
     dataset: Dataset  # split and partitioned
     data: Data
+    known: Data  # the same at test time: the history goes on through the validation rows
     sizes: Sizes
     valid: Plan
     test: Plan
@@ -60,12 +61,14 @@ def prepare(
     described = vectors(dataset, run.text, progress=progress) if text else None
     if described:
         data = data._replace(text=jnp.asarray(described.vectors))
+    known = data._replace(history=history(dataset, TEST))
     if mesh:
-        data = jax.device_put(data, shardings(data, data, mesh))
+        place = lambda data: jax.device_put(data, shardings(data, data, mesh))
+        data, known = place(data), place(known)
     plan = partial(make_plan, dataset, ks=run.ks, candidates=run.candidates, seed=run.seed)
     cold = plan(TEST, targets=_cold(dataset, run.cold)) if run.cold else None
     record = _record(dataset, sizes, run, how, who, described)
-    return Prepared(dataset, data, sizes, plan(VALID), plan(TEST), cold, mesh, record)
+    return Prepared(dataset, data, known, sizes, plan(VALID), plan(TEST), cold, mesh, record)
 
 
 def shardings(tree: Any, data: Data, mesh: Mesh | None) -> Any:

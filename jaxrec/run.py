@@ -180,7 +180,6 @@ def _train_one(
     name: str, run: RunConfig, config: Any, prepared: Prepared, out: Path | None, progress: bool
 ) -> Result:
     """One method, from the first round or from its checkpoint in `out`, to its test values."""
-    data = prepared.data
     method = method_module(name).make(config, prepared.sizes)
     job = Job(name, method, run, config, prepared, out, progress)
     init_key, key = jax.random.split(jax.random.key(run.seed))
@@ -206,10 +205,10 @@ def _train_one(
 
     memory, best = _fit(job, start() if state is None else state, best, memory, rows, key)
     state = checkpoint.to_state(best, like)
-    tested, seconds = _timed(evaluator(method, prepared.test), state, data)
+    tested, seconds = _timed(evaluator(method, prepared.test), state, prepared.known)
     values = _values(job, memory._replace(evaluate=memory.evaluate + seconds), rows, tested)
     if prepared.cold:
-        found = evaluator(method, prepared.cold, lists=False)(state, data)
+        found = evaluator(method, prepared.cold, lists=False)(state, prepared.known)
         values |= {f"test/{name}/cold": value for name, value in found.means.items()}
         values["test/users/cold"] = len(found.per_user)
     users = _with_ids(tested.per_user, prepared.dataset)

@@ -81,10 +81,25 @@ class Clients(NamedTuple):
     age: jax.Array | None = None  # int32 [C, N]  how many later train rows the user has; 0: newest
 
 
+class History(NamedTuple):
+    """What a model may read of the past: each user's rows in time order, one user after another.
+
+    User u's rows are `start[u] .. start[u + 1]`. Rows of equal times are in file order within a
+    user and in the users' order among them.
+    """
+
+    user: jax.Array  # int32 [R]
+    item: jax.Array  # int32 [R]
+    start: jax.Array  # int32 [U + 1]
+    order: jax.Array  # int32 [R]  the rows in the order of time
+
+
 class Data(NamedTuple):
-    """What a federated method trains on: buckets of clients, smallest first."""
+    """What a method trains on: buckets of clients, smallest first, and the same rows by time."""
 
     clients: tuple[Clients, ...]
+    history: History | None = None  # None where the data has no order
+    domain: jax.Array | None = None  # int32 [I]  of each item; None where the data has none
     text: jax.Array | None = None  # f32 [I, T]  public vectors of the items' text; zero without any
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxrec.types import TRAIN, Clients, Data, DataError, Dataset, Sizes
+from jaxrec.types import TRAIN, VALID, Clients, Data, DataError, Dataset, History, Sizes
 
 
 def pack(dataset: Dataset, *, multiple: int = 1) -> tuple[Data, Sizes]:
@@ -17,7 +17,7 @@ def pack(dataset: Dataset, *, multiple: int = 1) -> tuple[Data, Sizes]:
     order of (size, id); its U is its largest number of users. The rows of a client are in order of
     (user, item). `multiple` pads each bucket's client axis to a multiple of the number of devices
     with clients of weight 0, ids from the number of clients on. A client without train rows has
-    weight 0 and keeps its users.
+    weight 0 and keeps its users. Beside them lie the same rows by time, and the items' domains.
 
     Raises DataError if `split` or `client` is missing or a user has no client.
     """
@@ -54,7 +54,26 @@ def pack(dataset: Dataset, *, multiple: int = 1) -> tuple[Data, Sizes]:
             age=None if age is None else _padded(age[rows], sizes[lo:hi], shape, 0),
         )
         buckets.append(jax.tree.map(jnp.asarray, bucket))
-    return Data(tuple(buckets)), Sizes(num_users, num_items, len(ids))
+    domain = dataset.items.get("domain")
+    domain = None if domain is None else jnp.asarray(domain, jnp.int32)
+    data = Data(tuple(buckets), history(dataset), domain)
+    return data, Sizes(num_users, num_items, len(ids))
+
+
+def history(dataset: Dataset, before: int = VALID) -> History | None:
+    """The rows of the splits before `before`: VALID for training, TEST for the final ranking.
+
+    None where the data has no timestamps or positions.
+    """
+    rows = dataset.interactions
+    if "timestamp" not in rows:
+        return None
+    rows = rows[rows["split"] < before]
+    rows = rows.iloc[np.lexsort((rows["timestamp"], rows["user"]))]
+    start = np.searchsorted(rows["user"], np.arange(dataset.num_users + 1))
+    order = np.argsort(rows["timestamp"], kind="stable")
+    arrays = History(rows["user"], rows["item"], start, order)
+    return History(*(jnp.asarray(array, jnp.int32) for array in arrays))
 
 
 def _owners(dataset: Dataset) -> np.ndarray:

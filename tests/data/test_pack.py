@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxrec.data import pack, partition, split, synthetic
-from jaxrec.types import TRAIN, DataError, Dataset
+from jaxrec.data.pack import history
+from jaxrec.types import TEST, TRAIN, VALID, DataError, Dataset
 
 
 def dataset(users: list[tuple[int, list[int]]], items: int) -> Dataset:
@@ -125,3 +126,29 @@ def test_unprepared_data_is_refused():
     users = pd.DataFrame({"user": np.arange(3)})
     with pytest.raises(DataError, match="user 2 has no interaction"):
         pack(Dataset("toy", data.interactions, data.items, users))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3), st.integers(0, 2)), min_size=1),
+    st.sampled_from([VALID, TEST]),
+)
+def test_history_is_each_users_rows_in_time_order_and_the_order_of_all(rows, before):
+    frame = pd.DataFrame(rows, columns=["user", "timestamp", "split"])
+    frame["item"] = np.arange(len(frame))
+    data = Dataset("toy", frame, frame[["item"]], pd.DataFrame({"user": np.arange(6)}))
+    found = jax.tree.map(np.asarray, history(data, before))
+    known = [(u, t, i) for i, (u, t, s) in enumerate(rows) if s < before]
+    for user in range(6):
+        own = [i for _, i in sorted((t, i) for u, t, i in known if u == user)]
+        assert found.item[found.start[user] : found.start[user + 1]].tolist() == own
+        assert (found.user[found.start[user] : found.start[user + 1]] == user).all()
+    assert found.item[found.order].tolist() == [
+        i for _, _, i in sorted((t, u, i) for u, t, i in known)
+    ]
+
+
+def test_rows_without_times_have_no_history():
+    data, _ = pack(dataset([(0, [0, 0])], 3))
+    assert data.history is None
+    assert data.domain is None
