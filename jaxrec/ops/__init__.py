@@ -1,6 +1,6 @@
-"""Pure functions on arrays, without state: losses, similarities, quantiser, fold-in, ranking."""
+"""Functions on arrays, without state: losses, similarities, quantiser, fold-in, ranking, waves."""
 
-from jaxrec.ops import fold_in, linalg, losses, quantize, ranking, similarity
+from jaxrec.ops import fold_in, linalg, losses, quantize, ranking, schedule, similarity
 
 __all__ = [
     "fold_in",
@@ -8,5 +8,6 @@ __all__ = [
     "losses",
     "quantize",
     "ranking",
+    "schedule",
     "similarity",
 ]
