@@ -67,6 +67,9 @@ class RunConfig:
     """List lengths at which metrics are taken; items."""
     candidates: int = 0
     """Sampled negatives per test item; 0: rank the full catalogue."""
+    ranking: Literal["users", "rows", "domains"] = "users"
+    """What one ranking has to find: users, all held-out items of a user; rows, one held-out row;
+    domains, one held-out row among the items of its domain."""
     cold: int = 0
     """Also report test metrics on items with at most this many train rows; 0: do not."""
     baselines: tuple[str, ...] = ("fedavg", "local_only", "popularity")

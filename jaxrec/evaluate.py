@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,9 @@ from jaxrec.types import TEST, VALID, DataError, Dataset, Method, SettingError
 
 
 class Bucket(NamedTuple):
-    """Blocks of users with a similar number of targets; a padding user has none.
+    """Blocks of rankings with a similar number of targets; a padding line has none.
 
-    The pairs (row, item) of a block are what its users are not ranked on or, in the sampled
+    The pairs (row, item) of a block are what its lines are not ranked on or, in the sampled
     protocol, the only items that they are. Padding has row B.
     """
 
@@ -35,24 +35,24 @@ class Bucket(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Who is evaluated on what; `users` and `clients` follow the rows of the buckets."""
+    """Who is evaluated on what: a line is a user or, where rows are ranked, a row of the split."""
 
     buckets: tuple[Bucket, ...]
-    users: np.ndarray  # [U], -1 for padding
-    clients: np.ndarray | None  # [U]
+    lines: pd.DataFrame  # user (-1: padding) and where known client, item, in the buckets' order
     items: int
     ks: tuple[int, ...]
-    candidates: int  # negatives a user; 0: full ranking
+    candidates: int  # negatives a line; 0: full ranking
+    domain: np.ndarray | None = None  # [I], where the rivals are the items of the target's domain
 
 
 class Evaluation(NamedTuple):
-    """Flat values ("NDCG@10", "NDCG@10/se", ...) and the per-user ones that they are means of.
+    """Flat values ("NDCG@10", "NDCG@10/se", ...) and those of each line that they are means of.
 
-    "F1@k" is the F1 of the averaged precision and recall, "meanF1@k" the mean of the users' F1.
+    "F1@k" is the F1 of the averaged precision and recall, "meanF1@k" the mean of the lines' F1.
     """
 
     means: dict[str, float]
-    per_user: pd.DataFrame  # user, then one column a metric
+    per_user: pd.DataFrame  # user (and item, where rows are ranked), then one column a metric
 
 
 def make_plan(
@@ -63,28 +63,31 @@ def make_plan(
     candidates: int = 0,
     seed: int = 0,
     block: int = 512,
-    targets: np.ndarray | None = None,
+    ranking: Literal["users", "rows", "domains"] = "users",
+    only: np.ndarray | None = None,
 ) -> Plan:
     """Pack the users who have items in `split`; the others are left out.
 
     Full ranking is over all items but those the user has in an earlier split: train for VALID,
     train and valid for TEST. With `candidates` the targets are ranked among that many negatives,
-    drawn for each user without replacement from the items the user has in no split; `seed` and the
-    user's id alone decide the draw.
+    drawn for each line without replacement from the items the user has in no split; `seed` and the
+    user's id (or the row's number) alone decide the draw.
 
     Args:
       dataset: split interactions; where they have clients, the spread over them is reported.
       split: VALID or TEST.
       ks: cut-offs.
-      candidates: negatives a user; 0 for full ranking.
+      candidates: negatives a line; 0 for full ranking.
       seed: of the negatives.
-      block: users ranked at a time, which bounds memory to a few arrays [block, I].
-      targets: items to find; all of the split's without it. What a user has in `split` beside
-        them is a rival like any other item.
+      block: lines ranked at a time, which bounds memory to a few arrays [block, I].
+      ranking: what one line of the ranking has to find: "users", all that a user has in `split`;
+        "rows", one row of it; "domains", one row, among the items of its own domain.
+      only: bool [R], the rows that may be targets; all without it. What a user has in `split`
+        beside them is a rival like any other item.
 
     Raises:
-      DataError: there is no column `split`, or it has no such rows.
-      SettingError: a number is out of range, or a user has too few negatives to draw from.
+      DataError: there is no column `split`, or it has no such rows, or no domains are known.
+      SettingError: a number is out of range, or a line has too few negatives to draw from.
     """
     if not ks or min(ks) < 1 or block < 1 or candidates < 0:
         raise SettingError(
@@ -94,37 +97,50 @@ def make_plan(
     rows, part = dataset.interactions, {VALID: "valid", TEST: "test"}[split]
     if "split" not in rows:
         raise DataError(f"{dataset.name}: interactions have no column split: split them first")
-    wanted = rows[rows["split"] == split]
-    if targets is not None:
-        wanted = wanted[wanted["item"].isin(targets)]
+    where = np.flatnonzero((rows["split"] == split) & (True if only is None else only))
+    wanted = rows.iloc[where]
     if wanted.empty:
         raise DataError(
             f"{dataset.name}: column split has no {part} rows ({split})"
-            f"{'' if targets is None else ' among the targets'}: make that part larger"
+            f"{'' if only is None else ' among the targets'}: make that part larger"
         )
-    number = wanted.groupby("user").size()
-    client = rows.groupby("user")["client"].first() if "client" in rows else None
-    order = pd.DataFrame({"width": _widths(number.to_numpy(), block)}, index=number.index)
-    order["client"] = 0 if client is None else client
-    order = order.sort_values(["width", "client"], kind="stable")
+    domain = _domains(dataset) if ranking == "domains" else None
+    wanted = wanted.assign(line=wanted["user"] if ranking == "users" else where)
+    lines = wanted.groupby("line").agg(user=("user", "first"), number=("user", "size"))
+    if "client" in rows:
+        lines["client"] = wanted.groupby("line")["client"].first()
+    if ranking != "users":
+        lines["item"] = wanted.set_index("line")["item"]
+    lines["width"] = _widths(lines.pop("number").to_numpy(), block)
+    lines = lines.sort_values(["width", *lines.columns.intersection(["client"])], kind="stable")
 
     if candidates:
-        listed = _negatives(dataset, number.index, candidates, seed)
+        listed = _negatives(dataset, lines, candidates, seed, domain)
     else:
-        listed = rows[rows["split"] < split]
+        earlier = rows.loc[rows["split"] < split, ["user", "item"]]
+        listed = lines[["user"]].rename_axis("line").reset_index().merge(earlier, on="user")
     packed = [
-        _pack(users.index.to_numpy(), wanted, listed, block, dataset.num_items)
-        for _, users in order.groupby("width")
+        _pack(own, wanted, listed, block, dataset.num_items)
+        for _, own in lines.drop(columns="width").groupby(lines["width"])
     ]
-    users = np.concatenate([users for _, users in packed])
     return Plan(
         buckets=tuple(bucket for bucket, _ in packed),
-        users=users,
-        clients=None if client is None else client.reindex(users).to_numpy(),
+        lines=pd.concat([own for _, own in packed], ignore_index=True),
         items=dataset.num_items,
         ks=tuple(ks),
         candidates=candidates,
+        domain=None if candidates else domain,
     )
+
+
+def _domains(dataset: Dataset) -> np.ndarray:
+    """The domain of each item, [I]."""
+    if "domain" not in dataset.items:
+        raise DataError(
+            f"{dataset.name}: ranking = 'domains' needs a column 'domain' of the items, which have "
+            f"{list(dataset.items)}; rank 'rows' among all items"
+        )
+    return dataset.items["domain"].to_numpy()
 
 
 def _widths(number: np.ndarray, block: int) -> np.ndarray:
@@ -140,54 +156,63 @@ def _widths(number: np.ndarray, block: int) -> np.ndarray:
 
 
 def _pack(
-    users: np.ndarray, wanted: pd.DataFrame, listed: pd.DataFrame, block: int, items: int
-) -> tuple[Bucket, np.ndarray]:
-    """The bucket of `users`, in this order, and the user of each of its rows, -1 for padding."""
-    blocks = -(-len(users) // block)
-    size = -(-len(users) // blocks)
-    place = pd.Series(np.arange(len(users)), index=users)
-    within = lambda rows: rows[rows["user"].isin(users)]
+    lines: pd.DataFrame, wanted: pd.DataFrame, listed: pd.DataFrame, block: int, items: int
+) -> tuple[Bucket, pd.DataFrame]:
+    """The bucket of `lines`, in this order, and the lines with its padding, of user -1."""
+    blocks = -(-len(lines) // block)
+    size = -(-len(lines) // blocks)
+    place = pd.Series(np.arange(len(lines)), index=lines.index)
+    within = lambda rows: rows[rows["line"].isin(lines.index)]
 
     wanted = within(wanted)
-    at, column = place[wanted["user"]].to_numpy(), wanted.groupby("user").cumcount()
+    at, column = place[wanted["line"]].to_numpy(), wanted.groupby("line").cumcount()
     targets = np.full((blocks * size, column.max() + 1), items)
     targets[at, column] = wanted["item"]
 
     listed = within(listed)
-    in_block, at = np.divmod(place[listed["user"]].to_numpy(), size)
+    in_block, at = np.divmod(place[listed["line"]].to_numpy(), size)
     column = listed.groupby(in_block).cumcount()
     row = np.full((blocks, column.max() + 1 if len(column) else 0), size)
     item = np.zeros_like(row)
     row[in_block, column], item[in_block, column] = at, listed["item"]
 
-    padding = (0, blocks * size - len(users))
+    padding = blocks * size - len(lines)
     bucket = Bucket(
-        users=np.pad(users, padding, mode="edge").reshape(blocks, size),
+        users=np.pad(lines["user"], (0, padding), mode="edge").reshape(blocks, size),
         targets=targets.reshape(blocks, size, -1),
         row=row,
         item=item,
     )
     to_device = lambda array: jnp.asarray(array, jnp.int32)
-    return jax.tree.map(to_device, bucket), np.pad(users, padding, constant_values=-1)
+    filler = pd.DataFrame(-1, index=range(padding), columns=lines.columns)
+    return jax.tree.map(to_device, bucket), pd.concat([lines, filler])
 
 
-def _negatives(dataset: Dataset, users: pd.Index, number: int, seed: int) -> pd.DataFrame:
-    """`number` distinct items for each user, none of which the user has in any split."""
+def _negatives(
+    dataset: Dataset, lines: pd.DataFrame, number: int, seed: int, domain: np.ndarray | None
+) -> pd.DataFrame:
+    """`number` distinct items for each line, none of which its user has in any split.
+
+    With `domain` [I] they are of the domain of the line's item.
+    """
     own = dataset.interactions.groupby("user")["item"].unique()
+    domain = np.zeros(dataset.num_items, int) if domain is None else domain
+    pools = [np.flatnonzero(domain == d) for d in range(domain.max() + 1)]
+    of = domain[lines["item"]] if "item" in lines else np.zeros(len(lines), int)
     drawn = []
-    for user in users:
-        seen = np.sort(own[user])
-        unseen = dataset.num_items - len(seen)
+    for line, user, d in zip(lines.index, lines["user"], of, strict=True):
+        seen = np.searchsorted(pools[d], np.sort(own[user][domain[own[user]] == d]))
+        unseen = len(pools[d]) - len(seen)
         if unseen < number:
             raise SettingError(
                 f"candidates = {number}: user {user} has only {unseen} items never interacted "
                 f"with; ask for at most that many, or for 0, the full ranking"
             )
-        draw = np.random.default_rng([seed, user]).choice(unseen, number, replace=False)
+        draw = np.random.default_rng([seed, line]).choice(unseen, number, replace=False)
         # The p-th unseen item comes after those seen ones that have at most p unseen before them.
         skipped = np.searchsorted(seen - np.arange(len(seen)), draw, side="right")
-        drawn.append(draw + skipped)
-    return pd.DataFrame({"user": np.repeat(users, number), "item": np.concatenate(drawn)})
+        drawn.append(pools[d][draw + skipped])
+    return pd.DataFrame({"line": np.repeat(lines.index, number), "item": np.concatenate(drawn)})
 
 
 def evaluator(
@@ -203,6 +228,7 @@ def evaluator(
     The function raises FloatingPointError for a score that is NaN or +inf; it names the first user.
     """
     lists = lists and not plan.candidates
+    domain = None if plan.domain is None else jnp.asarray(plan.domain)
     longest = max(plan.ks)
     names = [*(f"{name}@{k}" for name in ranking.AT_K for k in plan.ks), "MRR"]
 
@@ -216,6 +242,8 @@ def evaluator(
             listed = jnp.zeros(scores.shape, bool).at[block.row, block.item].set(True, mode="drop")
             excluded = ~listed if plan.candidates else listed
             mask = block.targets < plan.items
+            if domain is not None:
+                excluded |= domain != domain[block.targets[:, :1]]
             places = ranking.places(ranking.ranks(scores, block.targets, mask, excluded), longest)
             shown = ranking.top(scores, excluded, longest) if lists else None
             return broken, places, shown
@@ -233,8 +261,9 @@ def evaluator(
 
     def evaluate(state, data) -> Evaluation:
         values, spread = jax.device_get(run(state, data, plan.buckets))
-        real = plan.users >= 0
-        values, users = values[real], plan.users[real]
+        real = plan.lines["user"] >= 0
+        values, lines = values[real], plan.lines[real].reset_index(drop=True)
+        users = lines["user"].to_numpy()
         if (broken := values[:, 0] > 0).any():
             raise FloatingPointError(
                 f"scores of user {users[broken].min()} hold NaN or +inf, as do those of "
@@ -243,16 +272,16 @@ def evaluator(
         table = pd.DataFrame(values[:, 1:].astype(float), columns=names)
         table = table.rename(columns={f"F1@{k}": f"meanF1@{k}" for k in plan.ks})
         means = _means(table, plan.ks)
-        if plan.clients is not None:
-            means |= _client_spread(table, plan.clients[real], plan.ks)
+        if "client" in lines:
+            means |= _client_spread(table, lines.pop("client"), plan.ks)
         if lists:
             for k, (covered, uneven) in zip(plan.ks, spread.tolist(), strict=True):
                 means |= {f"coverage@{k}": covered, f"Gini@{k}": uneven}
         if plan.candidates:
             means = {_labelled(name, plan.candidates): mean for name, mean in means.items()}
             table = table.rename(columns=lambda name: _labelled(name, plan.candidates))
-        table.insert(0, "user", users)
-        return Evaluation(means, table.sort_values("user", ignore_index=True))
+        table = pd.concat([lines, table], axis=1)
+        return Evaluation(means, table.sort_values(list(lines), ignore_index=True))
 
     return evaluate
 
@@ -272,7 +301,7 @@ def _means(table: pd.DataFrame, ks: Sequence[int]) -> dict[str, float]:
     return {name: float(value) for name, value in means.items()}
 
 
-def _client_spread(table: pd.DataFrame, clients: np.ndarray, ks: Sequence[int]) -> dict[str, float]:
+def _client_spread(table: pd.DataFrame, clients: pd.Series, ks: Sequence[int]) -> dict[str, float]:
     """Of the mean over each client's users: standard deviation, and mean of the worst tenth."""
     spread = {}
     for name in [f"{metric}@{k}" for metric in ("NDCG", "Recall") for k in ks]:

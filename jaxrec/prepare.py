@@ -35,7 +35,7 @@ class Prepared(NamedTuple):
     sizes: Sizes
     valid: Plan
     test: Plan
-    cold: Plan | None  # test items with few train rows, where they are asked for
+    apart: dict[str, Plan]  # parts of the test split that are also reported by themselves
     mesh: Mesh | None
     record: dict[str, Any]  # for config.json: data, protocol, versions, device
 
@@ -65,10 +65,12 @@ def prepare(
     if mesh:
         place = lambda data: jax.device_put(data, shardings(data, data, mesh))
         data, known = place(data), place(known)
-    plan = partial(make_plan, dataset, ks=run.ks, candidates=run.candidates, seed=run.seed)
-    cold = plan(TEST, targets=_cold(dataset, run.cold)) if run.cold else None
+    plan = partial(
+        make_plan, dataset, ks=run.ks, candidates=run.candidates, seed=run.seed, ranking=run.ranking
+    )
+    apart = {name: plan(TEST, only=only) for name, only in _apart(dataset, run).items()}
     record = _record(dataset, sizes, run, how, who, described)
-    return Prepared(dataset, data, known, sizes, plan(VALID), plan(TEST), cold, mesh, record)
+    return Prepared(dataset, data, known, sizes, plan(VALID), plan(TEST), apart, mesh, record)
 
 
 def shardings(tree: Any, data: Data, mesh: Mesh | None) -> Any:
@@ -85,11 +87,21 @@ def shardings(tree: Any, data: Data, mesh: Mesh | None) -> Any:
     return jax.tree.map(lambda leaf: along if divided(leaf) else copied, tree)
 
 
-def _cold(dataset: Dataset, most: int) -> np.ndarray:
-    """The items with at most `most` train rows."""
+def _apart(dataset: Dataset, run: RunConfig) -> dict[str, np.ndarray]:
+    """Rows to report by themselves, bool [R]: of cold items, of users new to the row's domain."""
     rows = dataset.interactions
-    train = rows.loc[rows["split"] == TRAIN, "item"]
-    return np.flatnonzero(np.bincount(train, minlength=dataset.num_items) <= most)
+    train = rows["split"] == TRAIN
+    found = {}
+    if run.cold:
+        number = np.bincount(rows.loc[train, "item"], minlength=dataset.num_items)
+        found["cold"] = number[rows["item"]] <= run.cold
+    if run.ranking == "domains" and "domain" in dataset.items:
+        domain = dataset.items["domain"].to_numpy()[rows["item"]]
+        pair = rows["user"].to_numpy() * (domain.max() + 1) + domain
+        found["new to domain"] = ~np.isin(pair, pair[train])
+        if not (found["new to domain"] & (rows["split"] == TEST)).any():
+            del found["new to domain"]
+    return found
 
 
 def _mesh(run: RunConfig) -> Mesh | None:
@@ -122,10 +134,11 @@ def _record(
     if text:
         bare = f", {text.missing:,} items without text" if text.missing else ""
         notes.insert(0, f"item text by {text.encoder}{bare}")
+    each = {"users": "", "rows": " of each row", "domains": " of each row within its domain"}
     against = (
-        f"sampled ranking against {run.candidates} negatives a user"
+        f"sampled ranking{each[run.ranking]} against {run.candidates} negatives"
         if run.candidates
-        else f"full ranking over {sizes.items:,} items"
+        else f"full ranking{each[run.ranking]} over {sizes.items:,} items"
     )
     return {
         "data": {

@@ -207,10 +207,10 @@ def _train_one(
     state = checkpoint.to_state(best, like)
     tested, seconds = _timed(evaluator(method, prepared.test), state, prepared.known)
     values = _values(job, memory._replace(evaluate=memory.evaluate + seconds), rows, tested)
-    if prepared.cold:
-        found = evaluator(method, prepared.cold, lists=False)(state, prepared.known)
-        values |= {f"test/{name}/cold": value for name, value in found.means.items()}
-        values["test/users/cold"] = len(found.per_user)
+    for part, plan in prepared.apart.items():
+        found = evaluator(method, plan, lists=False)(state, prepared.known)
+        values |= {f"test/{name}/{part}": value for name, value in found.means.items()}
+        values[f"test/{run.ranking}/{part}"] = len(found.per_user)
     users = _with_ids(tested.per_user, prepared.dataset)
     if out:
         report.write_users(out / "users.parquet", users)

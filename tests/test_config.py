@@ -173,7 +173,7 @@ def test_coerce_of_nested_tuples():
 
 @pytest.mark.parametrize("method", [None, "toy"])
 def test_help_lists_every_setting_with_default_and_meaning(method, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "260")
     with pytest.raises(SystemExit) as stop:
         config.print_help(method, "program")
     shown = capsys.readouterr().out

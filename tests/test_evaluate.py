@@ -1,6 +1,7 @@
 """Evaluation against loops over users: what is ranked, averaged, counted, labelled and refused."""
 
 import math
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -259,7 +260,66 @@ def test_more_negatives_than_a_user_has_unseen_items_are_refused():
     data = dataset()
     seen = data.interactions.groupby("user").size()
     tested = data.interactions.user[data.interactions.split == TEST].unique()
-    first = min(user for user in tested if ITEMS - seen[user] < 10)
-    message = rf"candidates = 10: user {first} has only {ITEMS - seen[first]} items"
-    with pytest.raises(SettingError, match=message):
+    few = {user: ITEMS - seen[user] for user in tested if ITEMS - seen[user] < 10}
+    with pytest.raises(SettingError, match="candidates = 10: user") as raised:
         make_plan(data, TEST, candidates=10)
+    assert any(
+        f"user {user} has only {left} items" in str(raised.value) for user, left in few.items()
+    )
+
+
+def with_domains():
+    data = dataset()
+    rows = data.interactions.groupby("user").head(12)  # of each domain enough are left to draw
+    return replace(data, interactions=rows, items=data.items.assign(domain=np.arange(ITEMS) % 3))
+
+
+@pytest.mark.parametrize("ranking", ["rows", "domains"])
+@pytest.mark.parametrize("candidates", [0, 3])
+def test_ranking_each_held_out_row_by_itself_equals_the_loops(ranking, candidates):
+    data, scores = with_domains(), table()
+    plan = make_plan(data, TEST, ks=KS, block=8, ranking=ranking, candidates=candidates)
+    found, rows = run(plan, scores), data.interactions
+    suffix = f"({candidates} negatives)" if candidates else ""
+    held_out = rows[rows.split == TEST].sort_values(["user", "item"])
+    assert found.per_user[["user", "item"]].to_numpy().tolist() == (
+        held_out[["user", "item"]].to_numpy().tolist()
+    )
+    shown = listed_for_lines(plan)
+    for row in found.per_user.to_dict("records"):
+        user, item = row["user"], row["item"]
+        pool = [i for i in range(ITEMS) if ranking == "rows" or i % 3 == item % 3]
+        own = rows[rows.user == user]
+        if candidates:
+            rivals = shown[user, item]
+            assert len(set(rivals)) == candidates
+            assert set(rivals) <= set(pool) - set(own.item)
+        else:
+            rivals = [i for i in pool if i not in {*own.item[own.split < TEST], item}]
+        for name, value in slow_user(scores[user], [item], rivals, KS).items():
+            assert row[f"{name}{suffix}"] == pytest.approx(value, rel=1e-5), name
+
+
+def listed_for_lines(plan):
+    """The listed items of each line (user, item) of a plan that ranks rows."""
+    pairs, lines = {}, iter(plan.lines[["user", "item"]].to_numpy().tolist())
+    for bucket in plan.buckets:
+        for users, rows, items in zip(bucket.users, bucket.row, bucket.item, strict=True):
+            keys = [tuple(next(lines)) for _ in users]
+            for row, item in zip(rows.tolist(), items.tolist(), strict=True):
+                if row < len(users):
+                    pairs.setdefault(keys[row], []).append(item)
+    return pairs
+
+
+def test_only_some_rows_may_be_targets():
+    data = with_domains()
+    only = data.interactions["item"].to_numpy() % 2 == 0
+    found = run(make_plan(data, TEST, ranking="rows", only=only), table()).per_user
+    assert len(found) == (only & (data.interactions.split == TEST)).sum()
+    assert (found["item"] % 2 == 0).all()
+
+
+def test_domains_that_are_not_known_are_refused():
+    with pytest.raises(DataError, match="needs a column 'domain' of the items"):
+        make_plan(dataset(), TEST, ranking="domains")
