@@ -109,24 +109,31 @@ def main() -> None:
     table = TABLES[options.table]
     path = options.out / f"{options.table}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
+    keys = set()
     for seed in range(options.seeds):
         for name, variant in table.variants.items():
-            key = json.dumps([table.config, variant, seed], sort_keys=True)
+            method, settings = resolved(table.config, variant, seed)
+            key = json.dumps([jaxrec.__version__, method, settings], sort_keys=True)
+            keys.add(key)
             if options.only in name and key not in {row["key"] for row in read_rows(path)}:
-                values = run(table.config, variant, seed)
+                values = run(method, settings)
                 append_row(path, {"round": 0, "key": key, "variant": name, "seed": seed} | values)
                 print(f"{name}, seed {seed}: {values['test/NDCG@10']:.4f}", flush=True)
     names = [name for name in table.variants if options.only in name]
-    print(markdown(read_rows(path), names, table.metrics))
+    rows = [row for row in read_rows(path) if row["key"] in keys]
+    print(markdown(rows, names, table.metrics))
 
 
-def run(config: str, variant: dict[str, Any], seed: int) -> dict[str, Any]:
-    """The test values and bytes of one run."""
+def resolved(config: str, variant: dict[str, Any], seed: int) -> tuple[str, dict[str, Any]]:
+    """The method of a variant and all settings that are not defaults."""
     settings = dict(variant)
     method, given = read_toml(CONFIGS / f"{settings.pop('config', config)}.toml")
-    values = jaxrec.train(
-        method, progress=False, **given | settings | {"seed": seed, "baselines": ()}
-    ).values
+    return method, given | settings | {"seed": seed, "baselines": ()}
+
+
+def run(method: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The test values and bytes of one run."""
+    values = jaxrec.train(method, progress=False, **settings).values
     return {n: v for n, v in values.items() if n.startswith(("test/", "bytes/"))} | {
         "best_round": values["best_round"]
     }

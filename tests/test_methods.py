@@ -58,7 +58,10 @@ VARIANTS = {
     ),
     "rqfedrec-sampled": Variant("rqfedrec", CODED | {"negatives": 40}, 10, 0.06),
     "rqfedrec-guarded": Variant(
-        "rqfedrec", CODED | {"trim": 0.1, "clip": 0.05, "drop_loss": 0.05, "refresh": 3}, 10, 0.06
+        "rqfedrec",
+        CODED | EXACT | {"trim": 0.1, "clip": 0.05, "drop_loss": 0.05, "refresh": 3},
+        10,
+        0.06,
     ),
     "rqfedrec-semantic": Variant(
         "rqfedrec", CODED | {"channels": "semantic", "start": "cold", "uplink": "int4"}, 60, 0.02

@@ -69,8 +69,8 @@ def item_vectors(
       window: how many rows apart two rows of a user still belong together; 0: any.
       passes: secure sums of an array [I, `width` + 1].
       participation: a client's chance to be in a pass.
-      bits: of a number on the wire: 32, or 8 (up: on a public scale, rounded at random, so that
-        the uploads are integers that add up; down: on a scale for each item).
+      bits: of a number: 32, or 8 (up: each user's rows on a public scale, rounded at random, so
+        that uploads are integers that add up; down: on a scale for each item).
       start: [I, `width`], vectors to start from, such as those learned so far.
 
     Raises SettingError for a `window` where the order of a user's rows is unknown.

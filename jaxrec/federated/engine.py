@@ -64,6 +64,7 @@ def federated_round(
     *,
     cohort: Cohort = EVERYONE,
     additive: bool = False,
+    receive: Callable[[Any], Any] = lambda uploads: uploads,
 ) -> tuple[Any, tuple[Any, ...], Any, jax.Array]:
     """Run one round over all buckets.
 
@@ -71,11 +72,12 @@ def federated_round(
         local: one function a bucket.
         aggregate: sees tuples, an entry a bucket, of uploads [C, ...] and weights [C].
         private: per-client state, leading axis C, an entry a bucket.
-        key: the round's key. A client's own key depends on its id alone, so neither the order
-            of clients nor the block size changes a random number.
+        key: the round's key. What a client draws depends on its id alone, so neither the order
+            of clients nor padding nor the block size changes a random number.
         additive: the aggregate is a weighted mean of uploads. Blocks are then reduced to their
             mean as they are computed and enter as one upload with the block's total weight, so
             that memory does not grow with the number of clients.
+        receive: what the server does to the uploads [C, ...] of a block as they arrive.
 
     Returns:
         shared, private, the clients' metrics averaged by weight, and the number of participants.
@@ -91,6 +93,7 @@ def federated_round(
             key_local,
             cohort,
             additive,
+            receive,
         )
         for number, (bucket_local, bucket_private, clients) in enumerate(
             zip(local, private, buckets, strict=True)
@@ -105,21 +108,25 @@ def federated_round(
     return shared, private, metrics, participants
 
 
-def _bucket_round(local, shared, private, clients, key_cohort, key_local, cohort, additive):
+def _bucket_round(
+    local, shared, private, clients, key_cohort, key_local, cohort, additive, receive
+):
     """One bucket's uploads, weights, private states, and (metrics, weight, participants) sums."""
     count = len(clients.client)
     key_choice, key_last, key_drop = jax.random.split(key_cohort, 3)
     key_noise = jax.random.fold_in(key_drop, 1)
-    expected = cohort.participation * count
-    size = math.ceil(expected)
-    chosen = jnp.arange(count)
+    size = math.ceil(cohort.participation * count)
+    chosen, place = jnp.arange(count), jnp.arange(size)
     present = jnp.ones(size, bool)
     if cohort.participation < 1:
-        chosen = jax.random.permutation(key_choice, count)[:size]
-        # The last place is filled so often that each client's chance is exactly `participation`.
-        present = present.at[-1].set(jax.random.bernoulli(key_last, expected - size + 1))
+        real = clients.weight > 0
+        chosen = jnp.argsort(jnp.where(real, _uniform(key_choice, clients.client), 2.0))[:size]
+        # One place more is filled so often that each client's chance is exactly `participation`.
+        expected = cohort.participation * real.sum()
+        rest = jax.random.bernoulli(key_last, expected - jnp.floor(expected))
+        present = place < jnp.floor(expected) + rest
     if cohort.dropout > 0:
-        present &= jax.random.bernoulli(key_drop, 1 - cohort.dropout, (size,))
+        present &= _uniform(key_drop, clients.client[chosen]) >= cohort.dropout
     block = min(cohort.block or size, size)
     everyone = cohort.participation == 1 and block == count
 
@@ -138,6 +145,7 @@ def _bucket_round(local, shared, private, clients, key_cohort, key_local, cohort
         uploads, after, metrics = jax.vmap(local, (None, 0, 0, 0))(shared, before, members, keys)
         if cohort.noisy > 0:
             uploads = _with_noise(uploads, members.client, key_noise, cohort)
+        uploads = receive(uploads)
         weights = members.weight * present[places]
         kept = jax.tree.map(
             lambda new, old: jnp.where(_like(weights > 0, new), new, old), after, before
@@ -182,6 +190,11 @@ def _with_noise(uploads: Any, client: jax.Array, key: jax.Array, cohort: Cohort)
 
     leaves, structure = jax.tree.flatten(uploads)
     return structure.unflatten([replace(number, leaf) for number, leaf in enumerate(leaves)])
+
+
+def _uniform(key: jax.Array, client: jax.Array) -> jax.Array:
+    """A number in [0, 1) for each client id [C]."""
+    return jax.vmap(lambda c: jax.random.uniform(jax.random.fold_in(key, c)))(client)
 
 
 def _like(flags: jax.Array, leaf: jax.Array) -> jax.Array:

@@ -7,8 +7,9 @@ the softmax loss with respect to the item table; the server moves the table by t
 
 `r_u` [I] is the residual of user u's scores, n_c the client's train interactions, n their mean; the
 penalty is divided by I because a softmax spreads its gradient over all items. No client's own item
-table is ever formed: the users of a cohort come first, then one product. The client side is
-RQFedRec's, recency included, so the two differ in what they exchange.
+table is ever formed: the users of a cohort come first, then one product. Clients fit their users as
+RQFedRec's do, recency included; unlike there, the item table starts at random and popularity is no
+term of its own.
 """
 
 from __future__ import annotations

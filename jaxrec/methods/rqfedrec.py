@@ -7,13 +7,14 @@ its text (semantic channel) and on collaborative vectors (collaborative channel)
     score(u, i) = u . sum_p w_p C[p, code(i, p)] + a log popularity(i).
 
 A client fits u to its own history (`ops/fold_in.py`), takes gradient steps on the codebooks and
-uploads the change; traffic depends on P, K and D, never on the number of items.
+uploads the change; a round's traffic depends on P, K and D, never on the number of items.
 
 The abstracts are all of the paper that we could read, so the rest is ours:
 - Set-up by secure sums (`federated/cooccurrence.py`): item counts, then a few passes of subspace
   iteration. The codebooks start at the least squares fit of those vectors, and so near the end.
 - The loss is a softmax over the full catalogue (or a sample of it): every item that is not in
-  train is a rival, so held-out items cannot leak through the negatives.
+  train is a rival, so held-out items cannot leak through the negatives. In the sample, what other
+  users of the same client have is nobody's rival there.
 - Gates act at the server, on what it broadcasts: their gradient follows from the codebooks'. The
   curriculum moves weight from the semantic to the collaborative channel; with a warm start it
   gains nothing (README), so the gates are constant by default.
@@ -47,6 +48,7 @@ from jaxrec.types import Clients, Data, Method, SettingError, Sizes, Traffic
 RUN = {
     "rounds": 200, "evaluate_every": 10, "patience": 4, "baselines": ("fedavg", "popularity"),
 }  # fmt: skip
+MOST_KEPT = 8e9  # bytes
 ANCHORS = 4096  # items that the curvature is taken on, whatever the catalogue
 reads_text = rqfedrec_codes.reads_text
 
@@ -88,11 +90,12 @@ class Config(CodesConfig):
     refresh: int = 0
     """Rounds between two refreshes of the collaborative codes; 0: never."""
     clip: float = 0.0
-    """Longest code row that a client may upload, in norm per interaction; 0: any."""
+    """Longest code row that the server takes from a client, in norm per interaction; 0: any."""
     trim: float = 0.0
     """Fraction of uploads dropped at either end of each coordinate before the mean."""
     drop_loss: float = 0.0
-    """Fraction of its interactions, those of the highest loss, that a client leaves out."""
+    """Fraction of its interactions, those of the highest loss, that a client leaves out; rounded
+    down."""
     participation: float = 0.1
     """Chance of a client to be in a round, 0 to 1."""
     dropout: float = 0.0
@@ -164,6 +167,8 @@ def make(config: Config, sizes: Sizes) -> Method:
         gates = jnp.ones(channels)
         if channels == 2:
             gates = gates.at[0].set(config.semantic_weight)
+            first = jnp.repeat(gates_at(jnp.int32(0), gates), config.levels)
+            codebooks = rqfedrec_codes.ungated(codebooks, first)
         number = min(ANCHORS, sizes.items)
         anchors = jax.random.choice(key_anchors, sizes.items, (number,), p=counts + 1e-9)
         shared = Shared(
@@ -178,7 +183,7 @@ def make(config: Config, sizes: Sizes) -> Method:
         return State(shared, start, error)
 
     def broadcast(shared: Shared, *, everything: bool) -> Broadcast:
-        gates = jnp.repeat(gates_at(shared), config.levels)
+        gates = jnp.repeat(gates_at(shared.round, shared.gates), config.levels)
         sent = codecs.round_trip(gates[:, None, None] * shared.codebooks, config.downlink)
         met = shared.anchors
         anchors = catalogue.describe(sent, shared.codes.table[met], shared.popularity[met]).features
@@ -186,14 +191,14 @@ def make(config: Config, sizes: Sizes) -> Method:
         whole = catalogue.describe(sent, shared.codes.table, shared.popularity)
         return Broadcast(sent, whole if everything else None, curvature)
 
-    def gates_at(shared: Shared) -> jax.Array:
+    def gates_at(number: jax.Array, gates: jax.Array) -> jax.Array:
         if channels == 1 or config.curriculum in ("constant", "learned"):
-            return shared.gates
-        time = jnp.clip(shared.round / config.curriculum_rounds, 0, 1)
+            return gates
+        time = jnp.clip(number / config.curriculum_rounds, 0, 1)
         if config.curriculum == "sigmoid":
             time = jax.nn.sigmoid(12 * (time - 0.5))
         rise = (1 - config.curriculum_floor) * time
-        return shared.gates * jnp.stack([1 - rise, config.curriculum_floor + rise])
+        return gates * jnp.stack([1 - rise, config.curriculum_floor + rise])
 
     def fit(start: jax.Array, view: View, sent: Broadcast, clients: Clients):
         """The client's users [U, D + 1] on what it has been sent, and the rows that it believes."""
@@ -233,8 +238,6 @@ def make(config: Config, sizes: Sizes) -> Method:
             change = _change(user, residual, view.items, config)
         else:
             change = descend(user, sent.codebooks, view, number)
-        if config.clip:
-            change = clip_rows(change, config.clip)
         upload = codecs.round_trip(change + error if keeps_error else change, config.uplink)
         error = change + error - upload if keeps_error else error
         return upload, (user, error), loss
@@ -255,7 +258,7 @@ def make(config: Config, sizes: Sizes) -> Method:
         return (codebooks - last) / (config.codebook_learning_rate * config.codebook_steps)
 
     def aggregate(shared: Shared, uploads, weights, key) -> Shared:
-        gates = gates_at(shared)
+        gates = gates_at(shared.round, shared.gates)
         if factored:
             table = fedmf.item_gradient(uploads, weights)
             change = jax.vmap(
@@ -290,20 +293,28 @@ def make(config: Config, sizes: Sizes) -> Method:
             key,
             cohort=cohort,
             additive=not (factored or config.trim),
+            receive=receive,
         )
+        user, error = zip(*private, strict=True)
         refreshed = jnp.float32(0)
         if config.refresh:
             due = (shared.round % config.refresh == 0) & (shared.round > state.shared.round)
             renew = lambda shared: refresh(shared, data, key_refresh)
             shared = jax.lax.cond(due, renew, lambda shared: shared, shared)
+            error = tuple(jnp.where(due, 0, each) for each in error)  # it was of the old codes
             members = sum(jnp.sum(clients.weight > 0) for clients in data.clients)
             refreshed = due * config.sketch_participation * members
-        metrics = Metrics(loss, gates_at(shared), shared.codes.diagnostics, participants, refreshed)
-        return State(shared, *zip(*private, strict=True)), metrics
+        gates = gates_at(shared.round, shared.gates)
+        metrics = Metrics(loss, gates, shared.codes.diagnostics, participants, refreshed)
+        return State(shared, user, error), metrics
+
+    def receive(uploads):
+        return clip_rows(uploads, config.clip) if config.clip else uploads
 
     def refresh(shared: Shared, data: Data, key: jax.Array) -> Shared:
+        gates = jnp.repeat(gates_at(shared.round, shared.gates), config.levels)
         codes, codebooks = rqfedrec_codes.renewed(
-            config, shared.codes, shared.codebooks, data, shared.counts, key
+            config, shared.codes, shared.codebooks, gates, data, shared.counts, key
         )
         moments = optimizer.init((codebooks, shared.gates))
         return shared._replace(codes=codes, codebooks=codebooks, moments=moments)
@@ -330,8 +341,9 @@ def _without_doubtful(user: jax.Array, view: View, clients: Clients, config: Con
     """The view without the rows of the highest loss: random ones are hard to explain."""
     scores = user @ view.items.features.T + view.offset  # [U, J]
     losses = jax.nn.logsumexp(scores, axis=1)[clients.user] - scores[clients.user, view.slot]
-    most = jnp.nanquantile(jnp.where(clients.mask, losses, jnp.nan), 1 - config.drop_loss)
-    weights = jnp.where(losses <= most, local.row_weights(clients, config.recency), 0)
+    place = jnp.argsort(jnp.argsort(jnp.where(clients.mask, -losses, jnp.inf)))  # 0: the highest
+    dropped = place < jnp.floor(config.drop_loss * clients.weight + 1e-4)  # .29 * 100 is 28.99999
+    weights = jnp.where(dropped, 0, local.row_weights(clients, config.recency))
     return catalogue.choose(view, clients, weights)
 
 
@@ -348,11 +360,14 @@ def _traffic(config: Config, sizes: Sizes, shape: tuple[int, int, int]) -> Traff
         for codec in (config.uplink, config.downlink)
     )
     once = rqfedrec_codes.traffic(config, sizes, refreshes=config.refresh > 0)
+    if not config.negatives:  # every client fits its users to the first codebooks
+        once = once._replace(setup_down=once.setup_down + down)
     return once._replace(up=up, down=down)
 
 
 def _check(config: Config, sizes: Sizes) -> None:
     rqfedrec_codes.check(config, sizes)
+    levels = rqfedrec_codes.channels(config) * config.levels
     for name in ("user_steps", "codebook_steps", "curriculum_rounds"):
         if getattr(config, name) < 1:
             raise SettingError(f"{name} = {getattr(config, name)}: must be at least 1")
@@ -371,6 +386,20 @@ def _check(config: Config, sizes: Sizes) -> None:
     if not 0 <= config.negatives <= sizes.items:
         raise SettingError(
             f"negatives = {config.negatives}: must be 0 (all) or up to the {sizes.items:,} items"
+        )
+    if config.channels != "dual" and (
+        config.curriculum != "constant" or config.semantic_weight != 1
+    ):
+        raise SettingError(
+            f"channels = {config.channels!r}: one channel has no curriculum; leave curriculum = "
+            f"{config.curriculum!r} at 'constant' and semantic_weight = {config.semantic_weight} "
+            "at 1"
+        )
+    kept = 4 * sizes.clients * levels * config.codes * config.width  # bytes
+    if config.uplink == "sign" and kept > MOST_KEPT:
+        raise SettingError(
+            f"uplink = 'sign': what {sizes.clients:,} clients round off would take "
+            f"{kept / 1e9:.1f} GB; use fewer codes or levels, or uplink = 'int4'"
         )
     if config.refresh and config.channels not in ("dual", "collaborative"):
         raise SettingError(

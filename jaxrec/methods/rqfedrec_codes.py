@@ -81,17 +81,21 @@ def renewed(
     config: CodesConfig,
     codes: Codes,
     codebooks: jax.Array,
+    gates: jax.Array,
     data: Data,
     counts: jax.Array,
     key: jax.Array,
 ) -> tuple[Codes, jax.Array]:
-    """New collaborative codes, and the codebooks re-expressed in them.
+    """New collaborative codes, and the codebooks [P, K, D] re-expressed in them.
+
+    What is kept is the table as served, with each codebook times its gate [P].
 
     One more secure sum passes the learned item table [I, D] over the co-occurrences: codes alone
     cannot tell apart the items that share a list, so what is new must come from there.
     """
     key_pass, key_codes = jax.random.split(key)
-    learned = quantize.decode(codes.table, codebooks)
+    gated = gates[:, None, None] * codebooks
+    learned = quantize.decode(codes.table, gated)
     vectors = _vectors(config, data, counts, key_pass, start=learned)
     quantizer = _quantizer(config, vectors, counts > 0, key_codes)
     table = codes.table.at[:, -config.levels :].set(quantizer.codes)
@@ -100,7 +104,14 @@ def renewed(
         codes.diagnostics,
         quantize.diagnostics(vectors, quantizer),
     )
-    return Codes(table, diagnostics), _fitted(config, learned, table, counts)
+    anew = quantize.reexpress(gated, codes.table, table, config.codes, weights=jnp.sqrt(counts))
+    return Codes(table, diagnostics), ungated(anew, gates)
+
+
+def ungated(codebooks: jax.Array, gates: jax.Array) -> jax.Array:
+    """The codebooks [P, K, D] that times their gates [P] are `codebooks`; a closed gate is left."""
+    gates = jnp.where(jnp.abs(gates) < 0.05, 1.0, gates)
+    return codebooks / gates[:, None, None]
 
 
 def _vectors(config: CodesConfig, data: Data, counts, key, start=None) -> jax.Array:
@@ -157,16 +168,21 @@ def _principal(text: jax.Array, given: jax.Array, width: int) -> jax.Array:
 
 def traffic(config: CodesConfig, sizes: Sizes, *, refreshes: bool) -> Traffic:
     """Bytes of the set-up, of a code table and of a refresh; nothing per round."""
+    narrow = config.sketch_bits == 8
     counts = 4.0 * sizes.items  # to the server as a secure sum, back as the popularity term
-    basis = sizes.items * (config.width + 1) * config.sketch_bits / 8
-    scales = 2.0 * sizes.items if config.sketch_bits == 8 else 0.0
+    numbers = sizes.items * (config.width + 1)
+    basis = numbers * config.sketch_bits / 8
+    # Masked integers travel modulo the largest possible sum: a row of 8 bits from each user.
+    addends = max(1, math.ceil(config.sketch_participation * sizes.users))
+    summed = numbers * (math.ceil(math.log2(2 * 127 * addends + 1)) if narrow else 32) / 8
+    scales = 2.0 * sizes.items if narrow else 0.0
     passes = config.passes * config.sketch_participation if _reads_vectors(config) else 0
     lists = channels(config) * config.levels * max(1, math.ceil(math.log2(config.codes)))  # bits
     return Traffic(
-        setup_up=counts + passes * basis,
+        setup_up=counts + passes * summed,
         setup_down=counts + passes * (basis + scales),
         codes_down=sizes.items * lists / 8,
-        refresh_up=basis if refreshes else 0.0,
+        refresh_up=summed if refreshes else 0.0,
         refresh_down=basis + scales if refreshes else 0.0,
     )
 

@@ -141,6 +141,33 @@ def test_the_order_of_clients_changes_nothing():
     assert_close(play(moved, moved_private), (shared, expected, metric, participants))
 
 
+def test_neither_order_nor_padding_decides_who_takes_part():
+    buckets, private = make_buckets(), make_private()
+    settings = {"participation": 0.5, "dropout": 0.2, "key": 5}
+    shared, after, metric, participants = play(buckets, private, **settings)
+    assert 0 < participants < len(PLACES)
+    order = (np.array([2, 0, 1]), np.array([3, 1, 0, 2]))
+    moved = tuple(
+        jax.tree.map(lambda leaf, o=o: leaf[o], bucket)
+        for o, bucket in zip(order, buckets, strict=True)
+    )
+    found = play(moved, tuple(p[o] for o, p in zip(order, private, strict=True)), **settings)
+    expected = tuple(a[o] for o, a in zip(order, after, strict=True))
+    assert_close(found, (shared, expected, metric, participants))
+
+    padding = lambda leaf: jnp.concatenate([leaf, leaf[:3]])
+    padded = tuple(
+        jax.tree.map(padding, bucket)._replace(
+            client=jnp.append(bucket.client, 100 + jnp.arange(3)),
+            weight=jnp.append(bucket.weight, jnp.zeros(3)),
+        )
+        for bucket in buckets
+    )
+    found = play(padded, tuple(padding(p) for p in private), **settings)
+    kept = tuple(p[: len(a)] for p, a in zip(found[1], after, strict=True))
+    assert_close((found[0], kept, *found[2:]), (shared, after, metric, participants))
+
+
 @pytest.mark.parametrize("additive", [False, True])
 def test_a_client_without_weight_has_no_effect(additive):
     buckets, private = make_buckets(), make_private()

@@ -13,6 +13,7 @@ from jaxrec.data.partition import partition
 from jaxrec.data.split import split
 from jaxrec.data.synthetic import synthetic
 from jaxrec.data.text import texts, tfidf
+from jaxrec.federated import catalogue
 from jaxrec.methods import rqfedrec
 from jaxrec.ops import quantize
 from jaxrec.types import SettingError
@@ -192,12 +193,63 @@ def test_sign_carries_over_what_it_rounds_off():
     (_, plain), _, _ = played(clip=1e6)
     data, _ = problem()
     weights = np.concatenate([clients.weight for clients in data.clients])
-    errors = [np.concatenate(state.error) for state in (before, first, second)]
-    assert (errors[0] == 0).all() and (errors[2] != errors[1]).any()
+    mean = lambda state: np.average(np.concatenate(state.error), axis=0, weights=weights)
+    moment = lambda state: np.asarray(state.shared.moments[0].mu[0])
+    entered = lambda old, new: (moment(new) - 0.9 * moment(old)) / 0.1  # into Adam's mean
+    assert (mean(before) == 0).all()
     # Sent and kept add up to the change: their means, taken apart, to the mean change.
-    sent = np.asarray(first.shared.moments[0].mu[0]) / 0.1
-    kept = np.average(errors[1], axis=0, weights=weights)
-    np.testing.assert_allclose(sent + kept, plain.shared.moments[0].mu[0] / 0.1, atol=1e-5)
+    np.testing.assert_allclose(
+        entered(before, first) + mean(first), entered(before, plain), atol=1e-5
+    )
+    bare = first._replace(error=tuple(error[:, :0, 0, 0] for error in first.error))
+    step = jax.jit(make(clip=1e6).step, compiler_options=QUICK)
+    exact, _ = step(bare, data, jax.random.key(1))
+    np.testing.assert_allclose(
+        entered(first, second) + mean(second), entered(first, exact) + mean(first), atol=1e-5
+    )
+
+
+def test_a_refresh_forgets_what_was_rounded_off_in_the_old_codes():
+    states, _, _ = played(3, uplink="sign", refresh=3)
+    assert all((error != 0).any() for error in states[2].error)
+    assert all((error == 0).all() for error in states[3].error)
+
+
+def test_a_refresh_keeps_the_table_as_it_is_served():
+    gates = jnp.repeat(jnp.array([0.4, 1.0]), 2)[:, None, None]
+    many = {"codes": 20, "semantic_weight": 0.4}  # enough codes to say anything anew
+    (_, _, _, after), _, _ = played(3, refresh=3, **many)
+    (_, _, _, without), _, _ = played(3, **many)
+    old, new = (
+        quantize.decode(shared.codes.table, gates * shared.codebooks)
+        for shared in (without.shared, after.shared)
+    )
+    assert (after.shared.codes.table != without.shared.codes.table).any()
+    assert np.sum((new - old) ** 2) < 1e-4 * np.sum(old**2)
+
+
+def test_what_noise_can_do_is_bounded_by_the_clip():
+    (start, after), _, _ = played(noisy=0.5, noise_scale=1e4, clip=0.001)
+    mean = (after.shared.moments[0].mu[0] - 0.9 * start.shared.moments[0].mu[0]) / 0.1
+    assert 0 < np.linalg.norm(mean, axis=-1).max() <= 0.001 * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3])
+def test_the_rows_left_out_are_those_of_the_highest_loss_rounded_down(share):
+    data, _ = problem("user")
+    (_, after), _, _ = played(how="user")
+    shared, clients = after.shared, jax.tree.map(lambda leaf: leaf[:3], data.clients[-1])
+    items = catalogue.describe(shared.codebooks, shared.codes.table, shared.popularity)
+    config = rqfedrec.Config(drop_loss=share)
+    for line in range(3):
+        one = jax.tree.map(lambda leaf, n=line: leaf[n], clients)
+        user, weights = after.user[-1][line], one.mask.astype(jnp.float32)
+        view = catalogue.whole(items, one, weights)
+        kept = np.asarray(rqfedrec._without_doubtful(user, view, one, config).chosen)
+        own = np.asarray(one.item)[np.asarray(one.mask)]
+        losses = -jax.nn.log_softmax(user @ items.features.T)[0, own]
+        left = np.argsort(losses)[: len(own) - int(share * len(own))]
+        assert set(np.flatnonzero(kept[0])) == set(own[left])
 
 
 def test_items_without_text_share_their_semantic_codes_and_nothing_else():
@@ -250,3 +302,32 @@ def test_an_empty_semantic_channel_is_refused():
     data, _ = problem()
     with pytest.raises(SettingError, match=r"'dual'.*no item text.*channels = 'collaborative'"):
         make().init(jax.random.key(0), data._replace(text=None))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"channels": "semantic", "curriculum": "linear"}, "one channel has no curriculum"),
+        ({"channels": "collaborative", "semantic_weight": 2.0}, "semantic_weight = 2.0 at 1"),
+        ({"uplink": "sign", "width": 10**7}, "6 clients round off would take 4.8 GB.*int4"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings, message, monkeypatch):
+    monkeypatch.setattr(rqfedrec, "MOST_KEPT", 1e9)
+    with pytest.raises(SettingError, match=message):
+        make(**settings)
+
+
+def test_what_the_set_up_costs():
+    _, sizes = problem()
+    codebook = 2 * 2 * 5 * (4 + 2)  # channels, levels, codes; a byte a number and a scale a row
+    found = make(uplink="int8", downlink="int8", sketch_bits=8).traffic
+    numbers = 4 * 30 * (4 + 1)  # passes, items, columns
+    # A sum of up to 36 users' integers of 8 bits: 2 * 127 * 36 + 1 values, 14 bits.
+    assert found.setup_up == 4 * 30 + numbers * 14 / 8
+    assert found.setup_down == 4 * 30 + numbers + 4 * 2 * 30 + codebook
+    assert (found.up, found.down) == (codebook, codebook)
+    assert sizes.users == 36
+    assert make(uplink="int8", downlink="int8", negatives=9).traffic.setup_down == (
+        4 * 30 + 4 * numbers
+    )
