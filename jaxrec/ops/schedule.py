@@ -18,8 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.types import DataError
-
 
 class Events(NamedTuple):
     """User, chosen item and rejected item of each event, in the order of time."""
@@ -43,92 +41,85 @@ Rule = Callable[..., tuple[Any, Any, Any, Any]]
 def negatives(key: jax.Array, item: jax.Array, domain: jax.Array) -> jax.Array:
     """An item for each event that was not chosen: any other of its domain. int32 [E].
 
-    Event e draws from `fold_in(key, e)`, so that it does not depend on what else is drawn.
+    Event e draws from `fold_in(key, e)`, so that it does not depend on what else is drawn. The
+    only item of a domain has no other and is drawn itself: `lonely` finds such items beforehand.
 
     Args:
       key: of all draws.
       item: int32 [E], the chosen items.
       domain: int32 [I], of each item.
-
-    Raises:
-      DataError: a domain has a single item, so that nothing can be rejected.
     """
+    listed = jnp.argsort(domain, stable=True)
+    place = jnp.zeros_like(listed).at[listed].set(jnp.arange(len(listed)))
+    first, last = (
+        jnp.searchsorted(domain[listed], domain[item], side=s) for s in ("left", "right")
+    )
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(item)))
+    others = jnp.maximum(last - first - 1, 1)
+    drawn = jax.vmap(lambda key, n: jax.random.randint(key, (), 0, n))(keys, others)
+    drawn = first + drawn + (first + drawn >= place[item])
+    return listed[jnp.where(last - first > 1, drawn, place[item])].astype(jnp.int32)
+
+
+def lonely(domain: jax.Array) -> np.ndarray:
+    """The items that are the only one of their domain [I]."""
     domain = np.asarray(domain)
-    listed = np.argsort(domain, kind="stable")
-    start = np.searchsorted(domain[listed], np.arange(domain.max() + 2))
-    place = np.empty_like(listed)
-    place[listed] = np.arange(len(listed))
-    first, number = start[domain[item]], np.diff(start)[domain[item]]
-    if (alone := np.flatnonzero(number < 2)).size:
-        lonely = int(np.asarray(item)[alone[0]])
-        raise DataError(
-            f"column 'domain': item {lonely} is the only one of domain {domain[lonely]}, so no "
-            "other can be rejected for it; drop the domain or join it to another"
-        )
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(number)))
-    drawn = np.asarray(jax.vmap(lambda k, n: jax.random.randint(k, (), 0, n))(keys, number - 1))
-    drawn = drawn + (first + drawn >= place[np.asarray(item)])
-    return jnp.asarray(listed[first + drawn], jnp.int32)
+    return np.flatnonzero(np.bincount(domain)[domain] == 1)
 
 
-def dependencies(events: Events) -> np.ndarray:
-    """The latest earlier event that touches each event's user, item and negative: int32 [E, 3].
+def levels(events: Events, users: int, items: int) -> jax.Array:
+    """The level of each event, from 0 on: int32 [E]. O(E), one event after another."""
 
-    -1 where there is none. An event may run as soon as these three have.
-    """
-    user, item, negative = (np.asarray(part) for part in events)
-    number = np.arange(len(user))
-    touched = np.stack([item, negative], axis=1).ravel()
-    by_item = _previous(touched, np.repeat(number, 2)).reshape(-1, 2)
-    return np.column_stack([_previous(user, number), by_item]).astype(np.int32)
+    def next_level(reached, event):
+        user, item = reached
+        touched = jnp.stack([user[event.user], item[event.item], item[event.negative]])
+        level = jnp.max(touched)
+        pair = jnp.stack([event.item, event.negative])
+        return (user.at[event.user].set(level + 1), item.at[pair].set(level + 1)), level
 
-
-def levels(events: Events) -> np.ndarray:
-    """The level of each event, from 0 on: int32 [E]. O(E), on the host."""
-    found: list[int] = []
-    for before in dependencies(events).tolist():
-        found.append(1 + max((found[e] for e in before if e >= 0), default=-1))
-    return np.array(found, np.int32)
-
-
-def waves(level: np.ndarray, width: int) -> np.ndarray:
-    """Events of one level side by side, `width` at most: int32 [W, width], padded with E.
-
-    A level larger than `width` takes several lines. Any order of lines that keeps the levels' and
-    any order within a line gives the same result.
-    """
-    order = np.argsort(level, kind="stable")
-    size = np.bincount(level)
-    line = np.concatenate([[0], np.cumsum(-(-size // width))])
-    place = np.arange(len(level)) - np.repeat(np.cumsum(size) - size, size)
-    lines = np.full((line[-1], width), len(level), np.int32)
-    lines[line[level[order]] + place // width, place % width] = order
-    return lines
+    nobody = jnp.zeros(users, jnp.int32), jnp.zeros(items, jnp.int32)
+    return jax.lax.scan(next_level, nobody, events)[1]
 
 
 def replay(
-    rule: Rule, memories: Memories, events: Events, lines: jax.Array, shared: Any = None
+    rule: Rule,
+    memories: Memories,
+    events: Events,
+    level: jax.Array,
+    width: int,
+    shared: Any = None,
+    *,
+    add: bool = False,
 ) -> tuple[Memories, Any]:
-    """Run the events line by line: gather, vmap(rule), scatter.
+    """Run the events level by level, `width` at a time: gather, vmap(rule), scatter.
 
     Args:
       rule: (user, item, negative, event, shared) -> the first three anew and a report, where
         `event` is an `Events` of scalars.
       memories: read and written.
       events: all of them.
-      lines: int32 [W, width] from `waves`, padded with E.
+      level: int32 [E], when each runs; those of one level in any order.
+      width: events at once; the mean size of a level is about the best.
       shared: handed to every event.
+      add: memories take the sum of what the events at once would change in them, which lets events
+        in conflict share a level: an approximation. Needs floating memories.
 
     Returns:
-      The memories after all lines, and the reports, [W, width, ...]; those of padding mean nothing.
+      The memories after all events, and the reports, [E, ...].
     """
     users, items = (jax.tree.leaves(part)[0].shape[0] for part in memories)
-    lane = jnp.arange(lines.shape[1])
+    number, lane = len(level), jnp.arange(width)
+    order = jnp.argsort(level, stable=True)
+    due = jnp.concatenate([level[order], jnp.full(width, -1, level.dtype)])
+    order = jnp.concatenate([order, jnp.full(width, number, order.dtype)])
 
-    def run(memories: Memories, line):
-        padding = line >= len(events.user)
+    def run(carry):
+        memories, reports, at = carry
+        line = jax.lax.dynamic_slice(order, (at,), (width,))
+        now = jax.lax.dynamic_slice(due, (at,), (width,))
+        here = now == now[0]
         event = jax.tree.map(lambda part: part.at[line].get(mode="clip"), events)
-        user, item, negative = (
+        before = tuple(
             jax.tree.map(lambda leaf, at=at: leaf[at], of)
             for of, at in (
                 (memories.user, event.user),
@@ -136,29 +127,34 @@ def replay(
                 (memories.item, event.negative),
             )
         )
-        user, item, negative, report = jax.vmap(rule, (0, 0, 0, 0, None))(
-            user, item, negative, event, shared
-        )
-        # Padding writes outside, each lane to its own row: the indices stay unique.
-        to_user = jnp.where(padding, users + lane, event.user)
-        to_item = jnp.where(padding, items + lane, event.item)
-        to_negative = jnp.where(padding, items + len(lane) + lane, event.negative)
+        *after, report = jax.vmap(rule, (0, 0, 0, 0, None))(*before, event, shared)
+        if add:
+            after = jax.tree.map(jnp.subtract, tuple(after), before)
+        # Who is not here writes outside, each to its own row: the indices stay unique.
+        to_user = jnp.where(here, event.user, users + lane)
+        to_item = jnp.where(here, event.item, items + lane)
+        to_negative = jnp.where(here, event.negative, items + width + lane)
         to_items = jnp.concatenate([to_item, to_negative])
-        write = lambda at: lambda leaf, new: leaf.at[at].set(new, mode="drop", unique_indices=True)
-        both = jax.tree.map(lambda *pair: jnp.concatenate(pair), item, negative)
-        return Memories(
-            jax.tree.map(write(to_user), memories.user, user),
+        both = jax.tree.map(lambda *pair: jnp.concatenate(pair), after[1], after[2])
+
+        def write(at):
+            if add:
+                return lambda leaf, new: leaf.at[at].add(new, mode="drop")
+            return lambda leaf, new: leaf.at[at].set(new, mode="drop", unique_indices=True)
+
+        memories = Memories(
+            jax.tree.map(write(to_user), memories.user, after[0]),
             jax.tree.map(write(to_items), memories.item, both),
-        ), report
+        )
+        written = jnp.where(here, line, number + lane)
+        reports = jax.tree.map(write_report(written), reports, report)
+        return memories, reports, at + here.sum()
 
-    return jax.lax.scan(run, memories, lines)
+    def write_report(at):
+        return lambda leaf, new: leaf.at[at].set(new, mode="drop", unique_indices=True)
 
-
-def _previous(entity: np.ndarray, event: np.ndarray) -> np.ndarray:
-    """The event of the previous occurrence of the same entity, -1 for its first."""
-    order = np.argsort(entity, kind="stable")
-    same = np.diff(entity[order], prepend=-1) == 0
-    before = np.where(same, np.roll(event[order], 1), -1)
-    result = np.empty_like(before)
-    result[order] = before
-    return result
+    one = jax.tree.map(lambda leaf: leaf[0], (memories.user, memories.item, memories.item, events))
+    shapes = jax.eval_shape(rule, *one, shared)[3]
+    reports = jax.tree.map(lambda leaf: jnp.zeros((number, *leaf.shape), leaf.dtype), shapes)
+    start = memories, reports, jnp.int32(0)
+    return jax.lax.while_loop(lambda carry: carry[2] < number, run, start)[:2]

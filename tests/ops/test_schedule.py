@@ -14,7 +14,6 @@ from jaxrec.data.pack import history
 from jaxrec.data.split import split
 from jaxrec.ops import schedule
 from jaxrec.ops.schedule import Events, Memories
-from jaxrec.types import DataError
 
 
 def mix(number, *values):
@@ -40,17 +39,20 @@ def one_by_one(events, users, items):
     return np.array(user), np.array(item)
 
 
-@jax.jit(static_argnames=("users", "items"))
-def replay(events, lines, users, items):
+@jax.jit(static_argnames=("width", "users", "items", "add"))
+def replay(events, level, width, users, items, add=False):
     start = Memories(*(jnp.arange(n, dtype=jnp.uint32) for n in (users, items)))
     rule = lambda user, item, negative, event, _: hashing(user, item, negative, event)
-    return schedule.replay(rule, start, events, lines)[0]
+    return schedule.replay(rule, start, events, level, width, add=add)
 
 
-def replayed(events, lines, users, items):
-    most = len(events.user)  # of lines: one shape, one program
-    lines = np.pad(lines, ((0, most - len(lines)), (0, 0)), constant_values=most)
-    return jax.tree.map(np.asarray, replay(events, jnp.asarray(lines), users, items))
+levels = jax.jit(schedule.levels, static_argnums=(1, 2))
+
+
+def assert_equals_the_loop(events, level, width, users, items):
+    found, _ = replay(events, level, width, users, items)
+    for memory, expected in zip(found, one_by_one(events, users, items), strict=True):
+        np.testing.assert_array_equal(memory, expected)
 
 
 def log(draw_users, pairs):
@@ -70,61 +72,83 @@ logs = st.builds(
 
 @settings(deadline=None, max_examples=25)
 @given(logs, st.sampled_from([1, 3, 8]), st.integers(0, 10))
-def test_waves_of_any_width_and_inner_order_equal_the_loop(events, width, seed):
-    lines = schedule.waves(schedule.levels(events), width)
-    shuffled = np.random.default_rng(seed).permuted(lines, axis=1)
-    user, item = one_by_one(events, 6, 9)
-    for each in (lines, shuffled):
-        found = replayed(events, each, 6, 9)
-        np.testing.assert_array_equal(found.user, user)
-        np.testing.assert_array_equal(found.item, item)
+def test_levels_at_any_width_and_inner_order_equal_the_loop(events, width, seed):
+    level = np.asarray(levels(events, 6, 9))
+    assert_equals_the_loop(events, level, width, 6, 9)
+    order = np.random.default_rng(seed).permutation(len(level))
+    order = order[np.argsort(level[order], kind="stable")]  # another order within each level
+    moved = jax.tree.map(lambda part: part[order], events)
+    found, _ = replay(moved, level[order], width, 6, 9)
+    for memory, expected in zip(found, one_by_one(events, 6, 9), strict=True):
+        np.testing.assert_array_equal(memory, expected)
 
 
-@given(logs, st.integers(1, 8))
-def test_every_event_lies_in_one_line_after_all_that_it_depends_on(events, width):
-    level = schedule.levels(events)
-    lines = schedule.waves(level, width)
-    assert sorted(lines[lines < len(level)]) == list(range(len(level)))
-    touched = [
-        {("u", u), ("i", i), ("i", j)} for u, i, j in zip(*map(np.asarray, events), strict=True)
-    ]
+@settings(deadline=None)
+@given(logs)
+def test_a_level_is_one_more_than_that_of_the_latest_event_in_conflict(events):
+    level = np.asarray(levels(events, 6, 9))
+    rows = np.stack([np.asarray(part) for part in events], axis=1).tolist()
+    touched = [{("u", u), ("i", i), ("i", j)} for u, i, j in rows]
     for e, mine in enumerate(touched):
         earlier = [level[d] for d in range(e) if touched[d] & mine]
         assert level[e] == 1 + max(earlier, default=-1)
-    at = {int(e): k for k, line in enumerate(lines) for e in line}
-    for e, before in enumerate(schedule.dependencies(events)):
-        assert all(at[int(d)] < at[e] for d in before if d >= 0)
+
+
+def random_log(users, items, number):
+    rng = np.random.default_rng(0)
+    item = rng.integers(0, items, number)
+    other = (item + rng.integers(1, items, number)) % items
+    return Events(
+        *(jnp.asarray(p, jnp.int32) for p in (rng.integers(0, users, number), item, other))
+    )
 
 
 def test_ignoring_conflicts_is_another_result():
-    rng = np.random.default_rng(0)
-    item = rng.integers(0, 30, 400)
-    events = Events(rng.integers(0, 20, 400), item, (item + rng.integers(1, 30, 400)) % 30)
-    events = Events(*(jnp.asarray(part, jnp.int32) for part in events))
+    events = random_log(20, 30, 400)
     user, item = one_by_one(events, 20, 30)
     for width in (1, 16):
-        lines = schedule.waves(np.arange(400) // width, width)
-        found = replayed(events, lines, 20, 30)
-        assert (found.user == user).all() == (width == 1)
-        assert (found.item == item).all() == (width == 1)
+        found, _ = replay(events, np.arange(400) // width, width, 20, 30)
+        assert (np.asarray(found.user) == user).all() == (width == 1)
+        assert (np.asarray(found.item) == item).all() == (width == 1)
+
+
+def test_every_event_reports_what_it_read():
+    events = random_log(20, 30, 400)
+    _, read = replay(events, levels(events, 20, 30), 8, 20, 30)
+    user, item = list(range(20)), list(range(30))
+    for e, (u, i, j) in enumerate(np.stack([np.asarray(p) for p in events], axis=1).tolist()):
+        user[u], item[i], item[j], expected = hashing(
+            user[u], item[i], item[j], Events(u, i, j), int
+        )
+        assert int(read[e]) == expected
+
+
+def test_changes_of_events_at_once_add_up():
+    events = Events(*(jnp.array(part) for part in ([0, 0, 1], [0, 1, 0], [2, 2, 1])))
+
+    def rule(user, item, negative, event, step):
+        return user + step, item + 10 * user, negative - item, item
+
+    start = Memories(jnp.array([1.0, 2.0]), jnp.array([5.0, 6.0, 7.0]))
+    found, read = schedule.replay(rule, start, events, jnp.zeros(3), 4, 0.5, add=True)
+    np.testing.assert_allclose(found.user, [2.0, 2.5])
+    np.testing.assert_allclose(found.item, [5 + 10 + 20, 6 + 10 - 5, 7 - 5 - 6])
+    np.testing.assert_allclose(read, [5, 6, 5])
 
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ["movies-toys", "food-kitchen"])
 def test_real_logs_bit_for_bit(data_root, name):
     dataset = jaxrec.load(name)
+    users, items = dataset.num_users, dataset.num_items
     rows = history(split(dataset, "leave-one-out"))
     item = rows.item[rows.order]
     rejected = schedule.negatives(jax.random.key(0), item, dataset.items["domain"].to_numpy())
     events = Events(rows.user[rows.order], item, rejected)
-    lines = schedule.waves(schedule.levels(events), 64)
-    user, item = one_by_one(events, dataset.num_users, dataset.num_items)
-    found = replayed(events, lines, dataset.num_users, dataset.num_items)
-    np.testing.assert_array_equal(found.user, user)
-    np.testing.assert_array_equal(found.item, item)
-    careless = schedule.waves(np.arange(len(events.user)) // 64, 64)
-    found = replayed(events, careless, dataset.num_users, dataset.num_items)
-    assert (found.item != item)[np.unique(events.item)].mean() > 0.05
+    assert_equals_the_loop(events, levels(events, users, items), 64, users, items)
+    careless, _ = replay(events, np.arange(len(item)) // 64, 64, users, items)
+    expected = one_by_one(events, users, items)[1]
+    assert (np.asarray(careless.item) != expected)[np.unique(item)].mean() > 0.05
 
 
 def test_negatives_are_all_others_of_the_domain_alike():
@@ -140,6 +164,7 @@ def test_negatives_are_all_others_of_the_domain_alike():
     np.testing.assert_array_equal(again, drawn[:7])
 
 
-def test_a_domain_of_one_item_is_refused():
-    with pytest.raises(DataError, match="item 2 is the only one of domain 1"):
-        schedule.negatives(jax.random.key(0), np.array([0, 2]), np.array([0, 0, 1]))
+def test_the_only_item_of_a_domain_is_told():
+    assert schedule.lonely(np.array([0, 0, 1, 3, 3])).tolist() == [2]
+    drawn = schedule.negatives(jax.random.key(0), np.array([0, 2]), np.array([0, 0, 1]))
+    assert drawn.tolist() == [1, 2]
