@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from jaxrec.methods import METHODS
-from jaxrec.types import SettingError
+from jaxrec.types import Data, SettingError
 
 METRICS = ("NDCG", "Recall", "HR", "MAP", "Precision", "F1", "meanF1")
 """What may be monitored at each of `ks`."""
@@ -139,6 +139,11 @@ def method_module(name: str) -> types.ModuleType:
 def reads_text(method: str, config: Any) -> bool:
     """Whether `method` so configured needs vectors of the items' texts."""
     return getattr(method_module(method), "reads_text", lambda config: False)(config)
+
+
+def check_data(method: str, config: Any, data: Data) -> None:
+    """Refuse packed data that `method` so configured cannot work on, as far as it says so."""
+    getattr(method_module(method), "check_data", lambda config, data: None)(config, data)
 
 
 def settings(method: str) -> dict[str, Field]:

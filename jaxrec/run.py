@@ -29,6 +29,7 @@ from jaxrec import checkpoint, report
 from jaxrec.config import (
     RunConfig,
     baseline_settings,
+    check_data,
     method_module,
     read_settings,
     read_values,
@@ -163,6 +164,7 @@ def train(
         _check_record(record, prepared, out)
     for name, own in configs.items():  # a baseline that cannot run is refused before the first hour
         method_module(name).make(own, prepared.sizes)
+        check_data(name, own, prepared.data)
 
     result = _train_one(method, run, config, prepared, out, progress)
     baselines = {}

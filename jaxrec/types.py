@@ -63,6 +63,7 @@ class Sizes(NamedTuple):
     users: int
     items: int
     clients: int
+    domains: int = 1
 
 
 class Clients(NamedTuple):

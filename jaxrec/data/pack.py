@@ -54,10 +54,13 @@ def pack(dataset: Dataset, *, multiple: int = 1) -> tuple[Data, Sizes]:
             age=None if age is None else _padded(age[rows], sizes[lo:hi], shape, 0),
         )
         buckets.append(jax.tree.map(jnp.asarray, bucket))
-    domain = dataset.items.get("domain")
-    domain = None if domain is None else jnp.asarray(domain, jnp.int32)
-    data = Data(tuple(buckets), history(dataset), domain)
-    return data, Sizes(num_users, num_items, len(ids))
+    data = Data(tuple(buckets), history(dataset))
+    sizes = Sizes(num_users, num_items, len(ids))
+    if "domain" in dataset.items:
+        domain = dataset.items["domain"].to_numpy()
+        data = data._replace(domain=jnp.asarray(domain, jnp.int32))
+        sizes = sizes._replace(domains=int(domain.max()) + 1)
+    return data, sizes
 
 
 def history(dataset: Dataset, before: int = VALID) -> History | None:

@@ -2,11 +2,12 @@
 
 from types import ModuleType
 
-from jaxrec.methods import fedavg, fedcia, local_only, popularity, rqfedrec
+from jaxrec.methods import agentcf, fedavg, fedcia, local_only, popularity, rqfedrec
 
 METHODS: dict[str, ModuleType] = {
     "fedcia": fedcia,
     "rqfedrec": rqfedrec,
+    "agentcf": agentcf,
     "fedavg": fedavg,
     "local_only": local_only,
     "popularity": popularity,

@@ -148,7 +148,7 @@ def replay(
         )
         written = jnp.where(here, line, number + lane)
         reports = jax.tree.map(write_report(written), reports, report)
-        return memories, reports, at + here.sum()
+        return memories, reports, at + here.sum(dtype=jnp.int32)
 
     def write_report(at):
         return lambda leaf, new: leaf.at[at].set(new, mode="drop", unique_indices=True)

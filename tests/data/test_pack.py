@@ -40,7 +40,7 @@ federations = st.lists(
 def test_every_train_row_lies_in_its_clients_line_once(users, multiple):
     data = dataset(users, 12)
     packed, sizes = pack(data, multiple=multiple)
-    assert sizes == (len(users), 12, len({c for c, _ in users}))
+    assert sizes == (len(users), 12, len({c for c, _ in users}), 1)
     owner = {u: c for u, (c, _) in enumerate(users)}
     found, held, order, waste = [], [], [], 0
     for bucket in packed.clients:

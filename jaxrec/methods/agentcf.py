@@ -1,0 +1,336 @@
+"""AgentCF++: user and item agents with memories that learn from each other (arXiv 2502.13843).
+
+Every event of the log, in the order of time, is one interaction of a user with an item that was
+chosen and one that was not (`ops/memory.py`):
+
+    choose between the two from the fused memory of the item's domain; reflect: the private memory
+    moves, the further the less the choice was expected; fuse: what all private memories say about
+    this domain is filtered and merged anew; items: both lean towards, or away from, the new taste.
+
+Events that share nothing run at once (`ops/schedule.py`), with the same result as one by one. After
+the log, users of like memories form interest groups (`ops/groups.py`), which remember what was
+lately popular among them. A ranking adds up, with weights [M, K] of the target's domain,
+
+    fused likes . item memory + fused likes . content + fused dislikes . item memory
+    + private likes . content + group vector . item memory + log group count + log count.
+
+Here the agents are vectors and every step is arithmetic; `agentcf_text` lets a language model do
+the same. What differs from the paper, and why:
+- The paper's LLM weighs all it is shown; here a softmax regression does, fitted to the newest tenth
+  of the training log, before the memories have seen it. No validation row is read.
+- Groups are clusters of the memories themselves, not of tags, and they count as well as list: at
+  these sizes the counts carry the gain (docs/agentcf.md).
+- A domain that a user never touched has no fused memory yet; it is fused when it is first read.
+- memory = "single" with groups = 0 is AgentCF (Zhang et al., WWW 2024): one memory for all domains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrec.ops import groups as interest
+from jaxrec.ops import linalg, memory, schedule
+from jaxrec.ops.groups import Groups
+from jaxrec.ops.memory import Memory, Rates, World, unit
+from jaxrec.ops.schedule import Events, Memories
+from jaxrec.types import Data, DataError, Method, SettingError, Sizes
+
+RUN = {
+    "split": "leave-one-out", "ranking": "domains", "candidates": 9, "baselines": ("popularity",),
+    "ks": (1, 5, 10), "monitor": "MRR",
+}  # fmt: skip
+FEATURES = (
+    "fused likes, item memory", "fused likes, content", "fused dislikes, item memory",
+    "private likes, content", "group vector, item memory", "log group count", "log count",
+)  # fmt: skip
+OF_GROUPS = slice(4, 7)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of AgentCF++."""
+
+    memory: Literal["dual", "single", "private"] = "dual"
+    """dual: private per domain and fused; single: one memory for all domains (AgentCF); private:
+    per domain, nothing crosses over."""
+    groups: int = 20
+    """G, interest groups; 0: none."""
+    half_life: float = 0.0
+    """Rows of the log after which a row counts half in a group; 0: all count alike."""
+    recent: int = 20
+    """R, a group's newest rows in a domain that make its vector."""
+    rank: int = 32
+    """Directions in which a domain's items differ, that filter what other domains say."""
+    item_rate: float = 0.1
+    """How far an unexpected choice moves an item's memory; 0: items are frozen."""
+    surprise: float = 0.5
+    """How much more an unexpected choice moves a memory than an expected one, 0 to 1."""
+    recency: float = 0.05
+    """Least weight of the newest interaction in a private memory, 0 to 1."""
+    transfer: float = 0.5
+    """Weight of an interaction of another domain in a fused memory, in interactions."""
+    renewal: float = 0.7
+    """Share of a fused memory that each interaction writes anew, 0 to 1."""
+    temperature: float = 0.1
+    """Of a choice, in inner products of unit vectors."""
+    tail: float = 0.1
+    """Share of the training log, its newest, that the ranking's weights are fitted to."""
+    rivals: int = 9
+    """Items that each row of the tail is ranked against in that fit."""
+    width: int = 128
+    """Events at once."""
+    minibatch: bool = False
+    """Run the log in order, `width` events at once, whatever they share: an approximation."""
+
+
+class State(NamedTuple):
+    memories: Memories  # Memory of users [U, M, ...], memory of items [I, D]
+    groups: Groups
+    popularity: jax.Array  # f32 [I]  train rows
+    weights: jax.Array  # f32 [M, K]
+    world: World
+
+
+class Metrics(NamedTuple):
+    right: jax.Array  # share of choices that were right before the memories had seen them
+    loss: jax.Array  # mean negative log-probability of what was chosen
+    levels: jax.Array  # steps that the log takes if everything that may runs at once
+    weights: jax.Array  # [M, K]
+
+
+class Served(NamedTuple):
+    """What ranking reads; a user's vectors are multiplied by the weights of each domain."""
+
+    taste: jax.Array  # f32 [U, M, 2 D]  against item memories and contents
+    table: jax.Array  # f32 [I, 2 D]
+    state: State
+
+
+def reads_text(config: Config) -> bool:
+    """Always: an item's first memory is its text."""
+    del config
+    return True
+
+
+def check_data(config: Config, data: Data) -> None:
+    """Refuse data that lack what agents need, or that hold a domain of one item; DataError."""
+    del config
+    if data.history is None:
+        raise DataError(
+            "interactions: no column 'timestamp' or 'position', and agents live in time; add one"
+        )
+    if data.text is None:
+        raise DataError("items: no text vectors; give the items a title or a text")
+    if data.domain is not None and (alone := schedule.lonely(data.domain)).size:
+        raise DataError(
+            f"items, column 'domain': item {alone[0]} is the only one of domain "
+            f"{int(data.domain[alone[0]])}, so no other can be rejected for it; drop the domain or "
+            "join it to another"
+        )
+
+
+def make(config: Config, sizes: Sizes) -> Method:
+    """Build the method for `sizes`; raises SettingError on settings that cannot work."""
+    _check(config, sizes)
+    single = config.memory == "single"
+    rates = Rates(
+        temperature=config.temperature,
+        surprise=config.surprise,
+        recency=config.recency,
+        transfer=config.transfer if config.memory == "dual" else 0.0,
+        renewal=1.0 if config.memory == "private" else config.renewal,
+        item=config.item_rate,
+    )
+    rule = partial(memory.interact, rates=rates, single=single)
+
+    domains = 1 if single else sizes.domains
+    groups = max(config.groups, 1)
+
+    def init(key: jax.Array, data: Data) -> State:
+        del key
+        check_data(config, data._replace(domain=None))
+        world = _world(data, sizes.domains, config.rank, single)
+        nothing = jnp.zeros((sizes.users, domains, world.content.shape[1]))
+        users = Memory(nothing, nothing, nothing[..., 0], jnp.stack([nothing, nothing], axis=2))
+        nobody = Groups(
+            jnp.full((sizes.users, domains), groups, jnp.int32),
+            jnp.zeros((groups, sizes.items)),
+            jnp.full((groups, sizes.domains, config.recent), sizes.items, jnp.int32),
+        )
+        weights = jnp.zeros((sizes.domains, len(FEATURES)))
+        memories = Memories(users, world.content)
+        return State(memories, nobody, jnp.zeros(sizes.items), weights, world)
+
+    def step(state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
+        world = state.world
+        key_negatives, key_groups, key_rivals = jax.random.split(key, 3)
+        user, item = (part[data.history.order] for part in (data.history.user, data.history.item))
+        events = Events(user, item, schedule.negatives(key_negatives, item, world.domain))
+        number = len(user)
+        head = number - max(1, int(config.tail * number))
+        levels = schedule.levels(events, sizes.users, sizes.items)
+        when = jnp.arange(number) // config.width if config.minibatch else levels
+        advance = partial(schedule.replay, rule, width=config.width, add=config.minibatch)
+
+        def part(begin: int, end: int, memories: Memories):
+            events_of = jax.tree.map(lambda leaf: leaf[begin:end], events)
+            return advance(memories, events_of, when[begin:end], shared=world)
+
+        memories, early = part(0, head, state.memories)
+        state = gathered(state._replace(memories=memories), user[:head], item[:head], key_groups)
+        weights = fitted(state, user[head:], item[head:], key_rivals)
+        memories, late = part(head, number, memories)
+        state = gathered(state._replace(memories=memories), user, item, key_groups)
+        likely = jnp.concatenate([early, late])
+        metrics = Metrics(
+            jnp.mean(likely > 0.5), -jnp.mean(jnp.log(likely)), levels.max() + 1, weights
+        )
+        return state._replace(weights=weights), metrics
+
+    def gathered(state: State, user: jax.Array, item: jax.Array, key: jax.Array) -> State:
+        """The state with counts and groups of these rows."""
+        popularity = jnp.zeros(sizes.items).at[item].add(1)
+        state = state._replace(popularity=popularity)
+        if not config.groups:
+            return state
+        users = state.memories.user
+        active = users.count > 0
+        memories = unit(users.like)
+        flat, weight = memories.reshape(-1, memories.shape[-1]), active.ravel().astype(jnp.float32)
+        centres = interest.spherical_k_means(flat, weight, key, config.groups)
+        slot = interest.assign(memories, active, centres)
+        found = interest.remember(
+            slot, user, item, state.world.domain, groups, sizes.domains,
+            half_life=config.half_life, last=config.recent,
+        )  # fmt: skip
+        return state._replace(groups=found)
+
+    def fitted(state: State, user: jax.Array, item: jax.Array, key: jax.Array) -> jax.Array:
+        """The weights [M, K] under which the rows' items are likeliest among some rivals."""
+        domain = state.world.domain
+        draws = jax.vmap(lambda key: schedule.negatives(key, item, domain))(
+            jax.random.split(key, config.rivals)
+        )
+        shown = jnp.concatenate([item[None], draws]).T  # [B, S], the chosen one first
+        values = features(state, vectors(state, rates), user, shown)
+        if not config.groups:
+            values = values.at[..., OF_GROUPS].set(0)
+        mine = jnp.arange(sizes.domains)[:, None] == domain[item]
+        return jax.lax.map(lambda mine: _regression(values, mine), mine)
+
+    def prepare(state: State, data: Data) -> Served:
+        del data
+        weights = state.weights[:, :, None]
+        fused, disliked, private, group = vectors(state, rates)
+        to_memory = weights[:, 0] * fused + weights[:, 2] * disliked + weights[:, 4] * group
+        to_content = weights[:, 1] * fused + weights[:, 3] * private
+        table = jnp.concatenate([state.memories.item, state.world.content], axis=1)
+        return Served(jnp.concatenate([to_memory, to_content], axis=-1), table, state)
+
+    def score(served: Served, users: jax.Array) -> jax.Array:
+        state, taste = served.state, jnp.moveaxis(served.taste[users], 1, 0)  # [M, B, 2 D]
+        domain, weights = state.world.domain, state.weights
+        found = jnp.select([domain == d for d in range(len(taste))], list(taste @ served.table.T))
+        found += weights[domain, 5] * jnp.log1p(interest.counts_of(state.groups, users))
+        return found + weights[domain, 6] * jnp.log1p(state.popularity)
+
+    return Method(init, step, prepare, score, one_shot=True)
+
+
+def vectors(state: State, rates: Rates) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Fused likes and dislikes, private likes and group vectors of all users, each [U, M, D].
+
+    A single memory is the same in every domain.
+    """
+
+    def fused(user: Memory) -> jax.Array:
+        anew = jax.vmap(memory.fuse, (None, 0, 0, None))(
+            user, jnp.arange(len(user.count)), state.world.basis, rates
+        )
+        return jnp.where((user.count > 0)[:, None, None], user.fused, anew)
+
+    users = state.memories.user
+    both, group = jax.vmap(fused)(users), interest.vectors_of(state.groups, state.memories.item)
+    own = both[:, :, 0], both[:, :, 1], unit(users.like)
+    return *(jnp.broadcast_to(each, group.shape) for each in own), group
+
+
+def features(
+    state: State, tastes: tuple[jax.Array, ...], user: jax.Array, shown: jax.Array
+) -> jax.Array:
+    """The K features of the items `shown` [B, S], of one domain, to each `user` [B]: [B, S, K]."""
+    domain = state.world.domain[shown[:, 0]]
+    fused, disliked, private, group = (taste[user, domain] for taste in tastes)  # [B, D]
+    remembered, content = state.memories.item[shown], state.world.content[shown]  # [B, S, D]
+    meet = lambda taste, items: jnp.einsum("bd,bsd->bs", taste, items)
+    of_groups = jax.lax.map(  # a user at a time: [B, I] would not fit
+        lambda one: interest.counts_of(state.groups, one[0][None])[0, one[1]], (user, shown)
+    )
+    return jnp.stack(
+        [
+            meet(fused, remembered), meet(fused, content), meet(disliked, remembered),
+            meet(private, content), meet(group, remembered),
+            jnp.log1p(of_groups), jnp.log1p(state.popularity[shown]),
+        ],
+        axis=-1,
+    )  # fmt: skip
+
+
+def _world(data: Data, domains: int, rank: int, single: bool) -> World:
+    """Contents without their domain's mean, and the directions in which a domain's items differ."""
+    items, width = data.text.shape
+    domain = jnp.zeros(items, jnp.int32) if data.domain is None else data.domain
+    given = jnp.any(data.text != 0, axis=1)
+    each = jax.nn.one_hot(domain, domains) * given[:, None]  # [I, M]
+    mean = (each.T @ data.text) / jnp.maximum(each.sum(0), 1)[:, None]
+    content = unit(jnp.where(given[:, None], data.text - mean[domain], 0))
+    if single:
+        return World(content, domain, jnp.zeros((1, width, 1)))
+    spread = jnp.einsum("im,id,ie->mde", each, content, content)
+    _, axes = jax.vmap(linalg.eigh)(spread)
+    return World(content, domain, axes[:, :, ::-1][:, :, :rank])
+
+
+def _regression(values: jax.Array, mine: jax.Array, ridge: float = 1.0) -> jax.Array:
+    """Weights [K] of a softmax over candidates [B, S, K], the first being chosen, by Newton.
+
+    Rows that are not `mine` [B] do not count; `ridge` counts in events.
+    """
+    scale = jnp.sqrt(jnp.mean(values**2, axis=(0, 1))) + 1e-6
+    values = values / scale
+
+    def newton(weights, _):
+        chance = jax.nn.softmax(values @ weights) * mine[:, None]  # [B, S]
+        mean = jnp.einsum("bs,bsk->bk", chance, values)
+        gradient = mean.sum(0) - mine @ values[:, 0] + ridge * weights
+        curvature = jnp.einsum("bs,bsk,bsl->kl", chance, values, values) - mean.T @ mean
+        step = jnp.linalg.solve(curvature + ridge * jnp.eye(len(weights)), gradient)
+        return weights - step / jnp.maximum(1, jnp.linalg.norm(step) / 2), None
+
+    start = jnp.zeros(values.shape[-1])
+    return jax.lax.scan(newton, start, length=20)[0] / scale
+
+
+def _check(config: Config, sizes: Sizes) -> None:
+    for name in ("recent", "rank", "rivals", "width"):
+        if getattr(config, name) < 1:
+            raise SettingError(f"{name} = {getattr(config, name)}: must be at least 1")
+    for name in ("half_life", "item_rate", "transfer"):
+        if not getattr(config, name) >= 0:
+            raise SettingError(f"{name} = {getattr(config, name)}: must not be negative")
+    for name in ("surprise", "recency", "renewal"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise SettingError(f"{name} = {getattr(config, name)}: must lie in [0, 1]")
+    if not config.temperature > 0:
+        raise SettingError(f"temperature = {config.temperature}: must be positive")
+    if not 0 < config.tail < 1:
+        raise SettingError(f"tail = {config.tail}: must lie between 0 and 1")
+    if not 0 <= config.groups <= sizes.users:
+        raise SettingError(
+            f"groups = {config.groups}: must be 0 (none) or up to the {sizes.users:,} users"
+        )

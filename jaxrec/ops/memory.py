@@ -1,0 +1,141 @@
+"""What an agent does in one interaction, as functions of vectors: choose, reflect, fuse, revise.
+
+A user's memory is private per domain (running means of what was liked and disliked) and fused per
+target domain; an item's memory is a vector that starts as its content and leans towards the users
+who choose it. All of it lives in one space, that of the text encoder, with each domain's mean taken
+away: what all items of a domain have in common tells nobody apart.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrec.ops.schedule import Events
+
+
+class Memory(NamedTuple):
+    """One user's memory."""
+
+    like: jax.Array  # [M, D]  private: running mean of what was chosen in each domain
+    dislike: jax.Array  # [M, D]  private: of what was rejected
+    count: jax.Array  # [M]  interactions in each domain
+    fused: jax.Array  # [M, 2, D]  likes and dislikes that bear on each target domain
+
+
+class World(NamedTuple):
+    """What everybody knows and nobody changes."""
+
+    content: jax.Array  # [I, D]  unit vectors of the items' texts, centred by domain
+    domain: jax.Array  # int32 [I]
+    basis: jax.Array  # [M, D, R]  orthonormal: what the items of a domain can express
+
+
+class Rates(NamedTuple):
+    """How strongly memories move."""
+
+    aversion: float = 0.5  # weight of dislikes in a choice
+    temperature: float = 0.1  # of a choice
+    surprise: float = 0.5  # 0: every event counts alike; 1: the more, the less expected
+    recency: float = 0.05  # least weight of the newest event in a running mean
+    transfer: float = 0.5  # weight of an event of another domain in a fused memory
+    threshold: float = 0.3  # share of another domain's memory that must bear on the target
+    sharpness: float = 0.1  # of that gate; smaller is sharper
+    renewal: float = 0.7  # share of a fused memory that is written anew
+    item: float = 0.1  # how far an unexpected choice moves an item
+    rejected: float = 0.3  # how far it moves the rejected item, relative to that
+    anchor: float = 0.02  # pull of an item's content
+
+
+def interact(
+    user: Memory,
+    item: jax.Array,
+    negative: jax.Array,
+    event: Events,
+    world: World,
+    rates: Rates,
+    *,
+    single: bool = False,
+) -> tuple[Memory, jax.Array, jax.Array, jax.Array]:
+    """One event: user's memory and both items' [D] anew, and the probability of what was chosen.
+
+    `single` keeps one memory for all domains (M = 1).
+    """
+    target = 0 if single else world.domain[event.item]
+    likely = choose(user.fused[target], item, negative, rates)
+    user = reflect(user, target, item, negative, likely, rates)
+    fused = fuse(user, target, world.basis[target], rates)
+    user = user._replace(fused=user.fused.at[target].set(fused))
+    contents = world.content[event.item], world.content[event.negative]
+    return user, *revise((item, negative), contents, fused[0], likely, rates), likely
+
+
+def choose(fused: jax.Array, item: jax.Array, negative: jax.Array, rates: Rates) -> jax.Array:
+    """The probability that a user of this fused memory [2, D] takes `item` [D]."""
+    drawn = fused[0] - rates.aversion * fused[1]
+    return jax.nn.sigmoid(drawn @ (item - negative) / rates.temperature)
+
+
+def reflect(
+    user: Memory, target: jax.Array, item: jax.Array, negative: jax.Array, likely, rates: Rates
+) -> Memory:
+    """The private memory of domain `target` moves, the further the less it was expected."""
+    number = user.count[target]
+    pace = jnp.maximum(1 / (number + 1), rates.recency)
+    pace *= 1 - rates.surprise + 2 * rates.surprise * (1 - likely)
+    pace = jnp.where(number > 0, jnp.minimum(pace, 1), 1)
+    move = lambda memory, to: memory.at[target].add(pace * (to - memory[target]))
+    return user._replace(
+        like=move(user.like, item),
+        dislike=move(user.dislike, negative),
+        count=user.count.at[target].add(1),
+    )
+
+
+def fuse(user: Memory, target: jax.Array, basis: jax.Array, rates: Rates) -> jax.Array:
+    """The fused memory [2, D] of domain `target`, from all private ones.
+
+    Step one keeps of another domain's memory what the target's `basis` [D, R] can express, as far
+    as that is enough of it. Step two merges it with the target's own, weighted by interactions.
+    """
+    other = (jnp.arange(len(user.count)) != target) & (user.count > 0)
+    filtered = (user.like @ basis) @ basis.T  # [M, D]
+    share = _norm(filtered) ** 2 / jnp.maximum(_norm(user.like) ** 2, 1e-12)
+    gate = jax.nn.sigmoid((share - rates.threshold) / rates.sharpness) * other  # [M]
+    weight = rates.transfer * gate * user.count
+    weight /= user.count[target] + 1e-3 + weight.sum()  # of each other domain; the rest is its own
+    own = user.like[target], user.dislike[target]
+    apart = filtered, (user.dislike @ basis) @ basis.T
+    merged = jnp.stack([
+        (1 - weight.sum()) * mine + weight @ others for mine, others in zip(own, apart, strict=True)
+    ])  # fmt: skip
+    empty = _norm(user.fused[target][0]) == 0
+    renewal = jnp.where(empty, 1, rates.renewal)
+    return unit((1 - renewal) * user.fused[target] + renewal * unit(merged))
+
+
+def revise(
+    items: tuple[jax.Array, jax.Array],
+    contents: tuple[jax.Array, jax.Array],
+    taste: jax.Array,
+    likely: jax.Array,
+    rates: Rates,
+) -> tuple[jax.Array, jax.Array]:
+    """Both items' memories [D] anew: the chosen one leans towards the user, the other away."""
+    step = rates.item * (1 - likely)
+    moves = step, -rates.rejected * step
+    return tuple(
+        unit(item + move * taste + rates.anchor * (content - item))
+        for item, content, move in zip(items, contents, moves, strict=True)
+    )
+
+
+def unit(vectors: jax.Array) -> jax.Array:
+    """Vectors [..., D] of length 1; zero stays zero."""
+    return vectors / jnp.maximum(_norm(vectors), 1e-12)[..., None]
+
+
+def _norm(vectors: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(vectors**2, axis=-1))
