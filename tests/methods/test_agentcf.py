@@ -1,0 +1,197 @@
+"""AgentCF++: rankings from memories, weights fitted to the log's tail, trends inside groups."""
+
+from dataclasses import replace
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.optimize import minimize
+
+import jaxrec
+from jaxrec.data.pack import pack
+from jaxrec.data.split import split
+from jaxrec.data.synthetic import synthetic
+from jaxrec.data.text import texts, tfidf
+from jaxrec.methods import agentcf
+from jaxrec.types import TRAIN, VALID, DataError, Dataset, SettingError
+
+QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
+SMALL = {"groups": 4, "rank": 6, "width": 16}
+
+
+@cache
+def problem():
+    dataset = split(synthetic(users=60, items=50, clients=6, length=16), "leave-one-out")
+    data, sizes = pack(dataset)
+    return data._replace(text=jnp.asarray(tfidf(texts(dataset.items)), jnp.float32)), sizes
+
+
+def trained(data, sizes, **settings):
+    method = agentcf.make(agentcf.Config(**SMALL | settings), sizes)
+
+    def play(data):
+        state, metrics = method.step(method.init(jax.random.key(0), data), data, jax.random.key(1))
+        served = method.prepare(state, data)
+        return state, metrics, method.score(served, jnp.arange(sizes.users))
+
+    return jax.jit(play, compiler_options=QUICK)(data)
+
+
+@cache
+def small(**settings):
+    return trained(*problem(), **settings)
+
+
+@pytest.mark.parametrize("kind", ["dual", "single", "private"])
+def test_scores_are_the_weighted_features(kind):
+    data, sizes = problem()
+    state, _, scores = small(memory=kind)
+    tastes = agentcf.vectors(state, agentcf.Rates(transfer=0.5 if kind == "dual" else 0.0))
+    for domain in range(sizes.domains):
+        shown = np.flatnonzero(np.asarray(data.domain) == domain)
+        users = jnp.arange(sizes.users)
+        lists = jnp.tile(jnp.asarray(shown), (sizes.users, 1))
+        values = agentcf.features(state, tastes, users, lists)
+        expected = values @ state.weights[domain]
+        np.testing.assert_allclose(
+            scores[:, shown], expected, atol=1e-4 * float(jnp.abs(expected).max())
+        )
+
+
+def test_the_weights_are_those_of_the_likeliest_choice():
+    rng = np.random.default_rng(0)
+    values, mine = rng.normal(size=(200, 6, 3)), rng.random(200) < 0.7
+    values[:, 0] += [0.7, -0.4, 0.0]
+    scale = np.sqrt((values**2).mean((0, 1))) + 1e-6
+
+    def loss(weights):
+        scores = (values / scale) @ weights
+        each = np.log(np.exp(scores).sum(1)) - scores[:, 0]
+        return each[mine].sum() + 0.5 * (weights**2).sum()
+
+    expected = minimize(loss, np.zeros(3), tol=1e-10).x / scale
+    found = agentcf._regression(jnp.asarray(values), jnp.asarray(mine))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_events_one_at_a_time_are_the_same_log():
+    exact, slow = small(), small(minibatch=True, width=1)
+    np.testing.assert_allclose(slow[0].memories.item, exact[0].memories.item, atol=1e-5)
+    np.testing.assert_allclose(slow[0].memories.user.fused, exact[0].memories.user.fused, atol=1e-4)
+    coarse = small(minibatch=True)
+    difference = jnp.abs(coarse[0].memories.item - exact[0].memories.item).max()
+    assert 1e-3 < difference < 1.5
+
+
+def test_frozen_items_keep_their_content_and_no_groups_weigh_nothing():
+    state, _, _ = small(item_rate=0.0, groups=0)
+    np.testing.assert_allclose(state.memories.item, state.world.content, atol=1e-6)
+    assert (np.asarray(state.weights)[:, agentcf.OF_GROUPS] == 0).all()
+    assert (np.asarray(state.weights)[:, 3] != 0).all()
+
+
+def test_a_user_new_to_a_domain_is_served_from_the_others():
+    data, sizes = problem()
+    history, domain = data.history, np.asarray(data.domain)
+    kept = ~((np.asarray(history.user) == 5) & (domain[np.asarray(history.item)] == 1))
+    item, user = np.asarray(history.item)[kept], np.asarray(history.user)[kept]
+    cut = history._replace(
+        user=jnp.asarray(user), item=jnp.asarray(item), order=jnp.arange(kept.sum()),
+        start=jnp.searchsorted(jnp.asarray(user), jnp.arange(sizes.users + 1)),
+    )  # fmt: skip
+    state, _, _ = trained(data._replace(history=cut), sizes)
+    assert state.memories.user.count[5, 1] == 0
+    fused, _, private, _ = agentcf.vectors(state, agentcf.Rates())
+    assert np.linalg.norm(fused[5, 1]) == pytest.approx(1, abs=1e-5)
+    assert (private[5, 1] == 0).all()
+    alone, _, private, _ = agentcf.vectors(state, agentcf.Rates(transfer=0.0))
+    assert np.linalg.norm(alone[5, 1]) < 1e-3
+
+
+def trend():
+    """Two circles of users with tastes of their own; the last days bring item 0 to one of them."""
+    rng, rows = np.random.default_rng(0), []
+    for user in range(60):
+        own = 2 + np.flatnonzero(np.arange(48) % 2 == user % 2)
+        for time, item in enumerate(rng.permutation(own)[:12]):
+            rows.append((user, item, 100 * time + user))
+        if user % 4 == 0 and user < 48:  # half of the first circle
+            rows.append((user, 0, 10_000 + user))
+        if user % 4 == 1 and user < 48:  # and as many of the other take item 1, long ago
+            rows.append((user, 1, user - 1000))
+    rows = pd.DataFrame(rows, columns=["user", "item", "timestamp"]).assign(split=TRAIN, client=0)
+    items = pd.DataFrame({"item": range(50), "domain": 0})
+    dataset = Dataset("trend", rows, items, pd.DataFrame({"user": range(60)}))
+    content = np.zeros((50, 6))
+    content[np.arange(2, 50), np.arange(48) % 2] = 1
+    content[:2, 2] = 1  # of nobody's taste
+    content += 0.05 * rng.normal(size=content.shape)
+    data, sizes = pack(dataset)
+    return data._replace(text=jnp.asarray(content, jnp.float32)), sizes
+
+
+def test_only_the_members_rankings_follow_a_trend_of_their_group():
+    data, sizes = trend()
+    state, _, _ = trained(data, sizes, groups=2, rank=2, half_life=200.0)
+    # The tail is the trend itself: judge by the features, with the weights of a group's counts.
+    weights = jnp.zeros_like(state.weights).at[0, 5].set(1.0).at[0, 3].set(1.0)
+    method = agentcf.make(agentcf.Config(**SMALL | {"groups": 2}), sizes)
+    served = method.prepare(state._replace(weights=weights), data)
+    scores = np.asarray(method.score(served, jnp.arange(60)))
+    place = (scores[:, :1] < scores).sum(1)  # items ahead of the new one
+    circle, bystander = np.arange(60) % 2 == 0, np.arange(60) % 4 == 2
+    assert place[circle & bystander].max() < 3
+    assert place[~circle].min() > 10
+    old = (scores[:, 1:2] < scores).sum(1)  # long ago is forgotten
+    assert old[~circle].mean() > 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"groups": 61}, "groups = 61: must be 0 .none. or up to the 60 users"),
+        ({"tail": 1.0}, "tail = 1.0: must lie between 0 and 1"),
+        ({"temperature": 0.0}, "temperature = 0.0: must be positive"),
+        ({"width": 0}, "width = 0: must be at least 1"),
+        ({"surprise": 1.5}, r"surprise = 1.5: must lie in \[0, 1\]"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings, message):
+    with pytest.raises(SettingError, match=message):
+        agentcf.make(agentcf.Config(**settings), problem()[1])
+
+
+def test_data_that_agents_cannot_live_in_are_refused():
+    dataset = synthetic(users=30, items=80, clients=3, length=10)
+    timeless = replace(dataset, interactions=dataset.interactions.drop(columns="timestamp"))
+    train = lambda data, **more: jaxrec.train(
+        "agentcf", data, progress=False, text="tfidf", baselines=(), **more
+    )
+    with pytest.raises(DataError, match="no column 'timestamp' or 'position'"):
+        train(timeless, split="ratio")
+    lonely = dataset.items.assign(domain=np.where(dataset.items.item == 7, 1, 0))
+    with pytest.raises(DataError, match="item 7 is the only one of domain 1"):
+        train(replace(dataset, items=lonely))
+    nowhere = replace(dataset, items=dataset.items.drop(columns="domain"))
+    with pytest.raises(DataError, match="needs a column 'domain'"):
+        train(nowhere)
+    found = train(nowhere, ranking="rows").values
+    assert 0 < found["test/MRR(9 negatives)"] < 1
+
+
+def test_a_domain_that_no_user_or_no_item_is_in_does_no_harm():
+    dataset = synthetic(users=40, items=40, clients=4, length=10)
+    moved = dataset.items.assign(domain=2 * dataset.items["domain"])  # domain 1 has no items
+    dataset = split(replace(dataset, items=moved), "leave-one-out")
+    rows = dataset.interactions  # users below 10 are in one domain only
+    other = moved["domain"].to_numpy()[rows["item"]] == 2
+    rows = rows[~((rows["user"] < 10) & other & (rows["split"] < VALID))]
+    data, sizes = pack(replace(dataset, interactions=rows))
+    assert sizes.domains == 3
+    data = data._replace(text=jnp.asarray(tfidf(texts(dataset.items)), jnp.float32))
+    state, _, scores = trained(data, sizes)
+    assert np.isfinite(scores).all()
+    assert (state.weights[1] == 0).all()
