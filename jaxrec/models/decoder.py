@@ -7,6 +7,8 @@ this decoder does not do is refused by name. The layers are one layer with stack
     model = nnx.merge(decoder.graphdef, decoder.params)
     logits = model.logits(model(tokens, mask))
 
+under `jax.jit`: outside of it, each call compiles its scan anew.
+
 What is common to all rows, such as a prompt, is computed once: `model.extend(prompt[None])[1]` is
 its `Cache` at batch 1, and `model(inputs, mask, (cache,))` attends to it from every row.
 """
@@ -41,6 +43,14 @@ _SUPPORTED = {
     "torch_dtype": _TYPES,
 }
 _NOT_READ = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq$"
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
 _HIDDEN = -1e30  # a score; a row of nothing else gives equal weights, not NaN
 
 
@@ -294,31 +304,36 @@ def _config(folder: Folder) -> tuple[Config, str]:
     generation = folder.json("generation_config.json", {})
     stop = generation.get("eos_token_id", found.get("eos_token_id"))
     theta, scaling = _rope(folder, found)
-    try:
-        family, heads = found["model_type"], found["num_attention_heads"]
-        bias = bool(found.get("attention_bias", False)) and family != "qwen2"
-        usual = 128 if family == "qwen3" else found["hidden_size"] // heads
-        config = Config(
-            vocabulary=found["vocab_size"],
-            width=found["hidden_size"],
-            layers=found["num_hidden_layers"],
-            heads=heads,
-            kv_heads=found.get("num_key_value_heads") or heads,
-            head_width=found.get("head_dim") or usual,
-            inner=found["intermediate_size"],
-            positions=found["max_position_embeddings"],
-            epsilon=found["rms_norm_eps"],
-            theta=theta,
-            scaling=scaling,
-            tied=bool(found.get("tie_word_embeddings", False)),
-            input_bias=bias or family == "qwen2",
-            output_bias=bias,
-            inner_bias=bool(found.get("mlp_bias", False)) and family == "llama",
-            head_norm=family == "qwen3",
-            stop=tuple(stop) if isinstance(stop, list) else () if stop is None else (stop,),
-        )
-    except KeyError as error:
-        raise folder.unreadable(folder.path / name, ValueError(f"no setting {error}")) from error
+    for key in ("model_type", "rms_norm_eps", *_SIZES):
+        if key not in found:
+            raise folder.unreadable(folder.path / name, ValueError(f"no setting '{key}'"))
+        if key in _SIZES and (not isinstance(found[key], int) or found[key] < 1):
+            raise DataError(
+                f"{folder.path / name}: {key} = {found[key]!r} is no positive whole number; "
+                "fetch the folder again"
+            )
+    vocabulary, width, layers, heads, inner, positions = (found[key] for key in _SIZES)
+    family = found["model_type"]
+    bias = bool(found.get("attention_bias", False)) and family != "qwen2"
+    config = Config(
+        vocabulary=vocabulary,
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=found.get("num_key_value_heads") or heads,
+        head_width=found.get("head_dim") or (128 if family == "qwen3" else width // heads),
+        inner=inner,
+        positions=positions,
+        epsilon=found["rms_norm_eps"],
+        theta=theta,
+        scaling=scaling,
+        tied=bool(found.get("tie_word_embeddings", False)),
+        input_bias=bias or family == "qwen2",
+        output_bias=bias,
+        inner_bias=bool(found.get("mlp_bias", False)) and family == "llama",
+        head_norm=family == "qwen3",
+        stop=tuple(stop) if isinstance(stop, list) else () if stop is None else (stop,),
+    )
     if heads % config.kv_heads or config.head_width % 2:
         raise DataError(
             f"{folder.path / name}: num_attention_heads = {heads}, num_key_value_heads = "

@@ -34,13 +34,14 @@ def generate(
 ) -> Generated:
     """Up to `max_new` tokens after each row of `tokens` int [B, T], of which `mask` are real.
 
-    Temperature 0 takes the likeliest token, another samples. A row ends at the first token of
-    `stop` (by default the decoder's own); a row without a real token is empty. `context` holds keys
-    and values of what stands before every row. `rows` int [B] names the rows' streams of random
-    numbers, so that a sample depends neither on the batch nor on the row's place in it.
+    Vectors [B, T, D] may stand for tokens, as in the decoder. Temperature 0 takes the likeliest
+    token, another samples. A row ends at the first token of `stop` (by default the decoder's own);
+    a row without a real token is empty. `context` holds keys and values of what stands before every
+    row. `rows` int [B] names the rows' streams of random numbers, so that a sample depends neither
+    on the batch nor on the row's place in it.
     """
     tokens = jnp.asarray(tokens)
-    mask = jnp.ones(tokens.shape, bool) if mask is None else jnp.asarray(mask, bool)
+    mask = jnp.ones(tokens.shape[:2], bool) if mask is None else jnp.asarray(mask, bool)
     stop = decoder.config.stop if stop is None else stop
     rows = jnp.arange(len(tokens)) if rows is None else jnp.asarray(rows)
     if temperature > 0 and key is None:

@@ -452,6 +452,7 @@ def test_a_setting_that_is_not_followed_is_refused(tmp_path, setting, message):
             CASES["llama3"] | {"rope_parameters": without(LLAMA3, "factor")},
             r"no setting 'rope_parameters\.factor'",
         ),
+        (CASES["qwen2"] | {"num_hidden_layers": "2"}, "num_hidden_layers = '2' is no positive"),
         (CASES["qwen2"] | {"num_key_value_heads": 3}, "num_key_value_heads = 3"),
         (CASES["qwen2"] | {"head_dim": 3}, "head_dim = 3"),
     ],

@@ -124,6 +124,13 @@ def test_each_row_stops_at_its_own_token(model, prompts):
     np.testing.assert_array_equal(never.tokens, whole)
 
 
+def test_vectors_may_stand_for_tokens(model, prompts):
+    tokens, mask = prompts
+    vectors = nnx.merge(model.graphdef, model.params).embed(tokens)
+    found = generate(model, vectors, mask, max_new=NEW)
+    np.testing.assert_array_equal(found.tokens, generate(model, tokens, mask, max_new=NEW).tokens)
+
+
 def test_a_row_without_tokens_is_empty(model, prompts):
     tokens, mask = prompts
     mask = mask & np.array([[True], [False], [True], [True]])
