@@ -396,8 +396,7 @@ def test_random_weights_make_any_architecture():
         head_norm=True,
         input_bias=True,
     )
-    one, other = (decoder.random(config, jax.random.key(k), jnp.bfloat16) for k in (0, 1))
-    assert not np.array_equal(one.params.embedding[...], other.params.embedding[...])
+    one = decoder.random(config, jax.random.key(0), jnp.bfloat16)
     assert one.params.layers.query.kernel[...].shape == (3, 8, 24)
     kernel = np.asarray(one.params.layers.query.kernel[...], np.float32)
     assert not np.array_equal(kernel[0], kernel[1])
