@@ -31,7 +31,7 @@ class Work(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What the device reached on a large copy and a large f32 matrix product."""
+    """What the device reached on a large copy and a large matrix product."""
 
     device: str
     bytes: float  # a second, read and written
@@ -76,7 +76,7 @@ def _timing(seconds: list[float], compiling: float = 0.0) -> Timing:
     return Timing(compiling, middle, (high - low) / 2)
 
 
-def measure_limits(runs: int = 10) -> Limits:
+def measure_limits(runs: int = 10, dtype: str = "float32") -> Limits:
     """Measure, print and return how fast the first device copies and multiplies matrices."""
     device = jax.devices()[0]
     cpu = device.platform == "cpu"
@@ -87,7 +87,7 @@ def measure_limits(runs: int = 10) -> Limits:
         array, seconds = _seconds(copy, array)
         copying.append(seconds)
     side = 2048 if cpu else 8192
-    matrix = jnp.ones((side, side))
+    matrix = jnp.ones((side, side), dtype)
     _, multiplying = timed(jnp.matmul, matrix, matrix, runs=runs)
     limits = Limits(
         device=f"{jax.device_count()} x {device.device_kind}",
@@ -96,7 +96,7 @@ def measure_limits(runs: int = 10) -> Limits:
     )
     print(
         f"{limits.device}: copy {limits.bytes / 1e9:,.1f} GB/s, "
-        f"f32 matrix product {limits.flop / 1e12:,.3f} TFLOP/s",
+        f"{jnp.dtype(dtype).name} matrix product {limits.flop / 1e12:,.3f} TFLOP/s",
         flush=True,
     )
     return limits

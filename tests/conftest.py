@@ -1,5 +1,6 @@
 """Fixtures every test may use. Tests never touch the network or the user's cache."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -23,9 +24,16 @@ def private_cache(tmp_path, monkeypatch):
 
 
 def pytest_collection_modifyitems(items):
+    missing = [name for name in ("torch", "transformers") if not importlib.util.find_spec(name)]
+    reasons = {
+        "gpu": "needs a GPU: jax.devices() shows none",
+        "parity": f"needs {' and '.join(missing)} to compute the reference again: jaxrec[parity]",
+    }
     if any(device.platform == "gpu" for device in jax.devices()):
-        return
-    skip = pytest.mark.skip(reason="needs a GPU: jax.devices() shows none")
+        del reasons["gpu"]
+    if not missing:
+        del reasons["parity"]
     for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(skip)
+        for marker, reason in reasons.items():
+            if marker in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))

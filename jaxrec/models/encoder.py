@@ -8,13 +8,11 @@ pre-training have no part in a sentence vector and are not read.
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +20,8 @@ import numpy as np
 from flax import nnx
 from rich.progress import track
 
+from jaxrec.models.folder import Folder, Weights
+from jaxrec.models.linear import Linear, Take
 from jaxrec.types import DataError
 
 _ACTIVATIONS = {
@@ -47,7 +47,7 @@ _SUPPORTED = {  # file of the folder -> its setting -> the values that we follow
         "pooling_mode_lasttoken": (False,),
     },
 }
-_NOT_READ = re.compile(r"pooler\.|cls\.|embeddings\.position_ids$")
+_NOT_READ = r"pooler\.|cls\.|embeddings\.position_ids$"
 
 
 @dataclass(frozen=True)
@@ -69,20 +69,8 @@ class Encoder(NamedTuple):
 
     graphdef: nnx.GraphDef
     params: nnx.State
-    tokenizer: Path
+    folder: Folder
     config: Config
-
-
-Take = Callable[..., jax.Array]  # (name, *shape) -> the tensor of that name, f32
-
-
-class Linear(nnx.Module):
-    def __init__(self, take: Take, name: str, inputs: int, outputs: int):
-        self.kernel = nnx.Param(take(f"{name}.weight", outputs, inputs).T)
-        self.bias = nnx.Param(take(f"{name}.bias", outputs))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x @ self.kernel[...] + self.bias[...]
 
 
 class Norm(nnx.Module):
@@ -152,57 +140,25 @@ def load(folder: str | Path) -> Encoder:
     Raises DataError, naming file, value and remedy, for a file that is missing or damaged, a
     setting that this encoder does not follow and tensors that are missing, misshapen or unused.
     """
-    folder = Path(folder).expanduser()
-    for module in _json(folder / "modules.json", []):
+    folder = Folder(Path(folder).expanduser(), "sentence encoder")
+    for module in folder.json("modules.json", []):
         if module["type"].split(".")[-1] not in ("Transformer", "Pooling", "Normalize"):
             raise DataError(
-                f"{folder / 'modules.json'}: module {module['type']} is not supported, only "
+                f"{folder.path / 'modules.json'}: module {module['type']} is not supported, only "
                 "Transformer, Pooling and Normalize; use another sentence encoder"
             )
-    for file, settings in _SUPPORTED.items():
-        found = _json(folder / file, {})
-        for key, values in settings.items():
-            if (value := found.get(key, values[0])) not in values:
-                raise DataError(
-                    f"{folder / file}: {key} = {value!r} is not supported, only "
-                    f"{' or '.join(map(repr, values))}; use another sentence encoder"
-                )
+    for name, settings in _SUPPORTED.items():
+        folder.require(name, settings, folder.json(name, {}))
     config = _config(folder)
-    file = folder / "model.safetensors"
-    tensors = _tensors(file)
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-
-    def take(name: str, *shape: int) -> jax.Array:
-        if shapes.get(name) != shape:
-            raise DataError(
-                f"{file}: tensor '{name}' of shape {shape} is wanted, found {shapes.get(name)}; "
-                "the weights and config.json are not of one model: fetch the folder again"
-            )
-        return tensors.pop(name).astype(jnp.float32)
-
-    module = Bert(take, config)
-    if unused := [name for name in tensors if not _NOT_READ.match(name)]:
-        raise DataError(
-            f"{file}: {len(unused)} tensors have no place in this model, the first '{unused[0]}'; "
-            "it is not a plain BERT: use another sentence encoder"
-        )
-    return Encoder(*nnx.split(module), folder / "tokenizer.json", config)
+    weights = Weights(folder, _renamed)
+    module = Bert(weights.take, config)
+    weights.finish(_NOT_READ)
+    return Encoder(*nnx.split(module), folder, config)
 
 
 def tokenize(encoder: Encoder, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text, with the special tokens, cut at `config.max_tokens`."""
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(encoder.tokenizer))
-    except Exception as error:  # what tokenizers raises has no narrower type
-        raise _unreadable(encoder.tokenizer, error) from error
-    if (size := tokenizer.get_vocab_size()) > encoder.config.vocabulary:
-        raise DataError(
-            f"{encoder.tokenizer}: {size} tokens, but the model knows {encoder.config.vocabulary}; "
-            "use the tokenizer that came with the weights"
-        )
-    tokenizer.no_padding()
+    tokenizer = encoder.folder.tokenizer(encoder.config.vocabulary)
     tokenizer.enable_truncation(encoder.config.max_tokens)
     return [tokens.ids for tokens in tokenizer.encode_batch(list(texts))]
 
@@ -242,10 +198,9 @@ def _embed(graphdef: nnx.GraphDef, params: nnx.State, ids: jax.Array, mask: jax.
     return pool(nnx.merge(graphdef, params)(ids, mask), mask)
 
 
-def _config(folder: Path) -> Config:
-    file = folder / "config.json"
-    found = _json(file)
-    limit = _json(folder / "sentence_bert_config.json", {}).get("max_seq_length")
+def _config(folder: Folder) -> Config:
+    file, found = folder.path / "config.json", folder.json("config.json")
+    limit = folder.json("sentence_bert_config.json", {}).get("max_seq_length")
     try:
         config = Config(
             vocabulary=found["vocab_size"],
@@ -269,36 +224,7 @@ def _config(folder: Path) -> Config:
     return config
 
 
-def _tensors(file: Path) -> dict[str, jax.Array]:
-    """The tensors of a weight file under today's names without the prefix of a larger model."""
-    from safetensors import SafetensorError
-    from safetensors.flax import load_file
-
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(file, error) from error
-    renamed = {}
-    for name, tensor in tensors.items():
-        name = name.removeprefix("bert.")
-        name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
-        renamed[name.replace("LayerNorm.beta", "LayerNorm.bias")] = tensor
-    return renamed
-
-
-def _json(file: Path, default: Any = None) -> Any:
-    """The content of a JSON file; `default`, if there is one, where there is no such file."""
-    if default is not None and not file.exists():
-        return default
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _unreadable(file, error) from error
-
-
-def _unreadable(file: Path, error: Exception) -> DataError:
-    problem = str(error) if file.exists() else "there is no such file"
-    return DataError(
-        f"{file}: {problem}. A sentence encoder is a folder with config.json, model.safetensors "
-        "and tokenizer.json; fetch it again"
-    )
+def _renamed(name: str) -> str:
+    """Today's name of a tensor, without the prefix of a larger model."""
+    name = name.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
+    return name.replace("LayerNorm.beta", "LayerNorm.bias")

@@ -318,9 +318,8 @@ def test_minilm_is_pytorchs():
     np.testing.assert_allclose(found, np.load(STORED)["vectors"], atol=2e-6)
 
 
+@pytest.mark.parity
 def test_the_stored_reference_is_what_pytorch_computes():
-    for package in ("torch", "transformers"):
-        pytest.importorskip(package, reason=f"needs {package} to compute the reference again")
     found = reference(minilm_folder(), SENTENCES)
     np.testing.assert_allclose(found, np.load(STORED)["vectors"], atol=2e-6)
 

@@ -1,0 +1,134 @@
+"""Hugging Face model folders: settings, weights and tokenizer, each refused by name if unfit.
+
+Weights are model.safetensors, or shards that model.safetensors.index.json lists.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrec.types import DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A model's folder. `kind` says in messages what is looked for: "decoder"."""
+
+    path: Path
+    kind: str
+
+    def json(self, name: str, default: Any = None) -> Any:
+        """The content of a JSON file; `default`, if there is one, where there is no such file."""
+        file = self.path / name
+        if default is not None and not file.exists():
+            return default
+        wanted = dict if default is None else type(default)
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(found, wanted):
+                raise ValueError(f"a JSON {wanted.__name__} is wanted, found {found!r:.40}")
+        except (OSError, ValueError) as error:
+            raise self.unreadable(file, error) from error
+        return found
+
+    def require(self, name: str, supported: dict[str, Sequence], found: dict) -> None:
+        """Refuse settings `found` in a file beyond those supported; the first is the default."""
+        for key, values in supported.items():
+            if (value := found.get(key, values[0])) not in values:
+                raise self.unsupported(name, key, value, values)
+
+    def unsupported(self, name: str, key: str, value: Any, values: Sequence) -> DataError:
+        return DataError(
+            f"{self.path / name}: {key} = {value!r} is not supported, only "
+            f"{' or '.join(map(repr, values))}; use another {self.kind}"
+        )
+
+    def unreadable(self, file: Path, error: Exception) -> DataError:
+        problem = str(error) if file.exists() else "there is no such file"
+        return DataError(
+            f"{file}: {problem}. A {self.kind} is a folder with config.json, model.safetensors "
+            f"(or shards and {_INDEX}) and tokenizer.json; fetch it again"
+        )
+
+    def tokenizer(self, vocabulary: int) -> Tokenizer:
+        """The tokenizer, without padding; refused if it has more tokens than `vocabulary`."""
+        from tokenizers import Tokenizer
+
+        file = self.path / "tokenizer.json"
+        try:
+            tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # what tokenizers raises has no narrower type
+            raise self.unreadable(file, error) from error
+        if (size := tokenizer.get_vocab_size()) > vocabulary:
+            raise DataError(
+                f"{file}: {size} tokens, but the model knows {vocabulary}; "
+                "use the tokenizer that came with the weights"
+            )
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
+
+
+class Weights:
+    """A folder's tensors, read one by one; each can be taken once."""
+
+    def __init__(self, folder: Folder, rename: Callable[[str], str] = str):
+        from safetensors import SafetensorError, safe_open
+
+        self.folder, self.file = folder, folder.path / "model.safetensors"
+        shards = [self.file.name]
+        if not self.file.exists() and (folder.path / _INDEX).exists():
+            self.file = folder.path / _INDEX
+            named = folder.json(_INDEX).get("weight_map")
+            if not isinstance(named, dict) or not all(isinstance(v, str) for v in named.values()):
+                raise folder.unreadable(self.file, ValueError("no weight_map of tensors to shards"))
+            shards = sorted(set(named.values()))
+        self.places = {}
+        for file in (folder.path / shard for shard in shards):
+            try:
+                shard = safe_open(file, "flax")
+            except (OSError, SafetensorError) as error:
+                raise folder.unreadable(file, error) from error
+            self.places |= {rename(name): (file, shard, name) for name in shard.keys()}  # noqa: SIM118
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.places
+
+    def take(self, name: str, *shape: int, dtype: Any = jnp.float32) -> jax.Array:
+        """The tensor of that name and shape; not to be found again."""
+        file, shard, stored = self.places.pop(name, (self.file, None, name))
+        found = None if shard is None else shard.get_slice(stored)
+        size = None if found is None else tuple(found.get_shape())
+        if size != shape:
+            raise DataError(
+                f"{file}: tensor '{name}' of shape {shape} is wanted, found {size}; "
+                "the weights and config.json are not of one model: fetch the folder again"
+            )
+        if (kind := found.get_dtype()) not in ("F32", "BF16", "F16"):
+            raise DataError(
+                f"{file}: tensor '{name}' holds {kind}, not F32, BF16 or F16: weights that are "
+                f"quantised or of other types are not supported; use another {self.folder.kind}"
+            )
+        return shard.get_tensor(stored).astype(dtype)
+
+    def finish(self, ignored: str) -> None:
+        """Refuse tensors that nobody took and whose names the pattern `ignored` does not match."""
+        if unused := [name for name in self.places if not re.match(ignored, name)]:
+            raise DataError(
+                f"{self.places[unused[0]][0]}: {len(unused)} tensors have no place in this model, "
+                f"the first '{unused[0]}'; config.json does not describe it: "
+                f"use another {self.folder.kind}"
+            )
