@@ -38,6 +38,8 @@ class Variant(NamedTuple):
 
 VARIANTS = {
     "popularity": Variant("popularity", {}),
+    "agentcf": Variant("agentcf", {"groups": 4, "rank": 8, "width": 16}, 1, 0.03),
+    "agentcf-single": Variant("agentcf", {"memory": "single", "groups": 0, "width": 16}),
     "local_only": Variant("local_only", {"width": 8}, 10),
     "fedavg": Variant("fedavg", {"width": 8}, 60, 0.02),
     "fedmf": Variant(

@@ -108,6 +108,7 @@ class Served(NamedTuple):
 
     taste: jax.Array  # f32 [U, M, 2 D]  against item memories and contents
     table: jax.Array  # f32 [I, 2 D]
+    prior: jax.Array  # f32 [U, M]  log-probability of each domain
     state: State
 
 
@@ -224,20 +225,28 @@ def make(config: Config, sizes: Sizes) -> Method:
         return jax.lax.map(lambda mine: _regression(values, mine), mine)
 
     def prepare(state: State, data: Data) -> Served:
-        del data
+        past, domain = data.history, state.world.domain
+        visits = jnp.ones((sizes.users, sizes.domains)).at[past.user, domain[past.item]].add(1)
         weights = state.weights[:, :, None]
         fused, disliked, private, group = vectors(state, rates)
         to_memory = weights[:, 0] * fused + weights[:, 2] * disliked + weights[:, 4] * group
         to_content = weights[:, 1] * fused + weights[:, 3] * private
         table = jnp.concatenate([state.memories.item, state.world.content], axis=1)
-        return Served(jnp.concatenate([to_memory, to_content], axis=-1), table, state)
+        taste = jnp.concatenate([to_memory, to_content], axis=-1)
+        return Served(taste, table, jnp.log(visits / visits.sum(1, keepdims=True)), state)
 
     def score(served: Served, users: jax.Array) -> jax.Array:
         state, taste = served.state, jnp.moveaxis(served.taste[users], 1, 0)  # [M, B, 2 D]
         domain, weights = state.world.domain, state.weights
-        found = jnp.select([domain == d for d in range(len(taste))], list(taste @ served.table.T))
+        each = domain == jnp.arange(sizes.domains)[:, None]  # [M, I]
+        found = jnp.select(list(each), list(taste @ served.table.T))
         found += weights[domain, 5] * jnp.log1p(interest.counts_of(state.groups, users))
-        return found + weights[domain, 6] * jnp.log1p(state.popularity)
+        found += weights[domain, 6] * jnp.log1p(state.popularity)
+        # Between domains: P(i | u) = P(d | u) P(i | u, d). Rankings within a domain do not change.
+        chance = served.prior[users] - jnp.stack(
+            [jax.nn.logsumexp(found, axis=1, where=one) for one in each], axis=1
+        )  # [B, M]
+        return found + chance[:, domain]
 
     return Method(init, step, prepare, score, one_shot=True)
 
@@ -249,8 +258,8 @@ def vectors(state: State, rates: Rates) -> tuple[jax.Array, jax.Array, jax.Array
     """
 
     def fused(user: Memory) -> jax.Array:
-        anew = jax.vmap(memory.fuse, (None, 0, 0, None))(
-            user, jnp.arange(len(user.count)), state.world.basis, rates
+        anew = jax.vmap(memory.fuse, (None, 0, None, None))(
+            user, jnp.arange(len(user.count)), state.world.bases, rates
         )
         return jnp.where((user.count > 0)[:, None, None], user.fused, anew)
 

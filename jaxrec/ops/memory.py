@@ -30,7 +30,7 @@ class World(NamedTuple):
 
     content: jax.Array  # [I, D]  unit vectors of the items' texts, centred by domain
     domain: jax.Array  # int32 [I]
-    basis: jax.Array  # [M, D, R]  orthonormal: what the items of a domain can express
+    bases: jax.Array  # [M, D, R]  orthonormal: what the items of each domain can express
 
 
 class Rates(NamedTuple):
@@ -66,7 +66,7 @@ def interact(
     target = 0 if single else world.domain[event.item]
     likely = choose(user.fused[target], item, negative, rates)
     user = reflect(user, target, item, negative, likely, rates)
-    fused = fuse(user, target, world.basis[target], rates)
+    fused = fuse(user, target, world.bases, rates)
     user = user._replace(fused=user.fused.at[target].set(fused))
     contents = world.content[event.item], world.content[event.negative]
     return user, *revise((item, negative), contents, fused[0], likely, rates), likely
@@ -94,26 +94,28 @@ def reflect(
     )
 
 
-def fuse(user: Memory, target: jax.Array, basis: jax.Array, rates: Rates) -> jax.Array:
+def fuse(user: Memory, target: jax.Array, bases: jax.Array, rates: Rates) -> jax.Array:
     """The fused memory [2, D] of domain `target`, from all private ones.
 
-    Step one keeps of another domain's memory what the target's `basis` [D, R] can express, as far
-    as that is enough of it. Step two merges it with the target's own, weighted by interactions.
+    Step one keeps of another domain's memory what the target's basis, of `bases` [M, D, R], can
+    express, as far as that is enough of it. Step two merges it with the target's own, weighted by
+    interactions.
     """
+    private = jnp.stack([user.like, user.dislike])  # [2, M, D]
+    # All bases, then one of them: a basis for each event would be copied, [B, D, R].
+    filtered = jnp.einsum("kmd,tdr->tkmr", private, bases)[target]  # [2, M, R]
+    share = jnp.sum(filtered[0] ** 2, -1) / jnp.maximum(jnp.sum(user.like**2, -1), 1e-12)
+    gate = jax.nn.sigmoid((share - rates.threshold) / rates.sharpness)
     other = (jnp.arange(len(user.count)) != target) & (user.count > 0)
-    filtered = (user.like @ basis) @ basis.T  # [M, D]
-    share = _norm(filtered) ** 2 / jnp.maximum(_norm(user.like) ** 2, 1e-12)
-    gate = jax.nn.sigmoid((share - rates.threshold) / rates.sharpness) * other  # [M]
-    weight = rates.transfer * gate * user.count
+    weight = rates.transfer * gate * other * user.count
     weight /= user.count[target] + 1e-3 + weight.sum()  # of each other domain; the rest is its own
-    own = user.like[target], user.dislike[target]
-    apart = filtered, (user.dislike @ basis) @ basis.T
-    merged = jnp.stack([
-        (1 - weight.sum()) * mine + weight @ others for mine, others in zip(own, apart, strict=True)
-    ])  # fmt: skip
+    here = jnp.arange(len(bases)) == target
+    brought = here[:, None, None] * (weight @ filtered)
+    own = (1 - weight.sum()) * private[:, target]
+    merged = unit(own + jnp.einsum("tkr,tdr->kd", brought, bases))
     empty = _norm(user.fused[target][0]) == 0
     renewal = jnp.where(empty, 1, rates.renewal)
-    return unit((1 - renewal) * user.fused[target] + renewal * unit(merged))
+    return unit((1 - renewal) * user.fused[target] + renewal * merged)
 
 
 def revise(

@@ -55,10 +55,14 @@ def test_scores_are_the_weighted_features(kind):
         users = jnp.arange(sizes.users)
         lists = jnp.tile(jnp.asarray(shown), (sizes.users, 1))
         values = agentcf.features(state, tastes, users, lists)
-        expected = values @ state.weights[domain]
-        np.testing.assert_allclose(
-            scores[:, shown], expected, atol=1e-4 * float(jnp.abs(expected).max())
+        expected = jax.nn.log_softmax(values @ state.weights[domain])
+        visits = 1 + np.bincount(
+            np.asarray(data.history.user), np.asarray(data.domain[data.history.item] == domain)
         )
+        total = np.bincount(np.asarray(data.history.user)) + sizes.domains
+        expected += np.log(visits / total)[:, None]
+        np.testing.assert_allclose(scores[:, shown], expected, atol=1e-3)
+    np.testing.assert_allclose(np.exp(scores).sum(1), 1, rtol=1e-3)
 
 
 def test_the_weights_are_those_of_the_likeliest_choice():
@@ -136,8 +140,8 @@ def trend():
 def test_only_the_members_rankings_follow_a_trend_of_their_group():
     data, sizes = trend()
     state, _, _ = trained(data, sizes, groups=2, rank=2, half_life=200.0)
-    # The tail is the trend itself: judge by the features, with the weights of a group's counts.
-    weights = jnp.zeros_like(state.weights).at[0, 5].set(1.0).at[0, 3].set(1.0)
+    # The log's tail is the trend itself, so the weights are given: taste, and the group's counts.
+    weights = jnp.zeros_like(state.weights).at[0, 3].set(1.0).at[0, 5].set(3.0)
     method = agentcf.make(agentcf.Config(**SMALL | {"groups": 2}), sizes)
     served = method.prepare(state._replace(weights=weights), data)
     scores = np.asarray(method.score(served, jnp.arange(60)))

@@ -37,7 +37,7 @@ def slow_interact(user, items, event, world, rates, single):
     dislike[t] += pace * (w - dislike[t])
     count[t] += 1
 
-    basis, others = world.basis[t], []
+    basis, others = world.bases[t], []
     for d in range(len(count)):
         if d != t and count[d] > 0:
             kept = basis @ (basis.T @ like[d])
@@ -113,14 +113,14 @@ def test_a_memory_without_any_opinion_chooses_by_chance():
 
 def test_what_the_target_cannot_express_does_not_cross_over():
     axes = np.eye(WIDTH, dtype=np.float32)
-    basis = jnp.asarray(axes[:, :2])
+    bases = jnp.stack([jnp.asarray(axes[:, :2]), jnp.asarray(axes[:, 2:4])])
     own, foreign, useful = axes[0], axes[5], axes[1]
 
     def fused(other):
         like = jnp.stack([own, other])
         nothing = jnp.zeros((2, WIDTH))
         user = Memory(like, nothing, jnp.array([1.0, 9.0]), jnp.zeros((2, 2, WIDTH)))
-        return np.asarray(memory.fuse(user, 0, basis, Rates())[0])
+        return np.asarray(memory.fuse(user, 0, bases, Rates())[0])
 
     np.testing.assert_allclose(fused(foreign), own, atol=1e-6)
     assert fused(useful) @ useful > 0.5

@@ -1,0 +1,145 @@
+"""AgentCF++'s log: events per second against a plain loop, as users and items grow.
+
+    python -m benchmarks.agentcf [--quick] [--data movies-toys]
+
+The log of a dataset folder (JAXREC_DATA), its vectors random unit ones, is replayed level by level
+at two widths of the vectors, and one event after another by a NumPy loop that does the same
+arithmetic, timed on its first events. Then random logs with more users and items.
+
+Work counted, for each event: FLOP of the filter (both private memories through the bases of all
+domains and back through one) and of the products of a choice; bytes of one user's memory and two
+items' memories, read and written, and two contents, read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxrec
+from benchmarks.common import Limits, Work, measure_limits, report, timed
+from jaxrec.data.pack import history
+from jaxrec.data.split import split
+from jaxrec.ops import memory, schedule
+from jaxrec.ops.memory import Memory, Rates, World, unit
+from jaxrec.ops.schedule import Events, Memories
+
+RANK, LINE, LOOP = 32, 128, 2_000
+RATES = Rates()
+
+
+def problem(events: Events, users: int, domain: jax.Array, width: int) -> tuple[Memories, World]:
+    """Empty memories and random contents."""
+    items, domains = len(domain), int(domain.max()) + 1
+    key_content, key_bases = jax.random.split(jax.random.key(0))
+    content = unit(jax.random.normal(key_content, (items, width)))
+    bases = jnp.linalg.qr(jax.random.normal(key_bases, (domains, width, RANK)))[0]
+    nothing = jnp.zeros((users, domains, width))
+    user = Memory(nothing, nothing, nothing[..., 0], jnp.stack([nothing, nothing], axis=2))
+    return Memories(user, content), World(content, domain, bases)
+
+
+def work(events: int, domains: int, width: int) -> Work:
+    """Of a whole log."""
+    flop = 2 * 2 * domains * domains * width * RANK + 2 * 2 * domains * width * RANK + 4 * width
+    floats = 2 * (4 * domains * width + domains) + 2 * 2 * width + 2 * width
+    return Work(flop=float(events * flop), bytes=4.0 * events * floats)
+
+
+def measure(name: str, events: Events, users: int, domain, width: int, limits: Limits) -> float:
+    """Replay a log; prints and returns events per second."""
+    start, world = problem(events, users, domain, width)
+    rule = partial(memory.interact, rates=RATES)
+    level = jax.jit(schedule.levels, static_argnums=(1, 2))(events, users, len(domain))
+
+    def replay(start, events, level, world):
+        found, likely = schedule.replay(rule, start, events, level, LINE, world)
+        return found.item.sum(), likely
+
+    _, timing = timed(replay, start, events, level, world, runs=3)
+    number = len(events.user)
+    report(
+        f"{name}: {number:,} events, {users:,} users, {len(domain):,} items, D = {width}, "
+        f"{int(level.max()) + 1:,} levels",
+        timing, work(number, int(domain.max()) + 1, width), limits,
+    )  # fmt: skip
+    print(f"    {number / timing.median:,.0f} events/s", flush=True)
+    return number / timing.median
+
+
+def plain_loop(events: Events, users: int, domain: jax.Array, width: int) -> float:
+    """Events per second of the first ones, in NumPy, one after another."""
+    start, world = jax.tree.map(np.array, problem(events, users, domain, width))
+    like, dislike, count, fused = start.user
+    items, content, bases = start.item, world.content, world.bases
+    log = np.stack([np.asarray(part[:LOOP]) for part in events], axis=1).tolist()
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))
+    norm = lambda x: x / max(np.sqrt(x @ x), 1e-12)
+    begin = time.perf_counter()
+    for u, i, j in log:
+        t = world.domain[i]
+        v, w = items[i], items[j]
+        drawn = fused[u, t, 0] - RATES.aversion * fused[u, t, 1]
+        likely = sigmoid(drawn @ (v - w) / RATES.temperature)
+        pace = max(1 / (count[u, t] + 1), RATES.recency)
+        pace *= 1 - RATES.surprise + 2 * RATES.surprise * (1 - likely)
+        pace = min(pace, 1) if count[u, t] else 1
+        like[u, t] += pace * (v - like[u, t])
+        dislike[u, t] += pace * (w - dislike[u, t])
+        count[u, t] += 1
+        kept = np.stack([like[u], dislike[u]]) @ bases[t]  # [2, M, R]
+        share = (kept[0] ** 2).sum(-1) / np.maximum((like[u] ** 2).sum(-1), 1e-12)
+        gate = sigmoid((share - RATES.threshold) / RATES.sharpness)
+        weight = RATES.transfer * gate * (np.arange(len(share)) != t) * count[u]
+        weight = weight / (count[u, t] + 1e-3 + weight.sum())
+        merged = (weight @ kept) @ bases[t].T
+        merged += (1 - weight.sum()) * np.stack([like[u, t], dislike[u, t]])
+        renewal = RATES.renewal if fused[u, t, 0].any() else 1.0
+        for k in range(2):
+            fused[u, t, k] = norm((1 - renewal) * fused[u, t, k] + renewal * norm(merged[k]))
+        step, taste = RATES.item * (1 - likely), fused[u, t, 0]
+        items[i] = norm(v + step * taste + RATES.anchor * (content[i] - v))
+        items[j] = norm(w - RATES.rejected * step * taste + RATES.anchor * (content[j] - w))
+    return len(log) / (time.perf_counter() - begin)
+
+
+def random_log(users: int, items: int, number: int) -> Events:
+    """Skewed items, even users, in random order."""
+    rng = np.random.default_rng(0)
+    popularity = np.cumsum((np.arange(items) + 30.0) ** -0.9)
+    draw = lambda: np.searchsorted(popularity, popularity[-1] * rng.random(number))
+    item = draw()
+    other = (item + rng.integers(1, items, number)) % items
+    arrays = rng.integers(users, size=number), item, other
+    return Events(*(jnp.asarray(array, jnp.int32) for array in arrays))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="movies-toys", help="a dataset folder with two domains")
+    parser.add_argument("--quick", action="store_true", help="without the larger random logs")
+    options = parser.parse_args()
+    limits = measure_limits()
+    dataset = split(jaxrec.load(options.data), "leave-one-out")
+    domain = jnp.asarray(dataset.items["domain"].to_numpy(), jnp.int32)
+    rows = history(dataset)
+    item = rows.item[rows.order]
+    rejected = jax.jit(schedule.negatives)(jax.random.key(0), item, domain)
+    events = Events(rows.user[rows.order], item, rejected)
+    for width in (384, 128):
+        speed = measure(options.data, events, dataset.num_users, domain, width, limits)
+        loop = plain_loop(events, dataset.num_users, domain, width)
+        print(f"    plain loop {loop:,.0f} events/s: {speed / loop:.0f}x", flush=True)
+    for users, items in ((1_000, 1_000), (10_000, 10_000), (100_000, 100_000)):
+        if users <= 10_000 or not options.quick:
+            log = random_log(users, items, 100_000)
+            measure("random", log, users, jnp.arange(items) % 2, 128, limits)
+
+
+if __name__ == "__main__":
+    main()
