@@ -129,8 +129,9 @@ def main() -> None:
     domain = jnp.asarray(dataset.items["domain"].to_numpy(), jnp.int32)
     rows = history(dataset)
     item = rows.item[rows.order]
-    rejected = jax.jit(schedule.negatives)(jax.random.key(0), item, domain)
-    events = Events(rows.user[rows.order], item, rejected)
+    user = rows.user[rows.order]
+    rejected = jax.jit(schedule.negatives)(jax.random.key(0), user, item, domain, rows)
+    events = Events(user, item, rejected)
     for width in (384, 128):
         speed = measure(options.data, events, dataset.num_users, domain, width, limits)
         loop = plain_loop(events, dataset.num_users, domain, width)

@@ -38,7 +38,7 @@ from jaxrec.ops import linalg, memory, schedule
 from jaxrec.ops.groups import Groups
 from jaxrec.ops.memory import Memory, Rates, World, unit
 from jaxrec.ops.schedule import Events, Memories
-from jaxrec.types import Data, DataError, Method, SettingError, Sizes
+from jaxrec.types import Data, DataError, History, Method, SettingError, Sizes
 
 RUN = {
     "split": "leave-one-out", "ranking": "domains", "candidates": 9, "baselines": ("popularity",),
@@ -171,7 +171,8 @@ def make(config: Config, sizes: Sizes) -> Method:
         world = state.world
         key_negatives, key_groups, key_rivals = jax.random.split(key, 3)
         user, item = (part[data.history.order] for part in (data.history.user, data.history.item))
-        events = Events(user, item, schedule.negatives(key_negatives, item, world.domain))
+        rejected = schedule.negatives(key_negatives, user, item, world.domain, data.history)
+        events = Events(user, item, rejected)
         number = len(user)
         head = number - max(1, int(config.tail * number))
         levels = schedule.levels(events, sizes.users, sizes.items)
@@ -184,7 +185,7 @@ def make(config: Config, sizes: Sizes) -> Method:
 
         memories, early = part(0, head, state.memories)
         state = gathered(state._replace(memories=memories), user[:head], item[:head], key_groups)
-        weights = fitted(state, user[head:], item[head:], key_rivals)
+        weights = fitted(state, user[head:], item[head:], data.history, key_rivals)
         memories, late = part(head, number, memories)
         state = gathered(state._replace(memories=memories), user, item, key_groups)
         likely = jnp.concatenate([early, late])
@@ -211,10 +212,10 @@ def make(config: Config, sizes: Sizes) -> Method:
         )  # fmt: skip
         return state._replace(groups=found)
 
-    def fitted(state: State, user: jax.Array, item: jax.Array, key: jax.Array) -> jax.Array:
+    def fitted(state: State, user: jax.Array, item: jax.Array, history: History, key: jax.Array):
         """The weights [M, K] under which the rows' items are likeliest among some rivals."""
         domain = state.world.domain
-        draws = jax.vmap(lambda key: schedule.negatives(key, item, domain))(
+        draws = jax.vmap(lambda key: schedule.negatives(key, user, item, domain, history))(
             jax.random.split(key, config.rivals)
         )
         shown = jnp.concatenate([item[None], draws]).T  # [B, S], the chosen one first

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec.types import History
+
 
 class Events(NamedTuple):
     """User, chosen item and rejected item of each event, in the order of time."""
@@ -34,31 +36,57 @@ class Memories(NamedTuple):
     item: Any  # [I, ...]
 
 
+DRAWS = 16
 Rule = Callable[..., tuple[Any, Any, Any, Any]]
 """(user, item, negative, event) -> (user, item, negative, what to report), for one event."""
 
 
-def negatives(key: jax.Array, item: jax.Array, domain: jax.Array) -> jax.Array:
-    """An item for each event that was not chosen: any other of its domain. int32 [E].
+def negatives(
+    key: jax.Array, user: jax.Array, item: jax.Array, domain: jax.Array, history: History
+) -> jax.Array:
+    """An item for each event that was not chosen: of the same domain and, where 16 draws find one,
+    none that the user has in `history`. int32 [E].
 
     Event e draws from `fold_in(key, e)`, so that it does not depend on what else is drawn. The
     only item of a domain has no other and is drawn itself: `lonely` finds such items beforehand.
 
     Args:
       key: of all draws.
-      item: int32 [E], the chosen items.
+      user, item: int32 [E], who chose what.
       domain: int32 [I], of each item.
+      history: what users are known to have. Held-out rows are not among it, and so may be drawn.
     """
     listed = jnp.argsort(domain, stable=True)
     place = jnp.zeros_like(listed).at[listed].set(jnp.arange(len(listed)))
-    first, last = (
-        jnp.searchsorted(domain[listed], domain[item], side=s) for s in ("left", "right")
-    )
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(item)))
+    where = lambda side: jnp.searchsorted(domain[listed], domain[item], side=side)
+    first, last = where("left"), where("right")
     others = jnp.maximum(last - first - 1, 1)
-    drawn = jax.vmap(lambda key, n: jax.random.randint(key, (), 0, n))(keys, others)
-    drawn = first + drawn + (first + drawn >= place[item])
-    return listed[jnp.where(last - first > 1, drawn, place[item])].astype(jnp.int32)
+    draw = lambda key, number, most: jax.random.randint(
+        jax.random.fold_in(key, number), (DRAWS,), 0, most
+    )
+    drawn = jax.vmap(draw, (None, 0, 0))(key, jnp.arange(len(item)), others)  # [E, DRAWS]
+    drawn = first[:, None] + drawn
+    drawn += drawn >= place[item][:, None]
+    found = listed[jnp.where((last - first > 1)[:, None], drawn, place[item][:, None])]
+    known = has(history, user[:, None], found)
+    return jnp.take_along_axis(found, jnp.argmin(known, axis=1)[:, None], 1)[:, 0].astype(jnp.int32)
+
+
+def has(history: History, user: jax.Array, item: jax.Array) -> jax.Array:
+    """Whether users have items: bool, of the shape that `user` and `item` broadcast to."""
+    held = history.item[jnp.lexsort((history.item, history.user))]
+    low, high = jnp.broadcast_arrays(history.start[user], history.start[user + 1], item)[:2]
+    end = high
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low + high) // 2
+        below = held.at[middle].get(mode="clip") < item
+        open = low < high
+        return jnp.where(open & below, middle + 1, low), jnp.where(open & ~below, middle, high)
+
+    low, _ = jax.lax.fori_loop(0, 32, halve, (low, high))  # enough for any int32 length
+    return (low < end) & (held.at[low].get(mode="clip") == item)
 
 
 def lonely(domain: jax.Array) -> np.ndarray:

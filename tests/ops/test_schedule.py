@@ -14,6 +14,7 @@ from jaxrec.data.pack import history
 from jaxrec.data.split import split
 from jaxrec.ops import schedule
 from jaxrec.ops.schedule import Events, Memories
+from jaxrec.types import History
 
 
 def mix(number, *values):
@@ -143,28 +144,53 @@ def test_real_logs_bit_for_bit(data_root, name):
     users, items = dataset.num_users, dataset.num_items
     rows = history(split(dataset, "leave-one-out"))
     item = rows.item[rows.order]
-    rejected = schedule.negatives(jax.random.key(0), item, dataset.items["domain"].to_numpy())
-    events = Events(rows.user[rows.order], item, rejected)
+    user, domain = rows.user[rows.order], jnp.asarray(dataset.items["domain"].to_numpy())
+    rejected = jax.jit(schedule.negatives)(jax.random.key(0), user, item, domain, rows)
+    assert not schedule.has(rows, user, rejected).any()
+    events = Events(user, item, rejected)
     assert_equals_the_loop(events, levels(events, users, items), 64, users, items)
     careless, _ = replay(events, np.arange(len(item)) // 64, 64, users, items)
     expected = one_by_one(events, users, items)[1]
     assert (np.asarray(careless.item) != expected)[np.unique(item)].mean() > 0.05
 
 
+def known(rows, users):
+    """The History of pairs (user, item)."""
+    user, item = (np.array(part) for part in zip(*sorted(rows, key=lambda r: r[0]), strict=True))
+    start = np.searchsorted(user, np.arange(users + 1))
+    return History(*(jnp.asarray(part, jnp.int32) for part in (user, item, start, user)))
+
+
 def test_negatives_are_all_others_of_the_domain_alike():
-    domain = np.array([0, 1, 0, 1, 0, 0])
+    domain = jnp.array([0, 1, 0, 1, 0, 0, 0])
     item = jnp.asarray([0, 1, 2, 3, 4, 5] * 300)
-    drawn = np.asarray(schedule.negatives(jax.random.key(1), item, domain))
-    assert (domain[drawn] == domain[np.asarray(item)]).all()
+    user = jnp.zeros_like(item)
+    history = known([(0, 6)], 1)
+    draw = jax.jit(schedule.negatives)
+    drawn = np.asarray(draw(jax.random.key(1), user, item, domain, history))
+    assert (domain[drawn] == domain[item]).all()
     assert (drawn != np.asarray(item)).all()
     counts = Counter(drawn[::6].tolist())
-    assert set(counts) == {2, 4, 5}
+    assert set(counts) == {2, 4, 5}  # item 6 is the user's own
     assert min(counts.values()) > 60  # of 300, 100 expected, standard deviation 8
-    again = schedule.negatives(jax.random.key(1), item[:7], domain)
+    again = draw(jax.random.key(1), user[:7], item[:7], domain, history)
     np.testing.assert_array_equal(again, drawn[:7])
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), min_size=20, max_size=20, unique=True)
+)
+@settings(deadline=None, max_examples=20)
+def test_who_has_what(rows):
+    user, item = jnp.meshgrid(jnp.arange(5), jnp.arange(10), indexing="ij")
+    found = jax.jit(schedule.has)(known(rows, 5), user, item)
+    expected = np.zeros((5, 10), bool)
+    expected[tuple(np.array(rows).T)] = True
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_the_only_item_of_a_domain_is_told():
     assert schedule.lonely(np.array([0, 0, 1, 3, 3])).tolist() == [2]
-    drawn = schedule.negatives(jax.random.key(0), np.array([0, 2]), np.array([0, 0, 1]))
+    item, domain = jnp.array([0, 2]), jnp.array([0, 0, 1])
+    drawn = schedule.negatives(jax.random.key(0), item * 0, item, domain, known([(0, 0)], 1))
     assert drawn.tolist() == [1, 2]
