@@ -82,6 +82,13 @@ class Clients(NamedTuple):
     age: jax.Array | None = None  # int32 [C, N]  how many later train rows the user has; 0: newest
 
 
+class Text(NamedTuple):
+    """Strings as arrays, each in utf-8 from the left of its row; see `jaxrec.ops.strings`."""
+
+    data: jax.Array  # uint8 [..., W]  zero after the string
+    length: jax.Array  # int32 [...]  bytes
+
+
 class History(NamedTuple):
     """What a model may read of the past: each user's rows in time order, one user after another.
 
@@ -102,6 +109,7 @@ class Data(NamedTuple):
     history: History | None = None  # None where the data has no order
     domain: jax.Array | None = None  # int32 [I]  of each item; None where the data has none
     text: jax.Array | None = None  # f32 [I, T]  public vectors of the items' text; zero without any
+    written: Text | None = None  # [I]  the items' texts: title, newline, category and text
 
 
 class Traffic(NamedTuple):

@@ -23,6 +23,25 @@ def private_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXREC_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture
+def serve(monkeypatch):
+    """Starts `Loopback` servers, which see every request in spite of any proxy."""
+    spec = importlib.util.spec_from_file_location("loopback", Path(__file__).parent / "loopback.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    started = []
+
+    def start(answer=module.scripted, fault=lambda number, body: None):
+        started.append(module.Loopback(answer, fault))
+        started[-1].scripted = answer
+        return started[-1]
+
+    yield start
+    for loopback in started:
+        loopback.close()
+
+
 def pytest_collection_modifyitems(items):
     missing = [name for name in ("torch", "transformers") if not importlib.util.find_spec(name)]
     reasons = {

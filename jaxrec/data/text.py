@@ -84,6 +84,11 @@ def vectors(dataset: Dataset, encoder: str = "auto", *, progress: bool = True) -
     return ItemText(result, f"{name} ({result.shape[1]})", int((~given).sum()))
 
 
+def embed(described: Sequence[str], encoder: str = "auto") -> np.ndarray:
+    """Unit vectors f32 [N, D] of any texts, none of them empty; `encoder` as in `vectors`."""
+    return _encoder(encoder, False)[2](described)
+
+
 def _encoder(setting: str, progress: bool) -> tuple[str, str, Callable]:
     """(name to print, digest of all that decides the vectors, texts -> f32 [N, D])."""
     missing = [m for m in (_MINILM, "flax", "tokenizers", "safetensors") if not find_spec(m)]
