@@ -109,7 +109,7 @@ class Data(NamedTuple):
     history: History | None = None  # None where the data has no order
     domain: jax.Array | None = None  # int32 [I]  of each item; None where the data has none
     text: jax.Array | None = None  # f32 [I, T]  public vectors of the items' text; zero without any
-    written: Text | None = None  # [I]  the items' texts: title, newline, category and text
+    written: Text | None = None  # [I]  the items' titles, a newline, categories and texts
 
 
 class Traffic(NamedTuple):
@@ -129,6 +129,9 @@ class Method(NamedTuple):
 
     Scoring has two halves so that what many users share is computed once: `prepare` makes the
     vectors (or tables) that serve, `score` reads them. Higher is better and nothing is masked.
+
+    A method that is not compiled, because its step talks to a host, may rank candidates in place
+    of scoring every item, tell beforehand what a run will take, and account for it afterwards.
     """
 
     init: Callable[[jax.Array, Any], Any]  # (key, data) -> State
@@ -138,3 +141,6 @@ class Method(NamedTuple):
     compiled: bool = True  # False: the step talks to a host and is not scanned
     one_shot: bool = False  # True: one step is the whole training
     traffic: Traffic = Traffic()  # what one client sends and receives
+    rank: Callable | None = None  # (served, users [B], candidates [B, S]) -> f32 [B, S]
+    forecast: Callable | None = None  # (data, steps, lists to rank, their length) -> words
+    account: Callable | None = None  # (state, data) -> values for result.json, pages by file name

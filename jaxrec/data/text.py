@@ -53,6 +53,13 @@ def texts(items: pd.DataFrame) -> list[str]:
     ] or [""] * len(items)
 
 
+def titled(items: pd.DataFrame) -> list[str]:
+    """The title of each item, a newline, and its category and text; either may be empty."""
+    title = items["title"].fillna("").astype(str) if "title" in items else [""] * len(items)
+    rest = texts(items.drop(columns="title", errors="ignore"))
+    return [f"{' '.join(a.split())}\n{b}" for a, b in zip(title, rest, strict=True)]
+
+
 def vectors(dataset: Dataset, encoder: str = "auto", *, progress: bool = True) -> ItemText:
     """A vector for each item's text; an item without text gets the zero vector.
 

@@ -3,7 +3,7 @@
 After "AgentCF++: Memory-enhanced LLM-based Agents for Popularity-aware Cross-domain
 Recommendations", SIGIR 2025, arXiv 2502.13843. Every user has a private memory for each domain and
 a fused one of what all private ones tell about that domain; every item has a memory, which starts
-as its text. Each train row is an event, in the order of time: user u took item i of domain d, and a
+as its category and text. Each train row is an event, in the order of time: user u took item i of domain d, and a
 rejected item j of d is drawn. Four calls to the model follow:
 
     choose    i or j, from fused[u, d]                    -> a choice and a reason
@@ -50,8 +50,15 @@ from jaxrec.ops.schedule import Events, negatives
 from jaxrec.types import Data, DataError, Method, SettingError, Sizes, Text
 
 RUN = {
-    "rounds": 1, "evaluate_every": 1, "patience": 0, "candidates": 9, "baselines": ("popularity",),
-}  # fmt: skip
+    "rounds": 1,
+    "evaluate_every": 1,
+    "patience": 0,
+    "candidates": 9,
+    "ranking": "domains",
+    "ks": (1, 5, 10),
+    "monitor": "MRR",
+    "baselines": ("popularity",),
+}
 RESUMABLE = ("base_url", "api_key_env", "concurrency", "timeout", "retries")
 """Settings that change no answer, so that a run may go on with others."""
 reads_titles = True
@@ -167,7 +174,7 @@ class Names(NamedTuple):
     domain: np.ndarray  # int [I]
     domains: list[str]  # [M]
     title: list[str]  # [I]  no two alike
-    about: list[str]  # [I]  title, category and text
+    about: list[str]  # [I]  category and text
 
 
 def make(config: Config, sizes: Sizes, complete: Complete | None = None) -> Method:
@@ -661,14 +668,13 @@ def _names(config: Config, data: Data) -> Names:
     named = [*config.domains, *(f"domain {d}" for d in range(len(config.domains), number))]
     written = jax.tree.map(np.asarray, data.written)
     texts = [strings.read(written, item) for item in range(len(domain))]
-    first = [" ".join(text.partition("\n")[0].split()) for text in texts]
+    first, _, about = zip(*(text.partition("\n") for text in texts), strict=True)
     times = Counter(first)
     title = [
         text if text and times[text] == 1 else f"{text} (item {item})".strip()
         for item, text in enumerate(first)
     ]
-    about = [". ".join(filter(None, map(str.strip, text.split("\n")))) for text in texts]
-    return Names(domain, named[:number], title, about)
+    return Names(domain, named[:number], title, [" ".join(text.split()) for text in about])
 
 
 def _history(data: Data) -> Any:
