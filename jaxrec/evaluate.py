@@ -309,15 +309,19 @@ def _list_ranker(method: Method, plan: Plan, names: Sequence[str]) -> Callable:
     lists, real = np.concatenate(found), plan.lines["user"].to_numpy() >= 0
     is_target = lists == plan.lines["item"].to_numpy()[real, None]
 
+    @jax.jit
+    def measure(ranks):
+        values = ranking.metrics(ranking.places(ranks[:, None], max(plan.ks)), plan.ks)
+        return jnp.stack([values[name] for name in names], axis=-1)
+
     def run(state, data, buckets):
         del buckets
         served, users = method.prepare(state, data), plan.lines["user"].to_numpy()[real]
         scores = np.asarray(method.rank(served, users, lists))
         broken = ~(scores.max(1) < np.inf)
         ranks = (scores >= scores[is_target][:, None]).sum(1)  # the target is one of them
-        values = ranking.metrics(ranking.places(jnp.asarray(ranks)[:, None], max(plan.ks)), plan.ks)
         table = np.zeros((len(real), 1 + len(names)), np.float32)
-        table[real] = np.column_stack([broken, *(values[name] for name in names)])
+        table[real] = np.column_stack([broken, measure(ranks)])
         return table, None
 
     return run

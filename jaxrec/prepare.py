@@ -26,7 +26,6 @@ from jaxrec.evaluate import Plan, make_plan
 from jaxrec.ops import strings
 from jaxrec.types import TEST, TRAIN, VALID, Data, Dataset, SettingError, Sizes
 
-
 TITLED = 1024  # bytes that are kept of an item's title, category and text
 
 

@@ -112,7 +112,7 @@ class Job(NamedTuple):
 
 
 RESUMABLE = ("rounds", "patience")
-"""The settings that may change when a run is resumed; a method's module may name more of its own."""
+"""The settings that may change when a run is resumed; a method's module may name more."""
 
 
 def _resumable(method: str) -> tuple[str, ...]:
@@ -213,7 +213,8 @@ def _train_one(
 
     if method.forecast and not job.done(memory):
         report.say(f"{name}: {_forecast(job, memory)}", shown=progress)
-    memory, best = _fit(job, start() if state is None else state, best, memory, rows, key)
+    last = start() if state is None else state
+    memory, best, last = _fit(job, last, best, memory, rows, key)
     state = checkpoint.to_state(best, like)
     tested, seconds = _timed(evaluator(method, prepared.test), state, prepared.known)
     values = _values(job, memory._replace(evaluate=memory.evaluate + seconds), rows, tested)
@@ -223,8 +224,10 @@ def _train_one(
         values[f"test/{run.ranking}/{part}"] = len(found.per_user)
     pages = {}
     if method.account:
-        counted, pages = method.account(state, prepared.data)
+        counted, pages = method.account(state, last, prepared.data)
         values |= counted
+        told = ", ".join(f"{name} {value:,}" for name, value in counted.items())
+        report.say(f"{name}: {told}", shown=progress)
     users = _with_ids(tested.per_user, prepared.dataset)
     if out:
         for page, text in pages.items():
@@ -242,10 +245,10 @@ def _fit(
     memory: Memory,
     rows: list[dict[str, Any]],
     key: jax.Array,
-) -> tuple[Memory, checkpoint.Arrays]:
+) -> tuple[Memory, checkpoint.Arrays, Any]:
     """Chunk, evaluate and save until rounds or patience run out; appends to `rows`.
 
-    Returns the memory of the last round and the state of the best one.
+    Returns the memory of the last round, the state of the best one and that of the last one.
     """
     run, out, data, clients = job.run, job.out, job.prepared.data, job.clients
     mesh_place = shardings(state, data, job.prepared.mesh)
@@ -296,7 +299,7 @@ def _fit(
                 saved = memory.round
             if asked.is_set():
                 raise KeyboardInterrupt(f"{job.name}: stopped after round {memory.round}")
-    return memory, best
+    return memory, best, state
 
 
 def _forecast(job: Job, memory: Memory) -> str:

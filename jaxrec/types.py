@@ -143,4 +143,4 @@ class Method(NamedTuple):
     traffic: Traffic = Traffic()  # what one client sends and receives
     rank: Callable | None = None  # (served, users [B], candidates [B, S]) -> f32 [B, S]
     forecast: Callable | None = None  # (data, steps, lists to rank, their length) -> words
-    account: Callable | None = None  # (state, data) -> values for result.json, pages by file name
+    account: Callable | None = None  # (best state, last state, data) -> values, pages

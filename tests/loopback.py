@@ -1,12 +1,8 @@
-"""A scripted language model, and a real HTTP server on loopback that speaks for it and misbehaves.
-
-Run as a script it serves until killed and appends a line to a file for every request.
-"""
+"""A scripted language model, and a real HTTP server on loopback that misbehaves when told to."""
 
 import hashlib
 import json
 import re
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,8 +28,8 @@ def scripted(system, user, seed):
 class Loopback:
     """`fault(number, body)` names what goes wrong with request `number`, from 0, or is None."""
 
-    def __init__(self, answer=scripted, fault=lambda number, body: None, log=None):
-        self.bodies, self.keys, self.slow = [], set(), 0.5
+    def __init__(self, answer=scripted, fault=lambda number, body: None):
+        self.scripted, self.bodies, self.keys = answer, [], set()
         lock = threading.Lock()
 
         class Handler(BaseHTTPRequestHandler):
@@ -48,16 +44,13 @@ class Loopback:
                     number = len(self.bodies)
                     self.bodies.append(body)
                     self.keys.add(handler.headers["Authorization"])
-                    if log:
-                        log.write(f"{number}\n")
-                        log.flush()
                 what = fault(number, body)
                 if what == "cut":
                     handler.connection.shutdown(2)
                     handler.close_connection = True
                     return
                 if what == "slow":
-                    time.sleep(self.slow)
+                    time.sleep(0.5)
                 status, headers = 200, {}
                 system, user = (message["content"] for message in body["messages"])
                 text = answer(system, user, body["seed"])

@@ -17,7 +17,8 @@ from jaxrec.types import SettingError
 
 KEY = "sk-very-secret-0123456789"
 needs_openai = pytest.mark.skipif(
-    not find_spec("openai"), reason="the package openai is not installed: pip install jaxrec[agents]"
+    not find_spec("openai"),
+    reason="the package openai is not installed: pip install jaxrec[agents]",
 )
 pytestmark = needs_openai
 

@@ -130,7 +130,9 @@ def read_items(text: str, number: int) -> list[str] | None:
     """The new notes of the items, in the order shown."""
     letters = [label(k) for k in range(number)]
     parts = re.split(rf"^\W*({'|'.join(letters)})\W*?:", _said(text), flags=re.MULTILINE)
-    found = dict(zip(parts[1::2], (" ".join(part.split()) for part in parts[2::2]), strict=True))
+    found = dict(
+        zip(parts[1::2], (" ".join(part.strip(" *_").split()) for part in parts[2::2]), strict=True)
+    )
     return [found[letter] for letter in letters] if all(map(found.get, letters)) else None
 
 

@@ -3,8 +3,8 @@
 After "AgentCF++: Memory-enhanced LLM-based Agents for Popularity-aware Cross-domain
 Recommendations", SIGIR 2025, arXiv 2502.13843. Every user has a private memory for each domain and
 a fused one of what all private ones tell about that domain; every item has a memory, which starts
-as its category and text. Each train row is an event, in the order of time: user u took item i of domain d, and a
-rejected item j of d is drawn. Four calls to the model follow:
+as its category and text. Each train row is an event, in the order of time: user u took item i of
+domain d, and a rejected item j of d is drawn. Four calls to the model follow:
 
     choose    i or j, from fused[u, d]                    -> a choice and a reason
     reflect   was it right? rewrite                       -> private[u, d]
@@ -252,13 +252,13 @@ def make(config: Config, sizes: Sizes, complete: Complete | None = None) -> Meth
     def forecast(data: Data, steps: int, rankings: int, candidates: int) -> str:
         return _forecast(config, data, sizes, steps, rankings, candidates)
 
-    def account(state: State, data: Data) -> tuple[dict[str, float], dict[str, str]]:
-        took = {name: int(count) for name, count in state.counts._asdict().items()}
-        took["rounds/sequential"] = 4 * int(state.done)
-        took |= {f"rankings/{name}": count for name, count in sorted(ranked.items())}
-        took |= {f"session/{name}": count for name, count in usage.values().items()}
+    def account(best: State, last: State, data: Data) -> tuple[dict[str, int], dict[str, str]]:
+        took = {name: int(count) for name, count in last.counts._asdict().items()}
+        took["rounds/sequential"] = 4 * int(last.done)
+        session = usage.values() | {f"rankings_{name}": count for name, count in ranked.items()}
+        took |= {f"session/{name}": count for name, count in session.items()}
         values = {f"llm/{name}": count for name, count in took.items()}
-        told = [story(config, state, data, user) for user in _chosen(config, data)]
+        told = [story(config, best, data, user) for user in _chosen(config, data)]
         return values, {"stories.md": "\n".join(told)} if told else {}
 
     return Method(

@@ -98,7 +98,8 @@ def one_by_one(log, complete, attempts=2):
         new, notes = {}, {}
         for stage in stages(log):
             for attempt in range(attempts):
-                read = lambda cell, new=new: new.get(cell, memories.get(cell, repr(cell)))
+                known = memories | new
+                read = lambda cell, known=known: known.get(cell, repr(cell))
                 (answer,) = complete([stage.ask(event, read, notes, attempt)])
                 taken = None if answer.text is None else stage.take(event, answer.text, notes)
                 if taken:
