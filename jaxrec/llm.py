@@ -19,6 +19,7 @@ import random
 import re
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
@@ -28,6 +29,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 from warnings import warn
+
+import jax
+import numpy as np
 
 from jaxrec.types import SettingError
 
@@ -251,9 +255,81 @@ def local(
     answers: Path | None = None,
     usage: Usage | None = None,
 ) -> Complete:
-    """Not there yet: raises SettingError. `make(config, sizes, complete)` takes any function."""
-    del folder, batch, temperature, answers, usage
-    raise SettingError("llm = 'local': no decoder in this version; use llm = 'server'")
+    """A function that asks the decoder in `folder` (`jaxrec.models.decoder`), in this process.
+
+    Prompts with the same limit and of similar length run together, with cached keys and values; a
+    prompt too long for the decoder fails alone. A sample depends on its prompt and seed only.
+
+    Args:
+      folder: of a model, with config.json, model.safetensors and tokenizer.json.
+      batch: prompts at once, which bounds memory.
+      temperature: of sampling; 0 for the most likely answer, whatever the seed.
+      answers: where answers are kept; None keeps none.
+      usage: counts what is asked.
+
+    Raises SettingError or DataError where the folder holds no such model.
+    """
+    if not find_spec("jaxrec.models.generate"):
+        raise SettingError("llm = 'local': this version has no decoder; use llm = 'server'")
+    from jaxrec.models import decoder as decoders
+    from jaxrec.models.generate import generate, tokenize
+
+    if batch < 1:
+        raise SettingError(f"concurrency = {batch}: must be at least 1, the prompts in a batch")
+    usage = Usage() if usage is None else usage
+    decoder, dress = decoders.load(folder), _dress(Path(folder))
+    tokenizer = decoder.folder.tokenizer(decoder.config.vocabulary)
+
+    def ask_all(prompts: Sequence[Prompt], keep: Callable[[Prompt, str], None]) -> list[Answer]:
+        found: list[Answer] = [Answer(None)] * len(prompts)
+        tokens = tokenize(decoder, [dress(prompt.system, prompt.user) for prompt in prompts])
+        alike = defaultdict(list)
+        for k, prompt in enumerate(prompts):
+            room = decoder.config.positions - prompt.max_tokens
+            if len(tokens[k]) > room:
+                found[k] = Answer(None, f"{len(tokens[k])} tokens, and {room} have room")
+                usage.failures += 1
+            else:
+                width = min(room, 1 << max(3, (len(tokens[k]) - 1).bit_length()))
+                alike[prompt.max_tokens, width].append(k)
+        for (limit, width), places in sorted(alike.items()):
+            for some in (places[k : k + batch] for k in range(0, len(places), batch)):
+                ids, mask = np.zeros((batch, width), np.int32), np.zeros((batch, width), bool)
+                for row, k in enumerate(some):
+                    ids[row, width - len(tokens[k]) :] = tokens[k]
+                    mask[row, width - len(tokens[k]) :] = True
+                written = generate(
+                    decoder, ids, mask, jax.random.key(0), max_new=limit, temperature=temperature,
+                    rows=np.resize([prompts[k].seed for k in some], batch),
+                ).tokens  # fmt: skip
+                for k, new in zip(some, np.asarray(written), strict=False):  # rows of padding
+                    text = tokenizer.decode(new[new >= 0].tolist())
+                    keep(prompts[k], text)
+                    found[k] = Answer(text)
+                    usage.calls += 1
+                    usage.prompt_tokens += len(tokens[k])
+                    usage.answer_tokens += int((new >= 0).sum())
+        return found
+
+    identity = {"model": str(Path(folder).resolve()), "temperature": temperature}
+    return _remembering(ask_all, answers, identity, usage)
+
+
+def _dress(folder: Path) -> Callable[[str, str], str]:
+    """(system, user) -> the text that a model of the folder's family expects, from its tokenizer.
+
+    ChatML (Qwen and others) and Llama 3 are known; any other model is shown plain text.
+    """
+    path = folder / "tokenizer.json"
+    known = path.read_text() if path.exists() else ""
+    if "<|im_start|>" in known:
+        turn, begin = "<|im_start|>{0}\n{1}<|im_end|>\n", "<|im_start|>assistant\n"
+    elif "<|start_header_id|>" in known:
+        header = "<|start_header_id|>{0}<|end_header_id|>\n\n"
+        turn, begin = header + "{1}<|eot_id|>", header.format("assistant")
+    else:
+        return lambda system, user: f"{system}\n\n{user}\n\n"
+    return lambda system, user: turn.format("system", system) + turn.format("user", user) + begin
 
 
 def _check_server(

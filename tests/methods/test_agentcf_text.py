@@ -1,5 +1,6 @@
 """Agents with text memories: one result whatever runs when, nothing lost, halved or paid twice."""
 
+import importlib
 import json
 import os
 import re
@@ -27,7 +28,6 @@ from jaxrec.methods import agentcf_text as engine
 from jaxrec.methods.agentcf_prompts import Offer
 from jaxrec.ops import dataflow, strings
 from jaxrec.run import train
-from jaxrec.train import main
 from jaxrec.types import DataError, SettingError, Sizes
 
 KEY = "sk-very-secret-0123456789"
@@ -269,8 +269,13 @@ def folder(tmp_path_factory):
 
 def settings(folder, url):
     small = SMALL | {"answer_seconds": 0.01, "retries": 1, "timeout": 20.0, "concurrency": 1}
-    small |= {"api_key_env": "MY_KEY", "model": "toy", "base_url": url}
+    small |= {"baselines": (), "api_key_env": "MY_KEY", "model": "toy", "base_url": url}
     return small | {"data": str(folder), "rounds": 2, "events_per_round": 8, "candidates": 4}
+
+
+def to_words(given):
+    each = lambda value: map(str, value) if isinstance(value, tuple) else [str(value)]
+    return [word for name, value in given.items() for word in (f"--{name}", *each(value))]
 
 
 @needs_openai
@@ -296,7 +301,7 @@ def test_a_run_killed_within_an_epoch_goes_on_and_pays_nothing_twice(
 
     loopback, out = serve(fault=fault), tmp_path / "out"
     given = settings(folder, loopback.url) | {"answers": str(tmp_path / "answers")}
-    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    words = to_words(given)
     command = [sys.executable, "-m", "jaxrec.train", "agentcf_text", "--out", str(out), *words]
     process.append(
         subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -325,11 +330,14 @@ def test_a_run_killed_within_an_epoch_goes_on_and_pays_nothing_twice(
 def test_a_run_without_its_server_ends_with_one_error_and_can_be_resumed(
     folder, serve, tmp_path, monkeypatch, capsys
 ):
+    # Importing the command puts the module where users have the function of that name.
+    monkeypatch.setattr(jaxrec, "train", jaxrec.train)
+    main = importlib.import_module("jaxrec.train").main
     monkeypatch.setenv("MY_KEY", KEY)
     gone, loopback = serve(), serve()
     gone.close()
     given = settings(folder, gone.url) | {"rounds": 1, "stories": 1}
-    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    words = to_words(given)
     assert main(["agentcf_text", "--out", str(tmp_path / "out"), *words]) == 2
     said = capsys.readouterr().err
     assert re.search(rf"error: {gone.url}: no connection.*see that the server runs", said)

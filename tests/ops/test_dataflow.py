@@ -185,9 +185,12 @@ def test_rounds_of_calls_on_a_real_log(data_root):
     dataset = jaxrec.load("movies-toys")
     rows = dataset.interactions.sort_values("timestamp", kind="stable")
     domain, item = dataset.items["domain"].to_numpy(), rows["item"].to_numpy()
-    rejected = schedule.negatives(jax.random.key(1), item, domain)
-    log = Events(rows["user"].to_numpy(), item, rejected)
-    flow, waves, loop = (dataflow.call_rounds(log, domain, how) for how in SCHEDULES)
+    found = []
+    for seed in range(7):  # the longest chain of conflicts is a matter of luck: 1,637 to 2,088
+        rejected = schedule.negatives(jax.random.key(seed), item, domain)
+        log = Events(rows["user"].to_numpy(), item, rejected)
+        found.append([dataflow.call_rounds(log, domain, how) for how in SCHEDULES])
+    flow, waves, loop = np.median(found, axis=0)
     assert loop == 169_728
     assert waves <= 2_388
     assert flow <= 1_859
