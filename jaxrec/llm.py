@@ -267,7 +267,7 @@ def local(
       answers: where answers are kept; None keeps none.
       usage: counts what is asked.
 
-    Raises SettingError or DataError where the folder holds no such model.
+    Raises SettingError where the folder holds no model; a damaged one is found at the first call.
     """
     if not find_spec("jaxrec.models.generate"):
         raise SettingError("llm = 'local': this version has no decoder; use llm = 'server'")
@@ -276,11 +276,17 @@ def local(
 
     if batch < 1:
         raise SettingError(f"concurrency = {batch}: must be at least 1, the prompts in a batch")
+    folder = Path(folder).expanduser()
+    if not (folder / "config.json").is_file():
+        raise SettingError(
+            f"model = {str(folder)!r}: must be the folder of a model, with config.json"
+        )
     usage = Usage() if usage is None else usage
-    decoder, dress = decoders.load(folder), _dress(Path(folder))
-    tokenizer = decoder.folder.tokenizer(decoder.config.vocabulary)
+    load = functools.cache(lambda: decoders.load(folder))
 
     def ask_all(prompts: Sequence[Prompt], keep: Callable[[Prompt, str], None]) -> list[Answer]:
+        decoder, dress = load(), _dress(folder)
+        tokenizer = decoder.folder.tokenizer(decoder.config.vocabulary)
         found: list[Answer] = [Answer(None)] * len(prompts)
         tokens = tokenize(decoder, [dress(prompt.system, prompt.user) for prompt in prompts])
         alike = defaultdict(list)
@@ -311,7 +317,10 @@ def local(
                     usage.answer_tokens += int((new >= 0).sum())
         return found
 
-    identity = {"model": str(Path(folder).resolve()), "temperature": temperature}
+    # Other weights in the same place are another model.
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    about = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    identity = {"model": str(folder.resolve()), "files": about, "temperature": temperature}
     return _remembering(ask_all, answers, identity, usage)
 
 
