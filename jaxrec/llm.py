@@ -120,7 +120,7 @@ def tell(took: Estimate) -> str:
     return (
         f"about {took.calls:,} calls, {took.prompt_tokens / 1e6:,.2f} M prompt and "
         f"{took.answer_tokens / 1e6:,.2f} M answer tokens, "
-        f"{timedelta(seconds=round(took.seconds))} hours{cost}"
+        f"{timedelta(seconds=round(took.seconds))} (h:mm:ss){cost}"
     )
 
 

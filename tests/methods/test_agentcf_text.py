@@ -23,7 +23,9 @@ from jaxrec.data.split import split
 from jaxrec.data.synthetic import synthetic
 from jaxrec.data.text import titled
 from jaxrec.llm import Answer
+from jaxrec.methods import agentcf_agents as agents
 from jaxrec.methods import agentcf_prompts as prompts
+from jaxrec.methods import agentcf_ranking as ranking
 from jaxrec.methods import agentcf_text as engine
 from jaxrec.methods.agentcf_prompts import Offer
 from jaxrec.ops import dataflow, strings
@@ -148,9 +150,9 @@ def test_memories_are_what_the_model_wrote_last(problem, model):
         cell = user, int(domain[item])
         old = fused.get(cell)
         assert (old or "none yet") in choose.user
-        private = strings.cut(prompts.read_notes(answers[1]), 12 * engine.WIDTH)
+        private = strings.cut(prompts.read_notes(answers[1]), 12 * agents.WIDTH)
         assert private in fuse.user  # fusion reads the new private memory
-        fused[cell] = strings.cut(prompts.read_notes(answers[2]), 12 * engine.WIDTH)
+        fused[cell] = strings.cut(prompts.read_notes(answers[2]), 12 * agents.WIDTH)
         assert fused[cell] in items.user  # items read the new fused memory
         letter, _ = prompts.read_choice(answers[0], 2)
         right = f"{'AB'[letter]}. " + problem_title(problem, item) in choose.user
@@ -515,10 +517,10 @@ def test_directions_are_clustered():
     of = np.repeat([0, 1, 2], 20)
     vectors = centres[of] + 0.1 * rng.normal(size=(60, 12))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    found = engine.cluster_directions(vectors, rng.integers(1, 5, 60), 3, 0)
+    found = ranking.cluster_directions(vectors, rng.integers(1, 5, 60), 3, 0)
     assert len({(a, b) for a, b in zip(of, found, strict=True)}) == 3
-    assert engine.cluster_directions(vectors[:2], np.ones(2), 9, 0).tolist() in ([0, 1], [1, 0])
-    assert engine.cluster_directions(np.tile(vectors[0], (4, 1)), np.ones(4), 3, 0).max() == 0
+    assert ranking.cluster_directions(vectors[:2], np.ones(2), 9, 0).tolist() in ([0, 1], [1, 0])
+    assert ranking.cluster_directions(np.tile(vectors[0], (4, 1)), np.ones(4), 3, 0).max() == 0
 
 
 @pytest.mark.parametrize(
