@@ -76,7 +76,7 @@ def stages(
         return [Offer(names.title[item], read(("item", item))) for item in shown]
 
     def prompt(stage: str, words: prompts.Words, event: int, attempt: int, room: float) -> Prompt:
-        return to_prompt(words, seed(stage, first + event, attempt), attempt, room)
+        return to_prompt(config, words, seed(stage, first + event, attempt), attempt, room)
 
     def ask_choose(event, read, notes, attempt):
         user, domain, shown = about(event)
@@ -157,11 +157,11 @@ def fuse(
     return prompts.fuse(names.domains[domain], told, fused, config.fused_words)
 
 
-def to_prompt(words: prompts.Words, seed: int, attempt: int, room: float) -> Prompt:
+def to_prompt(config: Config, words: prompts.Words, seed: int, attempt: int, room: float) -> Prompt:
     """A prompt for `room` words; another attempt has another seed and says why it is made."""
     system, user = words
-    again = prompts.AGAIN if attempt else ""
-    return Prompt(system, user + again, seed, int(2 * TOKENS * room) + 64)
+    limit = int(2 * TOKENS * room) + 64 + config.spare_tokens
+    return Prompt(system, user + (prompts.AGAIN if attempt else ""), seed, limit)
 
 
 def seeds(key: jax.Array, *more: Any) -> Callable[..., int]:

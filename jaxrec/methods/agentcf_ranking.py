@@ -42,7 +42,7 @@ def interest_groups(
         user = active[k]
         told = [pair for pair in zip(names.domains, private[user], strict=True) if pair[1]]
         words = prompts.tags(told, config.tags)
-        return to_prompt(words, seed(user, attempt), attempt, 4 * config.tags)
+        return to_prompt(config, words, seed(user, attempt), attempt, 4 * config.tags)
 
     take = lambda k, text: prompts.read_tags(text, config.tags)
     found = ask_each(complete, len(active), ask, take, config.attempts)
@@ -133,7 +133,7 @@ def rank_lists(
         shown = candidates[k][orders[k]].tolist()
         offers = [Offer(names.title[i], strings.read(state.item, i)) for i in shown]
         words = prompts.rank(notes, told, offers)
-        return to_prompt(words, seed(user, *shown, attempt), attempt, 2 * len(shown))
+        return to_prompt(config, words, seed(user, *shown, attempt), attempt, 2 * len(shown))
 
     take = lambda k, text: prompts.read_ranking(text, candidates.shape[1])
     found = ask_each(complete, len(users), ask, take, config.attempts)
@@ -166,7 +166,7 @@ def _fused_to_rank(
         user, domain = lacking[k]
         private = [strings.read(state.private, (user, d)) for d in range(len(names.domains))]
         words = fuse(config, names, domain, private, "")
-        return to_prompt(words, seed(user, domain, attempt), attempt, config.fused_words)
+        return to_prompt(config, words, seed(user, domain, attempt), attempt, config.fused_words)
 
     take = lambda k, text: prompts.read_notes(text)
     found = ask_each(complete, len(lacking), ask, take, config.attempts)

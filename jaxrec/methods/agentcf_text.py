@@ -93,6 +93,8 @@ class Config:
     """Tries of a call after the first one, when the server fails."""
     limit_as: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """What the server calls the limit on an answer's length."""
+    spare_tokens: int = 0
+    """Tokens that an answer may have beside what it is asked for; for models that think first."""
     answers: str = ""
     """Folder that keeps every answer; empty: llm in the cache folder of jaxrec."""
     attempts: int = 3
@@ -131,7 +133,7 @@ class Config:
     def __post_init__(self) -> None:
         for name, least in (
             ("attempts", 1), ("events_per_round", 0), ("private_words", 1), ("fused_words", 1),
-            ("item_words", 1), ("groups", -1), ("tags", 1), ("shown", 0), ("shown_groups", 0),
+            ("item_words", 1), ("spare_tokens", 0), ("groups", -1), ("tags", 1), ("shown", 0), ("shown_groups", 0),
             ("stories", 0), ("temperature", 0), ("prompt_price", 0), ("answer_price", 0),
             ("answer_seconds", 0),
         ):  # fmt: skip

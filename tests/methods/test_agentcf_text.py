@@ -232,6 +232,13 @@ def test_a_refused_call_is_counted_apart(problem, model):
     assert metrics == (0.0, number, metrics.call_rounds, 0, number, number)
 
 
+def test_a_model_that_thinks_first_has_room_to(problem, model):
+    fit(problem, model, events_per_round=1)
+    fit(problem, model, events_per_round=1, spare_tokens=1000)
+    limits = [prompt.max_tokens for (prompt,) in model.asked]
+    assert [limit + 1000 for limit in limits[:4]] == limits[4:]
+
+
 def test_another_attempt_is_another_question_that_says_why(problem, model):
     fit(problem, unruly(model, 5), attempts=3, events_per_round=30)
     asked = [prompt for some in model.asked for prompt in some]
@@ -564,6 +571,7 @@ def test_full_ranking_is_refused_before_training(model, monkeypatch):
         ("events_per_round", -1),
         ("private_words", 0),
         ("item_words", 0),
+        ("spare_tokens", -1),
         ("groups", -2),
         ("tags", 0),
         ("shown", -1),
