@@ -131,14 +131,15 @@ class Config:
     """Users whose memories before and after are written to stories.md."""
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("attempts", 1), ("events_per_round", 0), ("private_words", 1), ("fused_words", 1),
-            ("item_words", 1), ("spare_tokens", 0), ("groups", -1), ("tags", 1), ("shown", 0), ("shown_groups", 0),
-            ("stories", 0), ("temperature", 0), ("prompt_price", 0), ("answer_price", 0),
-            ("answer_seconds", 0),
-        ):  # fmt: skip
-            if not getattr(self, name) >= least:
-                raise SettingError(f"{name} = {getattr(self, name)}: must be at least {least}")
+        zero = (
+            "events_per_round", "spare_tokens", "shown", "shown_groups", "stories", "temperature",
+            "prompt_price", "answer_price", "answer_seconds",
+        )  # fmt: skip
+        one = ("attempts", "private_words", "fused_words", "item_words", "tags")
+        least = dict.fromkeys(zero, 0) | dict.fromkeys(one, 1) | {"groups": -1}
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                raise SettingError(f"{name} = {getattr(self, name)}: must be at least {bound}")
 
 
 class State(NamedTuple):
