@@ -53,7 +53,7 @@ from jaxrec.methods.agentcf_agents import (
 from jaxrec.methods.agentcf_ranking import Served, interest_groups, rank_lists
 from jaxrec.ops import dataflow, strings
 from jaxrec.ops.dataflow import Counts
-from jaxrec.ops.schedule import Events, negatives
+from jaxrec.ops.schedule import Events, lonely, negatives
 from jaxrec.types import Data, DataError, Method, SettingError, Sizes, Text
 
 RUN = {
@@ -281,7 +281,12 @@ def events(data: Data, key: jax.Array, epoch: int = 0) -> Events:
     """The train rows in the order of time, each with a rejected item, as lists of int."""
     history, domain = history_of(data), domains_of(data)
     user, item = (np.asarray(part)[np.asarray(history.order)] for part in history[:2])
-    rejected = negatives(jax.random.fold_in(key, epoch), jnp.asarray(item), domain)
+    if (alone := item[np.isin(item, lonely(domain))]).size:
+        raise DataError(
+            f"column 'domain': item {alone[0]} is the only one of domain {domain[alone[0]]}, so no "
+            "other can be rejected for it; drop the domain or join it to another"
+        )
+    rejected = negatives(jax.random.fold_in(key, epoch), jnp.asarray(item), jnp.asarray(domain))
     return Events(*(np.asarray(part).tolist() for part in (user, item, rejected)))
 
 

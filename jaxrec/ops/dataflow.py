@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrec.llm import Complete, Prompt
-from jaxrec.ops.schedule import Events, levels
+from jaxrec.ops.schedule import Events
 
 Cell = Hashable
 Read = Callable[[Cell], str]
@@ -168,10 +168,19 @@ def batches(events: Events, schedule: str) -> list[list[int]]:
     if schedule == "sequential":
         return number[:, None].tolist()
     if schedule == "waves" and len(number):
-        level = levels(events)
+        level = _levels(events)
         order = np.argsort(level, kind="stable")
         return [part.tolist() for part in np.split(order, np.cumsum(np.bincount(level))[:-1])]
     return [number.tolist()] if len(number) else []
+
+
+def _levels(events: Events) -> np.ndarray:
+    """`schedule.levels` on the host, for which no log is too short to be worth compiling."""
+    user, item, found = defaultdict(int), defaultdict(int), []
+    for u, i, j in zip(*(np.asarray(part).tolist() for part in events), strict=True):
+        found.append(max(user[u], item[i], item[j]))
+        user[u] = item[i] = item[j] = found[-1] + 1
+    return np.array(found)
 
 
 def call_rounds(events: Events, domain: np.ndarray, schedule: str) -> int:

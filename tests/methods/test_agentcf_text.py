@@ -544,6 +544,12 @@ def test_data_that_cannot_serve_are_refused(problem, model, change, message):
         method.init(jax.random.key(0), problem[0]._replace(**change))
 
 
+def test_a_domain_of_one_item_is_refused(model):
+    data = log_of((0, 0), (0, 2), domain=[0, 0, 1])
+    with pytest.raises(DataError, match="item 2 is the only one of domain 1"):
+        fit(data, model)
+
+
 def test_without_train_rows_there_is_nothing_to_learn(problem, model):
     past = problem[0].history
     empty = past._replace(user=past.user[:0], item=past.item[:0], order=past.order[:0])

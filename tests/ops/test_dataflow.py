@@ -1,6 +1,7 @@
 """Whatever runs when, every event reads what the events before it have left, and no half of one."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -186,14 +187,23 @@ def test_rounds_of_calls_on_a_real_log(data_root):
     rows = dataset.interactions.sort_values("timestamp", kind="stable")
     domain, item = dataset.items["domain"].to_numpy(), rows["item"].to_numpy()
     found = []
-    for seed in range(7):  # the longest chain of conflicts is a matter of luck: 1,637 to 2,088
-        rejected = schedule.negatives(jax.random.key(seed), item, domain)
+    for seed in range(5):  # the longest chain of conflicts is a matter of luck: 1,637 to 2,088
+        rejected = schedule.negatives(jax.random.key(seed), jnp.asarray(item), jnp.asarray(domain))
         log = Events(rows["user"].to_numpy(), item, rejected)
         found.append([dataflow.call_rounds(log, domain, how) for how in SCHEDULES])
     flow, waves, loop = np.median(found, axis=0)
     assert loop == 169_728
     assert waves <= 2_388
     assert flow <= 1_859
+
+
+def test_waves_are_the_levels_of_the_schedule():
+    rng = np.random.default_rng(0)
+    item = rng.integers(0, 40, 200)
+    log = Events(rng.integers(0, 20, 200), item, (item + 3) % 40)
+    level = schedule.levels(jax.tree.map(jnp.asarray, log), 20, 40)
+    found = dataflow.batches(log, "waves")
+    assert found == [np.flatnonzero(level == k).tolist() for k in range(int(level.max()) + 1)]
 
 
 def test_an_empty_log_asks_nothing():
