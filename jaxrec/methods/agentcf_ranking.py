@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.data.text import embed
@@ -14,6 +16,7 @@ from jaxrec.methods import agentcf_prompts as prompts
 from jaxrec.methods.agentcf_agents import WIDTH, Names, fuse, history_of, seeds, to_prompt
 from jaxrec.methods.agentcf_prompts import Offer
 from jaxrec.ops import strings
+from jaxrec.ops.groups import spherical_k_means
 from jaxrec.types import Data
 
 if TYPE_CHECKING:
@@ -51,12 +54,13 @@ def interest_groups(
     groups: list[list[int]] = [[] for _ in range(number)]
     if not distinct:
         return groups, []
-    wanted = config.groups or max(1, round(len(tagged) ** 0.5))
+    wanted = min(config.groups or max(1, round(len(tagged) ** 0.5)), len(distinct))
     times = Counter(tag for tags in tagged.values() for tag in tags)
     vectors = embed(distinct, config.tag_encoder)
-    cluster = cluster_directions(
-        vectors, np.array([times[tag] for tag in distinct]), wanted, seed("clusters")
-    )
+    weights = jnp.array([times[tag] for tag in distinct], jnp.float32)
+    key = jax.random.fold_in(state.key, seed("clusters"))
+    centres = spherical_k_means(jnp.asarray(vectors), weights, key, wanted)
+    cluster = np.asarray(jnp.argmax(vectors @ centres.T, axis=1))
     of = dict(zip(distinct, cluster.tolist(), strict=True))
     members = Counter(group for tags in tagged.values() for group in {of[tag] for tag in tags})
     for user, tags in tagged.items():
@@ -64,7 +68,7 @@ def interest_groups(
         groups[user] = [group for group, _ in closest if members[group] > 1]
 
     history = history_of(data)
-    took: list[dict[int, list[int]]] = [defaultdict(list) for _ in range(int(cluster.max()) + 1)]
+    took: list[dict[int, list[int]]] = [defaultdict(list) for _ in range(wanted)]
     users, items = (np.asarray(part)[np.asarray(history.order)].tolist() for part in history[:2])
     for user, item in zip(users, items, strict=True):
         for group in groups[user]:
@@ -82,29 +86,6 @@ def _lately(config: Config, names: Names, items: Sequence[int]) -> str:
     latest = list(dict.fromkeys(reversed(items)))[: config.shown]
     most = [item for item, _ in Counter(reversed(items)).most_common(config.shown)]
     return f"of late {title(latest)}; most often {title(most)}" if latest else ""
-
-
-def cluster_directions(vectors: np.ndarray, weight: np.ndarray, number: int, seed: int):
-    """Spherical k-means: the cluster of each of the unit `vectors` [N, D], int [N].
-
-    Seeded far apart (k-means++), then 20 rounds of assigning each vector to the centre of the
-    greatest cosine and of moving centres to the weighted mean direction.
-    """
-    rng = np.random.default_rng(seed)
-    vectors = np.asarray(vectors, float)
-    number = min(number, len(vectors))
-    centres = vectors[[rng.choice(len(vectors), p=weight / weight.sum())]]
-    while len(centres) < number:
-        far = weight * np.maximum(0, 1 - (vectors @ centres.T).max(1))
-        if not far.sum() > 1e-9:
-            break
-        centres = np.vstack([centres, vectors[rng.choice(len(vectors), p=far / far.sum())]])
-    for _ in range(20):
-        cluster = (vectors @ centres.T).argmax(1)
-        for k in np.unique(cluster):
-            mean = weight[cluster == k] @ vectors[cluster == k]
-            centres[k] = mean / max(np.linalg.norm(mean), 1e-12)
-    return np.unique((vectors @ centres.T).argmax(1), return_inverse=True)[1]
 
 
 def rank_lists(

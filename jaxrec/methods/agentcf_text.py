@@ -165,15 +165,26 @@ class Metrics(NamedTuple):
     given_up: int  # events that changed nothing
 
 
+def check_data(config: Config, data: Data) -> None:
+    """Refuse data that lack what agents need, or that hold a domain of one item; DataError."""
+    names = names_of(config, data)
+    if not len(history_of(data).order):
+        raise DataError("column 'split': there are no train rows to learn from")
+    if (alone := lonely(names.domain)).size:
+        raise DataError(
+            f"column 'domain': item {alone[0]} is the only one of domain {names.domain[alone[0]]}, "
+            "so no other can be rejected for it; drop the domain or join it to another"
+        )
+
+
 def make(config: Config, sizes: Sizes, complete: Complete | None = None) -> Method:
     """Build the method for `sizes`; `complete` answers prompts in place of what `config` names."""
     usage, ranked = llm.Usage(), Counter()
     complete = complete or connect(config, usage)
 
     def init(key: jax.Array, data: Data) -> State:
+        check_data(config, data)
         names, number = names_of(config, data), len(history_of(data).order)
-        if not number:
-            raise DataError("column 'split': there are no train rows to learn from")
         memory = lambda words: _on_device(
             strings.empty((sizes.users, len(names.domains)), WIDTH * words)
         )
@@ -281,11 +292,6 @@ def events(data: Data, key: jax.Array, epoch: int = 0) -> Events:
     """The train rows in the order of time, each with a rejected item, as lists of int."""
     history, domain = history_of(data), domains_of(data)
     user, item = (np.asarray(part)[np.asarray(history.order)] for part in history[:2])
-    if (alone := item[np.isin(item, lonely(domain))]).size:
-        raise DataError(
-            f"column 'domain': item {alone[0]} is the only one of domain {domain[alone[0]]}, so no "
-            "other can be rejected for it; drop the domain or join it to another"
-        )
     rejected = negatives(jax.random.fold_in(key, epoch), jnp.asarray(item), jnp.asarray(domain))
     return Events(*(np.asarray(part).tolist() for part in (user, item, rejected)))
 

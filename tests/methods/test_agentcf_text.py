@@ -25,7 +25,6 @@ from jaxrec.data.text import titled
 from jaxrec.llm import Answer
 from jaxrec.methods import agentcf_agents as agents
 from jaxrec.methods import agentcf_prompts as prompts
-from jaxrec.methods import agentcf_ranking as ranking
 from jaxrec.methods import agentcf_text as engine
 from jaxrec.methods.agentcf_prompts import Offer
 from jaxrec.ops import dataflow, strings
@@ -518,44 +517,29 @@ def test_tags_of_several_interests_make_a_member_of_several_groups(problem, mode
     assert not any(none.prepare(state, problem[0]).groups)
 
 
-def test_directions_are_clustered():
-    rng = np.random.default_rng(0)
-    centres = np.linalg.qr(rng.normal(size=(12, 3)))[0].T
-    of = np.repeat([0, 1, 2], 20)
-    vectors = centres[of] + 0.1 * rng.normal(size=(60, 12))
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    found = ranking.cluster_directions(vectors, rng.integers(1, 5, 60), 3, 0)
-    assert len({(a, b) for a, b in zip(of, found, strict=True)}) == 3
-    assert ranking.cluster_directions(vectors[:2], np.ones(2), 9, 0).tolist() in ([0, 1], [1, 0])
-    assert ranking.cluster_directions(np.tile(vectors[0], (4, 1)), np.ones(4), 3, 0).max() == 0
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"history": None}, "column 'timestamp'.*position"),
         ({"written": None}, "column 'title'"),
         ({"domain": jnp.full(34, -1)}, "column 'domain': item 0 has domain -1"),
+        ({"domain": jnp.arange(34)}, "item 0 is the only one of domain 0"),
     ],
 )
 def test_data_that_cannot_serve_are_refused(problem, model, change, message):
-    method = engine.make(engine.Config(**SMALL), problem[1], model)
+    data = problem[0]._replace(**change)
     with pytest.raises(DataError, match=message):
-        method.init(jax.random.key(0), problem[0]._replace(**change))
+        engine.check_data(engine.Config(**SMALL), data)
+    with pytest.raises(DataError, match=message):
+        fit((data, problem[1]), model)
+    assert not model.asked
 
 
-def test_a_domain_of_one_item_is_refused(model):
-    data = log_of((0, 0), (0, 2), domain=[0, 0, 1])
-    with pytest.raises(DataError, match="item 2 is the only one of domain 1"):
-        fit(data, model)
-
-
-def test_without_train_rows_there_is_nothing_to_learn(problem, model):
+def test_without_train_rows_there_is_nothing_to_learn(problem):
     past = problem[0].history
     empty = past._replace(user=past.user[:0], item=past.item[:0], order=past.order[:0])
-    method = engine.make(engine.Config(**SMALL), problem[1], model)
     with pytest.raises(DataError, match="no train rows"):
-        method.init(jax.random.key(0), problem[0]._replace(history=empty))
+        engine.check_data(engine.Config(**SMALL), problem[0]._replace(history=empty))
 
 
 def test_full_ranking_is_refused_before_training(model, monkeypatch):
