@@ -269,8 +269,6 @@ def local(
 
     Raises SettingError where the folder holds no model; a damaged one is found at the first call.
     """
-    if not find_spec("jaxrec.models.generate"):
-        raise SettingError("llm = 'local': this version has no decoder; use llm = 'server'")
     from jaxrec.models import decoder as decoders
     from jaxrec.models.generate import generate, tokenize
 

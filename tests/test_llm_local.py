@@ -1,7 +1,6 @@
 """A decoder in this process answers prompts: each by itself, whatever else is asked."""
 
 import json
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -12,9 +11,6 @@ from jaxrec import llm
 from jaxrec.llm import Prompt, Usage
 from jaxrec.types import SettingError
 
-pytestmark = pytest.mark.skipif(
-    not find_spec("jaxrec.models.generate"), reason="this version has no decoder"
-)
 WORDS = ["[UNK]", *"abcdefghijklmno", "<|im_start|>", "<|im_end|>"]
 
 
