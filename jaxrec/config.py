@@ -146,6 +146,11 @@ def check_data(method: str, config: Any, data: Data) -> None:
     getattr(method_module(method), "check_data", lambda config, data: None)(config, data)
 
 
+def reads_titles(method: str) -> bool:
+    """Whether `method` reads the items' texts as they are."""
+    return getattr(method_module(method), "reads_titles", False)
+
+
 def settings(method: str) -> dict[str, Field]:
     """Every setting of a run of `method` by name, defaults as the method wants them."""
     module = method_module(method)

@@ -221,11 +221,13 @@ def evaluator(
     """A function (state, data) -> Evaluation, compiled at its first call and never again.
 
     Args:
-      method: its `prepare` runs once a call, its `score` once a block.
+      method: its `prepare` runs once a call, its `score` once a block; or its `rank`, if it has
+        one, once for the candidates of all lines.
       plan: from `make_plan`.
       lists: in full ranking, also make top-k lists for coverage@k and Gini@k.
 
     The function raises FloatingPointError for a score that is NaN or +inf; it names the first user.
+    A method that ranks candidates raises SettingError for a plan that has no such lists.
     """
     lists = lists and not plan.candidates
     domain = None if plan.domain is None else jnp.asarray(plan.domain)
@@ -259,6 +261,9 @@ def evaluator(
         counts = ranking.exposure(shown, plan.items, plan.ks)
         return table, jnp.stack([ranking.coverage(counts), ranking.gini(counts)], axis=-1)
 
+    if method.rank:
+        run = _list_ranker(method, plan, names)
+
     def evaluate(state, data) -> Evaluation:
         values, spread = jax.device_get(run(state, data, plan.buckets))
         real = plan.lines["user"] >= 0
@@ -284,6 +289,42 @@ def evaluator(
         return Evaluation(means, table.sort_values(list(lines), ignore_index=True))
 
     return evaluate
+
+
+def _list_ranker(method: Method, plan: Plan, names: Sequence[str]) -> Callable:
+    """As `run` of `evaluator`, for a method that ranks lists: each line's target and its rivals."""
+    if not plan.candidates or "item" not in plan.lines:
+        raise SettingError(
+            f"candidates = {plan.candidates}: this method ranks short lists with one item to find, "
+            "not the full catalogue; set candidates, such as 9, and ranking = 'rows' or 'domains'"
+        )
+    found = []
+    for bucket in plan.buckets:
+        for block in zip(*map(np.asarray, bucket), strict=True):
+            _, targets, row, item = block
+            real = targets[:, 0] < plan.items
+            rivals = item[np.argsort(row, kind="stable")][: real.sum() * plan.candidates]
+            each = np.column_stack([targets[real, 0], rivals.reshape(-1, plan.candidates)])
+            found.append(np.sort(each, axis=1))  # the target's place tells nothing
+    lists, real = np.concatenate(found), plan.lines["user"].to_numpy() >= 0
+    is_target = lists == plan.lines["item"].to_numpy()[real, None]
+
+    @jax.jit
+    def measure(ranks):
+        values = ranking.metrics(ranking.places(ranks[:, None], max(plan.ks)), plan.ks)
+        return jnp.stack([values[name] for name in names], axis=-1)
+
+    def run(state, data, buckets):
+        del buckets
+        served, users = method.prepare(state, data), plan.lines["user"].to_numpy()[real]
+        scores = np.asarray(method.rank(served, users, lists))
+        broken = ~(scores.max(1) < np.inf)
+        ranks = (scores >= scores[is_target][:, None]).sum(1)  # the target is one of them
+        table = np.zeros((len(real), 1 + len(names)), np.float32)
+        table[real] = np.column_stack([broken, measure(ranks)])
+        return table, None
+
+    return run
 
 
 def _means(table: pd.DataFrame, ks: Sequence[int]) -> dict[str, float]:

@@ -21,9 +21,12 @@ from jaxrec.data.pack import history, pack
 from jaxrec.data.partition import partition
 from jaxrec.data.sources import load
 from jaxrec.data.split import core, split, with_random_positives
-from jaxrec.data.text import ItemText, vectors
+from jaxrec.data.text import ItemText, titled, vectors
 from jaxrec.evaluate import Plan, make_plan
+from jaxrec.ops import strings
 from jaxrec.types import TEST, TRAIN, VALID, Data, Dataset, SettingError, Sizes
+
+TITLED = 1024  # bytes that are kept of an item's title, category and text
 
 
 class Prepared(NamedTuple):
@@ -41,11 +44,17 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    run: RunConfig, dataset: Dataset | None = None, *, text: bool = False, progress: bool = True
+    run: RunConfig,
+    dataset: Dataset | None = None,
+    *,
+    text: bool = False,
+    titles: bool = False,
+    progress: bool = True,
 ) -> Prepared:
     """Load the data of a run, unless `dataset` is given, and make it ready for any method.
 
-    `text` asks for vectors of the items' texts, as a method that reads them needs.
+    `text` asks for vectors of the items' texts and `titles` for the texts themselves, as methods
+    that read them need.
 
     Raises DataError for bad data, SettingError for settings that do not fit it.
     """
@@ -61,6 +70,9 @@ def prepare(
     described = vectors(dataset, run.text, progress=progress) if text else None
     if described:
         data = data._replace(text=jnp.asarray(described.vectors))
+    if titles:
+        written = strings.pack(titled(dataset.items), TITLED)
+        data = data._replace(written=jax.tree.map(jnp.asarray, written))
     known = data._replace(history=history(dataset, TEST))
     if mesh:
         place = lambda data: jax.device_put(data, shardings(data, data, mesh))

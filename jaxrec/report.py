@@ -35,6 +35,18 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, lambda beside: beside.write_text(text))
 
 
+def write_text(path: Path, text: str) -> None:
+    """A page of text."""
+    write_atomic(path, lambda beside: beside.write_text(text))
+
+
+def say(text: str, *, shown: bool = True) -> None:
+    """A line on stderr."""
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False, quiet=not shown).print(text, markup=False, soft_wrap=True)
+
+
 def append_row(path: Path, row: Row) -> None:
     """Add one line to a JSONL file."""
     with path.open("a") as file:

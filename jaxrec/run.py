@@ -34,6 +34,7 @@ from jaxrec.config import (
     read_settings,
     read_values,
     reads_text,
+    reads_titles,
 )
 from jaxrec.evaluate import Evaluation, evaluator
 from jaxrec.federated import communication
@@ -98,7 +99,7 @@ class Job(NamedTuple):
     def identity(self) -> dict[str, str]:
         """What a checkpoint must share with the run that continues it."""
         settings = asdict(self.run) | asdict(self.config)
-        kept = {name: value for name, value in settings.items() if name not in RESUMABLE}
+        kept = {name: v for name, v in settings.items() if name not in _resumable(self.name)}
         digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
         return {
             "method": self.name, "settings": digest,
@@ -111,7 +112,11 @@ class Job(NamedTuple):
 
 
 RESUMABLE = ("rounds", "patience")
-"""The settings that may change when a run is resumed."""
+"""The settings that may change when a run is resumed; a method's module may name more."""
+
+
+def _resumable(method: str) -> tuple[str, ...]:
+    return RESUMABLE + getattr(method_module(method), "RESUMABLE", ())
 
 
 def train(
@@ -159,7 +164,8 @@ def train(
     settled = {name: baseline_settings(name, run) for name in run.baselines if name != method}
     configs = {method: config} | {name: own for name, (_, own) in settled.items()}
     text = any(reads_text(name, own) for name, own in configs.items())
-    prepared = prepare(run, given, text=text, progress=progress)
+    titles = any(map(reads_titles, configs))
+    prepared = prepare(run, given, text=text, titles=titles, progress=progress)
     if record:
         _check_record(record, prepared, out)
     for name, own in configs.items():  # a baseline that cannot run is refused before the first hour
@@ -205,7 +211,10 @@ def _train_one(
         report.write_json(out / "config.json", record)
         report.write_rows(out / "metrics.jsonl", rows)
 
-    memory, best = _fit(job, start() if state is None else state, best, memory, rows, key)
+    if method.forecast and not job.done(memory):
+        report.say(f"{name}: {_forecast(job, memory)}", shown=progress)
+    last = start() if state is None else state
+    memory, best, last = _fit(job, last, best, memory, rows, key)
     state = checkpoint.to_state(best, like)
     tested, seconds = _timed(evaluator(method, prepared.test), state, prepared.known)
     values = _values(job, memory._replace(evaluate=memory.evaluate + seconds), rows, tested)
@@ -213,8 +222,16 @@ def _train_one(
         found = evaluator(method, plan, lists=False)(state, prepared.known)
         values |= {f"test/{name}/{part}": value for name, value in found.means.items()}
         values[f"test/{run.ranking}/{part}"] = len(found.per_user)
+    pages = {}
+    if method.account:
+        counted, pages = method.account(state, last, prepared.data)
+        values |= counted
+        told = ", ".join(f"{name} {value:,}" for name, value in counted.items())
+        report.say(f"{name}: {told}", shown=progress)
     users = _with_ids(tested.per_user, prepared.dataset)
     if out:
+        for page, text in pages.items():
+            report.write_text(out / page, text)
         report.write_users(out / "users.parquet", users)
         report.write_curve(out / "curve.png", {name: rows}, run.monitor, job.clients)
         report.write_json(out / "result.json", values)
@@ -228,10 +245,10 @@ def _fit(
     memory: Memory,
     rows: list[dict[str, Any]],
     key: jax.Array,
-) -> tuple[Memory, checkpoint.Arrays]:
+) -> tuple[Memory, checkpoint.Arrays, Any]:
     """Chunk, evaluate and save until rounds or patience run out; appends to `rows`.
 
-    Returns the memory of the last round and the state of the best one.
+    Returns the memory of the last round, the state of the best one and that of the last one.
     """
     run, out, data, clients = job.run, job.out, job.prepared.data, job.clients
     mesh_place = shardings(state, data, job.prepared.mesh)
@@ -282,7 +299,16 @@ def _fit(
                 saved = memory.round
             if asked.is_set():
                 raise KeyboardInterrupt(f"{job.name}: stopped after round {memory.round}")
-    return memory, best
+    return memory, best, state
+
+
+def _forecast(job: Job, memory: Memory) -> str:
+    """What the rest of a run will take, in the method's words."""
+    run, steps = job.run, job.rounds - memory.round
+    lists = lambda plan: int((plan.lines["user"] >= 0).sum())
+    times = -(-steps // run.evaluate_every)
+    ranked = times * lists(job.prepared.valid) + lists(job.prepared.test)
+    return job.method.forecast(job.prepared.data, steps, ranked, 1 + run.candidates)
 
 
 def _save(job: Job, memory: Memory, state: Any, best: checkpoint.Arrays) -> None:
@@ -456,15 +482,16 @@ def read_record(out: Path) -> dict[str, Any]:
 
 
 def _resumed(out: Path, record: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a recorded run with those of `RESUMABLE` that are given anew."""
+    """The settings of a recorded run with the resumable ones that are given anew."""
     old = read_values(record["method"], record["settings"], f"{out / 'config.json'}: ")
     new = read_values(record["method"], given)
-    changed = [name for name in new if name not in RESUMABLE and new[name] != old[name]]
+    may = _resumable(record["method"])
+    changed = [name for name in new if name not in may and new[name] != old[name]]
     if changed:
         name = changed[0]
         raise SettingError(
             f"{name} = {new[name]!r}: {out} was trained with {old[name]!r}; a resumed run may "
-            f"change only {' and '.join(RESUMABLE)}"
+            f"change only {' and '.join(may)}"
         )
     return old | new
 

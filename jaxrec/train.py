@@ -15,6 +15,7 @@ from rich.console import Console
 from jaxrec import report
 from jaxrec.checkpoint import CheckpointError
 from jaxrec.config import method_module, print_help, read_files, read_toml, read_words
+from jaxrec.llm import LLMError
 from jaxrec.run import read_record, train
 from jaxrec.types import DataError, SettingError
 
@@ -45,6 +46,12 @@ def main(words: Sequence[str]) -> int:
         result = train(method, settings.pop("data", None), resume=files.resume, **given, **settings)
     except (SettingError, DataError, CheckpointError, FloatingPointError) as error:
         _say(f"error: {error}")
+        _drop_empty(out)
+        return 2
+    except LLMError as error:
+        _say(f"error: {error}")
+        if out and (out / "config.json").exists():
+            _say(f"continue with: {PROGRAM} --resume {out}")
         _drop_empty(out)
         return 2
     except KeyboardInterrupt as error:

@@ -82,6 +82,13 @@ class Clients(NamedTuple):
     age: jax.Array | None = None  # int32 [C, N]  how many later train rows the user has; 0: newest
 
 
+class Text(NamedTuple):
+    """Strings as arrays, each in utf-8 from the left of its row; see `jaxrec.ops.strings`."""
+
+    data: jax.Array  # uint8 [..., W]  zero after the string
+    length: jax.Array  # int32 [...]  bytes
+
+
 class History(NamedTuple):
     """What a model may read of the past: each user's rows in time order, one user after another.
 
@@ -102,6 +109,7 @@ class Data(NamedTuple):
     history: History | None = None  # None where the data has no order
     domain: jax.Array | None = None  # int32 [I]  of each item; None where the data has none
     text: jax.Array | None = None  # f32 [I, T]  public vectors of the items' text; zero without any
+    written: Text | None = None  # [I]  the items' titles, a newline, categories and texts
 
 
 class Traffic(NamedTuple):
@@ -121,6 +129,9 @@ class Method(NamedTuple):
 
     Scoring has two halves so that what many users share is computed once: `prepare` makes the
     vectors (or tables) that serve, `score` reads them. Higher is better and nothing is masked.
+
+    A method that is not compiled, because its step talks to a host, may rank candidates in place
+    of scoring every item, tell beforehand what a run will take, and account for it afterwards.
     """
 
     init: Callable[[jax.Array, Any], Any]  # (key, data) -> State
@@ -130,3 +141,6 @@ class Method(NamedTuple):
     compiled: bool = True  # False: the step talks to a host and is not scanned
     one_shot: bool = False  # True: one step is the whole training
     traffic: Traffic = Traffic()  # what one client sends and receives
+    rank: Callable | None = None  # (served, users [B], candidates [B, S]) -> f32 [B, S]
+    forecast: Callable | None = None  # (data, steps, lists to rank, their length) -> words
+    account: Callable | None = None  # (best state, last state, data) -> values, pages

@@ -23,6 +23,30 @@ def private_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXREC_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(scope="session")
+def loopback():
+    """The module of the scripted model and its server."""
+    spec = importlib.util.spec_from_file_location("loopback", Path(__file__).parent / "loopback.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def serve(loopback, monkeypatch):
+    """Starts `Loopback` servers, which see every request in spite of any proxy."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    started = []
+
+    def start(answer=loopback.scripted, fault=lambda number, body: None):
+        started.append(loopback.Loopback(answer, fault))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
+
+
 def pytest_collection_modifyitems(items):
     missing = [name for name in ("torch", "transformers") if not importlib.util.find_spec(name)]
     reasons = {

@@ -53,6 +53,13 @@ def texts(items: pd.DataFrame) -> list[str]:
     ] or [""] * len(items)
 
 
+def titled(items: pd.DataFrame) -> list[str]:
+    """The title of each item, a newline, and its category and text; either may be empty."""
+    title = items["title"].fillna("").astype(str) if "title" in items else [""] * len(items)
+    rest = texts(items.drop(columns="title", errors="ignore"))
+    return [f"{' '.join(a.split())}\n{b}" for a, b in zip(title, rest, strict=True)]
+
+
 def vectors(dataset: Dataset, encoder: str = "auto", *, progress: bool = True) -> ItemText:
     """A vector for each item's text; an item without text gets the zero vector.
 
@@ -82,6 +89,11 @@ def vectors(dataset: Dataset, encoder: str = "auto", *, progress: bool = True) -
         result[given] = found
         _keep(file, result)
     return ItemText(result, f"{name} ({result.shape[1]})", int((~given).sum()))
+
+
+def embed(described: Sequence[str], encoder: str = "auto") -> np.ndarray:
+    """Unit vectors f32 [N, D] of any texts, none of them empty; `encoder` as in `vectors`."""
+    return _encoder(encoder, False)[2](described)
 
 
 def _encoder(setting: str, progress: bool) -> tuple[str, str, Callable]:

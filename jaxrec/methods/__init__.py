@@ -2,12 +2,13 @@
 
 from types import ModuleType
 
-from jaxrec.methods import agentcf, fedavg, fedcia, local_only, popularity, rqfedrec
+from jaxrec.methods import agentcf, agentcf_text, fedavg, fedcia, local_only, popularity, rqfedrec
 
 METHODS: dict[str, ModuleType] = {
     "fedcia": fedcia,
     "rqfedrec": rqfedrec,
     "agentcf": agentcf,
+    "agentcf_text": agentcf_text,
     "fedavg": fedavg,
     "local_only": local_only,
     "popularity": popularity,
