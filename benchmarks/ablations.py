@@ -1,36 +1,61 @@
 """Tables of settings that differ in one thing: python -m benchmarks.ablations TABLE [--seeds 3].
 
 Every run is one of `jaxrec.train`; its test values go to a JSONL file as soon as it ends, so that a
-table that was cut short goes on where it stopped. Needs JAXREC_DATA.
+table that was cut short goes on where it stopped. The last column is the difference to the first
+variant, with its standard error over users or rows of the test split, paired by seed. Needs
+JAXREC_DATA.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 import jaxrec
-from jaxrec.config import read_toml
+from jaxrec.config import RunConfig, read_toml
 from jaxrec.report import append_row, read_rows
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 class Table(NamedTuple):
-    """Variants of the settings in one file of `configs/`; a variant may name another file."""
+    """Variants of the settings in a file of `configs/`; one may name another file or method."""
 
     config: str
     metrics: tuple[str, ...]
     variants: dict[str, dict[str, Any]]
 
 
+NEW_TO_DOMAIN = "test/MRR(9 negatives)/new to domain"
 FULL = ("test/HR@10", "test/NDCG@10")
 FEDMF = {"config": "fedmf-ml1m"}
 NOISE = {f"{share:.0%}": share for share in (0.0, 0.2, 0.4)}
+AGENTS = {
+    "AgentCF++ (dual, groups)": {},
+    "dual, no groups": {"groups": 0},
+    "dual, groups, items frozen": {"item_rate": 0.0},
+    "private only, groups": {"memory": "private"},
+    "single, groups": {"memory": "single"},
+    "single, no groups (AgentCF)": {"memory": "single", "groups": 0},
+    "one group of everybody": {"groups": 1},
+    "mean of history texts": {
+        "memory": "single", "groups": 0, "item_rate": 0.0, "surprise": 0.0, "recency": 0.0,
+    },
+    "minibatch": {"minibatch": True},
+    "training popularity": {"method": "popularity"},
+    "BPR-MF": {
+        "method": "fedavg", "loss": "bpr", "layers": 0, "clients": 1, "partition": "blocks",
+        "rounds": 60,
+    },
+    "SASRec": {"method": "sequential"},
+}  # fmt: skip
+OF_ROWS = ("test/MRR(9 negatives)", "test/NDCG@10(9 negatives)", NEW_TO_DOMAIN)
 GUARDED = {"clip": 0.02, "drop_loss": 0.1, "semantic_weight": 1.5}
 
 TABLES = {
@@ -99,6 +124,12 @@ TABLES = {
 }
 
 
+TABLES |= {
+    f"agents-{data}": Table(f"agentcf-{data}", OF_ROWS, AGENTS)
+    for data in ("movies-toys", "food-kitchen")
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", choices=TABLES)
@@ -116,9 +147,10 @@ def main() -> None:
             key = json.dumps([jaxrec.__version__, method, settings], sort_keys=True)
             keys.add(key)
             if options.only in name and key not in {row["key"] for row in read_rows(path)}:
-                values = run(method, settings)
-                append_row(path, {"round": 0, "key": key, "variant": name, "seed": seed} | values)
-                print(f"{name}, seed {seed}: {values['test/NDCG@10']:.4f}", flush=True)
+                values, each = run(method, settings, table.metrics[0])
+                named = {"round": 0, "key": key, "variant": name, "seed": seed, "each": each}
+                append_row(path, named | values)
+                print(f"{name}, seed {seed}: {values[table.metrics[0]]:.4f}", flush=True)
     names = [name for name in table.variants if options.only in name]
     rows = [row for row in read_rows(path) if row["key"] in keys]
     print(markdown(rows, names, table.metrics))
@@ -128,15 +160,18 @@ def resolved(config: str, variant: dict[str, Any], seed: int) -> tuple[str, dict
     """The method of a variant and all settings that are not defaults."""
     settings = dict(variant)
     method, given = read_toml(CONFIGS / f"{settings.pop('config', config)}.toml")
+    if other := settings.pop("method", None):  # of the config, what any method has
+        run = {field.name for field in fields(RunConfig)} - {"rounds"}
+        method, given = other, {name: value for name, value in given.items() if name in run}
     return method, given | settings | {"seed": seed, "baselines": ()}
 
 
-def run(method: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The test values and bytes of one run."""
-    values = jaxrec.train(method, progress=False, **settings).values
-    return {n: v for n, v in values.items() if n.startswith(("test/", "bytes/"))} | {
-        "best_round": values["best_round"]
-    }
+def run(method: str, settings: dict[str, Any], metric: str) -> tuple[dict[str, Any], list[float]]:
+    """The test values and bytes of one run, and `metric` of each user or row."""
+    result = jaxrec.train(method, progress=False, **settings)
+    kept = {n: v for n, v in result.values.items() if n.startswith(("test/", "bytes/"))}
+    each = result.users[metric.removeprefix("test/")].round(6).tolist()
+    return kept | {"best_round": result.values["best_round"]}, each
 
 
 def markdown(rows: list[dict[str, Any]], names: list[str], metrics: tuple[str, ...]) -> str:
@@ -144,8 +179,10 @@ def markdown(rows: list[dict[str, Any]], names: list[str], metrics: tuple[str, .
     frame = pd.DataFrame(rows).set_index("variant")
     shown = [*metrics, "bytes/per_client", "best_round"]
     titles = [name.removeprefix("test/") for name in metrics]
-    lines = [" | ".join(["| variant", *titles, "MB per client", "best round", "seeds |"])]
-    lines.append("|---" * (len(shown) + 2) + "|")
+    ends = ["MB per client", "best round", "seeds", f"{titles[0]} over the first |"]
+    lines = [" | ".join(["| variant", *titles, *ends])]
+    lines.append("|---" * (len(shown) + 3) + "|")
+    first = frame.loc[[names[0]]].set_index("seed")["each"] if names[0] in frame.index else {}
     for name in (name for name in names if name in frame.index):
         runs = frame.loc[[name]]
         cells = [f"{runs[m].mean():.4f} ± {runs[m].std(ddof=0):.4f}" for m in shown[:-2]]
@@ -155,7 +192,15 @@ def markdown(rows: list[dict[str, Any]], names: list[str], metrics: tuple[str, .
         ]
         cells.append(f"{runs['bytes/per_client'].mean() / 1e6:.2f}")
         cells.append(f"{runs['best_round'].mean():.0f}")
-        lines.append(" | ".join([f"| {name}", *cells, f"{len(runs)} |"]))
+        paired = [
+            np.subtract(each, first[seed])
+            for seed, each in zip(runs["seed"], runs["each"], strict=True)
+            if seed in first
+        ]
+        gain = np.mean(paired, axis=0) if paired else np.zeros(2)
+        error = gain.std(ddof=1) / len(gain) ** 0.5
+        cells += [f"{len(runs)}", f"{gain.mean():+.4f} ± {error:.4f} |"]
+        lines.append(" | ".join([f"| {name}", *cells]))
     return "\n".join(lines)
 
 

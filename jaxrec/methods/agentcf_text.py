@@ -291,8 +291,8 @@ def connect(config: Config, usage: llm.Usage | None = None) -> Complete:
 def events(data: Data, key: jax.Array, epoch: int = 0) -> Events:
     """The train rows in the order of time, each with a rejected item, as lists of int."""
     history, domain = history_of(data), domains_of(data)
-    user, item = (np.asarray(part)[np.asarray(history.order)] for part in history[:2])
-    rejected = negatives(jax.random.fold_in(key, epoch), jnp.asarray(item), jnp.asarray(domain))
+    user, item = (part[history.order] for part in map(jnp.asarray, history[:2]))
+    rejected = negatives(jax.random.fold_in(key, epoch), user, item, jnp.asarray(domain), history)
     return Events(*(np.asarray(part).tolist() for part in (user, item, rejected)))
 
 

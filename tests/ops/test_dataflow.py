@@ -1,5 +1,7 @@
 """Whatever runs when, every event reads what the events before it have left, and no half of one."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxrec
+from jaxrec.data.pack import history
 from jaxrec.llm import Answer, Prompt
 from jaxrec.ops import dataflow, schedule
 from jaxrec.ops.dataflow import Counts, Stage
 from jaxrec.ops.schedule import Events
+from jaxrec.types import TRAIN
 
 SCHEDULES = ("dataflow", "waves", "sequential")
 DOMAINS = 3
@@ -184,12 +188,14 @@ def test_an_event_that_fails_last_takes_back_what_others_had_read():
 @pytest.mark.realdata
 def test_rounds_of_calls_on_a_real_log(data_root):
     dataset = jaxrec.load("movies-toys")
-    rows = dataset.interactions.sort_values("timestamp", kind="stable")
-    domain, item = dataset.items["domain"].to_numpy(), rows["item"].to_numpy()
+    known = history(replace(dataset, interactions=dataset.interactions.assign(split=TRAIN)))
+    user, item = known.user[known.order], known.item[known.order]
+    domain = dataset.items["domain"].to_numpy()
     found = []
     for seed in range(5):  # the longest chain of conflicts is a matter of luck: 1,637 to 2,088
-        rejected = schedule.negatives(jax.random.key(seed), jnp.asarray(item), jnp.asarray(domain))
-        log = Events(rows["user"].to_numpy(), item, rejected)
+        key = jax.random.key(seed)
+        rejected = schedule.negatives(key, user, item, jnp.asarray(domain), known)
+        log = Events(np.asarray(user), np.asarray(item), rejected)
         found.append([dataflow.call_rounds(log, domain, how) for how in SCHEDULES])
     flow, waves, loop = np.median(found, axis=0)
     assert loop == 169_728
