@@ -12,7 +12,8 @@ the log, users of like memories form interest groups (`ops/groups.py`), which re
 lately popular among them. A ranking adds up, with weights [M, K] of the target's domain,
 
     fused likes . item memory + fused likes . content + fused dislikes . item memory
-    + private likes . content + group vector . item memory + log group count + log count.
+    + private likes . content + private likes of the other domains . content
+    + group vector . item memory + log group count + log count.
 
 Here the agents are vectors and every step is arithmetic; `agentcf_text` lets a language model do
 the same. What differs from the paper, and why:
@@ -46,9 +47,10 @@ RUN = {
 }  # fmt: skip
 FEATURES = (
     "fused likes, item memory", "fused likes, content", "fused dislikes, item memory",
-    "private likes, content", "group vector, item memory", "log group count", "log count",
+    "private likes, content", "other domains' likes, content", "group vector, item memory",
+    "log group count", "log count",
 )  # fmt: skip
-OF_GROUPS = slice(4, 7)
+OF_GROUPS = slice(5, 8)
 
 
 @dataclass(frozen=True)
@@ -229,9 +231,9 @@ def make(config: Config, sizes: Sizes) -> Method:
         past, domain = data.history, state.world.domain
         visits = jnp.ones((sizes.users, sizes.domains)).at[past.user, domain[past.item]].add(1)
         weights = state.weights[:, :, None]
-        fused, disliked, private, group = vectors(state, rates)
-        to_memory = weights[:, 0] * fused + weights[:, 2] * disliked + weights[:, 4] * group
-        to_content = weights[:, 1] * fused + weights[:, 3] * private
+        fused, disliked, private, other, group = vectors(state, rates)
+        to_memory = weights[:, 0] * fused + weights[:, 2] * disliked + weights[:, 5] * group
+        to_content = weights[:, 1] * fused + weights[:, 3] * private + weights[:, 4] * other
         table = jnp.concatenate([state.memories.item, state.world.content], axis=1)
         taste = jnp.concatenate([to_memory, to_content], axis=-1)
         return Served(taste, table, jnp.log(visits / visits.sum(1, keepdims=True)), state)
@@ -241,8 +243,8 @@ def make(config: Config, sizes: Sizes) -> Method:
         domain, weights = state.world.domain, state.weights
         each = domain == jnp.arange(sizes.domains)[:, None]  # [M, I]
         found = jnp.select(list(each), list(taste @ served.table.T))
-        found += weights[domain, 5] * jnp.log1p(interest.counts_of(state.groups, users))
-        found += weights[domain, 6] * jnp.log1p(state.popularity)
+        found += weights[domain, 6] * jnp.log1p(interest.counts_of(state.groups, users))
+        found += weights[domain, 7] * jnp.log1p(state.popularity)
         # Between domains: P(i | u) = P(d | u) P(i | u, d). Rankings within a domain do not change.
         chance = served.prior[users] - jnp.stack(
             [jax.nn.logsumexp(found, axis=1, where=one) for one in each], axis=1
@@ -252,10 +254,10 @@ def make(config: Config, sizes: Sizes) -> Method:
     return Method(init, step, prepare, score, one_shot=True)
 
 
-def vectors(state: State, rates: Rates) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Fused likes and dislikes, private likes and group vectors of all users, each [U, M, D].
+def vectors(state: State, rates: Rates) -> tuple[jax.Array, ...]:
+    """Fused likes and dislikes, private likes, those of the other domains, and group vectors.
 
-    A single memory is the same in every domain.
+    Each is [U, M, D]. A single memory is the same in every domain.
     """
 
     def fused(user: Memory) -> jax.Array:
@@ -266,7 +268,9 @@ def vectors(state: State, rates: Rates) -> tuple[jax.Array, jax.Array, jax.Array
 
     users = state.memories.user
     both, group = jax.vmap(fused)(users), interest.vectors_of(state.groups, state.memories.item)
-    own = both[:, :, 0], both[:, :, 1], unit(users.like)
+    told = users.count[..., None] * users.like * (rates.transfer > 0)
+    elsewhere = jnp.einsum("umd,mt->utd", told, 1 - jnp.eye(told.shape[1]))
+    own = both[:, :, 0], both[:, :, 1], unit(users.like), unit(elsewhere)
     return *(jnp.broadcast_to(each, group.shape) for each in own), group
 
 
@@ -275,17 +279,14 @@ def features(
 ) -> jax.Array:
     """The K features of the items `shown` [B, S], of one domain, to each `user` [B]: [B, S, K]."""
     domain = state.world.domain[shown[:, 0]]
-    fused, disliked, private, group = (taste[user, domain] for taste in tastes)  # [B, D]
+    fused, disliked, private, other, group = (taste[user, domain] for taste in tastes)  # [B, D]
     remembered, content = state.memories.item[shown], state.world.content[shown]  # [B, S, D]
     meet = lambda taste, items: jnp.einsum("bd,bsd->bs", taste, items)
-    of_groups = jax.lax.map(  # a user at a time: [B, I] would not fit
-        lambda one: interest.counts_of(state.groups, one[0][None])[0, one[1]], (user, shown)
-    )
     return jnp.stack(
         [
             meet(fused, remembered), meet(fused, content), meet(disliked, remembered),
-            meet(private, content), meet(group, remembered),
-            jnp.log1p(of_groups), jnp.log1p(state.popularity[shown]),
+            meet(private, content), meet(other, content), meet(group, remembered),
+            jnp.log1p(interest.counts_of(state.groups, user, shown)), jnp.log1p(state.popularity[shown]),
         ],
         axis=-1,
     )  # fmt: skip

@@ -89,10 +89,13 @@ def remember(
     return Groups(slot, count.reshape(groups, items), recent.reshape(groups, domains, last))
 
 
-def counts_of(groups: Groups, users: jax.Array) -> jax.Array:
-    """How often each user's groups took each item, f32 [B, I]."""
+def counts_of(groups: Groups, users: jax.Array, items: jax.Array | None = None) -> jax.Array:
+    """How often the groups of `users` [B] took `items` [B, S], f32 [B, S]; all items without."""
     padded = jnp.pad(groups.count, ((0, 1), (0, 0)))
-    return padded[groups.slot[users]].sum(1)
+    slot = groups.slot[users]  # [B, M]
+    if items is None:
+        return padded[slot].sum(1)
+    return padded[slot[:, :, None], items[:, None, :]].sum(1)
 
 
 def vectors_of(groups: Groups, items: jax.Array) -> jax.Array:

@@ -108,10 +108,10 @@ def test_a_user_new_to_a_domain_is_served_from_the_others():
     )  # fmt: skip
     state, _, _ = trained(data._replace(history=cut), sizes)
     assert state.memories.user.count[5, 1] == 0
-    fused, _, private, _ = agentcf.vectors(state, agentcf.Rates())
+    fused, _, private, _, _ = agentcf.vectors(state, agentcf.Rates())
     assert np.linalg.norm(fused[5, 1]) == pytest.approx(1, abs=1e-5)
     assert (private[5, 1] == 0).all()
-    alone, _, private, _ = agentcf.vectors(state, agentcf.Rates(transfer=0.0))
+    alone, *_ = agentcf.vectors(state, agentcf.Rates(transfer=0.0))
     assert np.linalg.norm(alone[5, 1]) < 1e-3
 
 
@@ -141,7 +141,7 @@ def test_only_the_members_rankings_follow_a_trend_of_their_group():
     data, sizes = trend()
     state, _, _ = trained(data, sizes, groups=2, rank=2, half_life=200.0)
     # The log's tail is the trend itself, so the weights are given: taste, and the group's counts.
-    weights = jnp.zeros_like(state.weights).at[0, 3].set(1.0).at[0, 5].set(3.0)
+    weights = jnp.zeros_like(state.weights).at[0, 3].set(1.0).at[0, 6].set(3.0)
     method = agentcf.make(agentcf.Config(**SMALL | {"groups": 2}), sizes)
     served = method.prepare(state._replace(weights=weights), data)
     scores = np.asarray(method.score(served, jnp.arange(60)))
