@@ -286,7 +286,8 @@ def features(
         [
             meet(fused, remembered), meet(fused, content), meet(disliked, remembered),
             meet(private, content), meet(other, content), meet(group, remembered),
-            jnp.log1p(interest.counts_of(state.groups, user, shown)), jnp.log1p(state.popularity[shown]),
+            jnp.log1p(interest.counts_of(state.groups, user, shown)),
+            jnp.log1p(state.popularity[shown]),
         ],
         axis=-1,
     )  # fmt: skip
