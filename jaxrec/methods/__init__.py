@@ -2,12 +2,13 @@
 
 from types import ModuleType
 
-from jaxrec.methods import fedavg, fedcia, local_only, popularity, rqfedrec
+from jaxrec.methods import fedavg, fedcia, local_only, popularity, rqfedrec, sequential
 
 METHODS: dict[str, ModuleType] = {
     "fedcia": fedcia,
     "rqfedrec": rqfedrec,
     "fedavg": fedavg,
     "local_only": local_only,
+    "sequential": sequential,
     "popularity": popularity,
 }
