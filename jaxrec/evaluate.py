@@ -64,13 +64,14 @@ def make_plan(
     seed: int = 0,
     block: int = 512,
     targets: np.ndarray | None = None,
+    mask_history: bool = True,
 ) -> Plan:
     """Pack the users who have items in `split`; the others are left out.
 
     Full ranking is over all items but those the user has in an earlier split: train for VALID,
-    train and valid for TEST. With `candidates` the targets are ranked among that many negatives,
-    drawn for each user without replacement from the items the user has in no split; `seed` and the
-    user's id alone decide the draw.
+    train and valid for TEST; without `mask_history` over those too. With `candidates` the targets
+    are ranked among that many negatives, drawn for each user without replacement from the items the
+    user has in no split; `seed` and the user's id alone decide the draw.
 
     Args:
       dataset: split interactions; where they have clients, the spread over them is reported.
@@ -81,6 +82,8 @@ def make_plan(
       block: users ranked at a time, which bounds memory to a few arrays [block, I].
       targets: items to find; all of the split's without it. What a user has in `split` beside
         them is a rival like any other item.
+      mask_history: leave a user's earlier items out of the full ranking. Where users come back
+        to the same items, those are part of what is to be predicted.
 
     Raises:
       DataError: there is no column `split`, or it has no such rows.
@@ -111,7 +114,7 @@ def make_plan(
     if candidates:
         listed = _negatives(dataset, number.index, candidates, seed)
     else:
-        listed = rows[rows["split"] < split]
+        listed = rows[(rows["split"] < split) & mask_history]
     packed = [
         _pack(users.index.to_numpy(), wanted, listed, block, dataset.num_items)
         for _, users in order.groupby("width")

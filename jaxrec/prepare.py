@@ -65,7 +65,14 @@ def prepare(
     if mesh:
         place = lambda data: jax.device_put(data, shardings(data, data, mesh))
         data, known = place(data), place(known)
-    plan = partial(make_plan, dataset, ks=run.ks, candidates=run.candidates, seed=run.seed)
+    plan = partial(
+        make_plan,
+        dataset,
+        ks=run.ks,
+        candidates=run.candidates,
+        seed=run.seed,
+        mask_history=run.mask_history,
+    )
     cold = plan(TEST, targets=_cold(dataset, run.cold)) if run.cold else None
     record = _record(dataset, sizes, run, how, who, described)
     return Prepared(dataset, data, known, sizes, plan(VALID), plan(TEST), cold, mesh, record)
@@ -125,7 +132,8 @@ def _record(
     against = (
         f"sampled ranking against {run.candidates} negatives a user"
         if run.candidates
-        else f"full ranking over {sizes.items:,} items"
+        else f"full ranking over {sizes.items:,} items, "
+        f"{'without' if run.mask_history else 'with'} those the user already has"
     )
     return {
         "data": {

@@ -6,9 +6,9 @@ over the full catalogue, h_ut being the vector after the user's t-th item x_ut. 
 everybody's history; nothing is federated here.
 
 Against the papers. SASRec was published with binary cross-entropy against one sampled negative,
-GRU4Rec with pairwise losses over the batch; the full softmax is better by half and more, and here
-it is not slow (`losses.next_item`). Batches are rows that short sequences share (`data/rows.py`), so
-that no step is spent on padding. Positions count from a sequence's first item.
+GRU4Rec with pairwise losses over the batch; here it is the full softmax, which `losses.next_item`
+makes cheap. Batches are rows that short sequences share (`data/rows.py`), so that little is spent
+on padding. Positions count from a sequence's first item.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ def make(config: Config, sizes: Sizes) -> Method:
     def step(state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
         order_key, key = jax.random.split(key)
         order = jax.random.permutation(order_key, sizes.users)
-        size = dict(items=sizes.items, length=config.length)
-        laid, used = lay(_history(data), order, ahead=1, multiple=rows, **size)
+        past, items, length = _history(data), sizes.items, config.length
+        laid, used = lay(past, order, items=items, length=length, ahead=1, multiple=rows)
 
         def advance(number, carry):
             params, moments, total, count = carry
@@ -144,17 +144,11 @@ def make(config: Config, sizes: Sizes) -> Method:
 
 def build(key: jax.Array, config: Config, items: int) -> nnx.Module:
     """The model of `config`, with fresh weights."""
-    size = dict(items=items, width=config.width, layers=config.layers, dropout=config.dropout)
-    if config.model == "gru4rec":
-        return sequential.GRU4Rec(key, **size)
-    return sequential.SASRec(
-        key,
-        **size,
-        length=config.length,
-        heads=config.heads,
-        inner=config.inner,
-        norm=config.norm,
-    )
+    names = ["width", "layers", "dropout"]
+    if config.model == "sasrec":
+        names += ["length", "heads", "inner", "norm"]
+    model = {"sasrec": sequential.SASRec, "gru4rec": sequential.GRU4Rec}[config.model]
+    return model(key, items=items, **{name: getattr(config, name) for name in names})
 
 
 def encode(module: nnx.Module, history: History, *, length: int, batch: int) -> jax.Array:

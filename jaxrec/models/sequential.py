@@ -6,13 +6,12 @@ comes next is scored by `hidden @ table.T`, with the table that the items are re
 - SASRec (Kang and McAuley, ICDM 2018): causal self-attention and learned positions.
 - GRU4Rec (Hidasi et al., ICLR 2016): a gated recurrent network, then one linear layer.
 
-A place of a row that holds item id I is padding: it is seen by nobody and its vector is 0. Positions
-count from a sequence's first item, so that padding in front changes nothing and a prefix has the
-same vectors alone as inside the whole. Several sequences may lie in one row, one after another;
-`position` then tells them apart.
+A place of a row that holds item id I is padding: it is seen by nobody and its vector is 0.
+Positions count from a sequence's first item, so that padding in front changes nothing and a prefix
+has the same vectors alone as inside the whole. Several sequences may lie in one row, one after
+another; `position`, which begins with 0 in each, then tells them apart.
 
-    module = sequential.make("sasrec", key, items=I, width=64, length=50)
-    graphdef, params = nnx.split(module)
+    graphdef, params = nnx.split(SASRec(key, items=I, width=64, length=50))
     hidden = nnx.merge(graphdef, params)(items)     # inside jit, grad, scan
     logits = last(hidden) @ params["table"][...].T
 """
@@ -84,7 +83,7 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array, mask: jax.Array, key: jax.Array | None) -> jax.Array:
         x = self._added(x, lambda x: self._attention(x, mask, key), self.norms[0], key, 1)
-        return self._added(x, lambda x: self._layers(x, key), self.norms[1], key, 3)
+        return self._added(x, self._layers, self.norms[1], key, 2)
 
     def _added(self, x, function, norm, key, site):
         if self.norm == "pre":
@@ -100,9 +99,9 @@ class Block(nnx.Module):
         seen = dropout(share, self.rate, key, 0) @ value
         return seen.swapaxes(1, 2).reshape(x.shape) @ self.out[...] + self.out_bias[...]
 
-    def _layers(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    def _layers(self, x: jax.Array) -> jax.Array:
         inner = jax.nn.gelu(x @ self.up[...] + self.up_bias[...])
-        return dropout(inner, self.rate, key, 2) @ self.down[...] + self.down_bias[...]
+        return inner @ self.down[...] + self.down_bias[...]
 
 
 class SASRec(nnx.Module):
@@ -162,10 +161,8 @@ class GRU4Rec(nnx.Module):
         items: int,
         width: int,
         layers: int = 1,
-        length: int = 0,
         dropout: float = 0.0,
     ):
-        del length
         keys = jax.random.split(key, 2 * layers + 2)
         self.table = _table(keys[0], items, width)  # [I, D]
         self.out = _matrix(keys[1], width, width)
@@ -211,6 +208,3 @@ def _recur(x, fresh, real, read, read_bias, keep, keep_bias):
     inputs = by_time(x @ read + read_bias), by_time(fresh), by_time(real)
     _, states = jax.lax.scan(advance, jnp.zeros_like(x[:, 0]), inputs)
     return by_time(states)
-
-
-MODELS = {"sasrec": SASRec, "gru4rec": GRU4Rec}

@@ -70,12 +70,14 @@ def next_item(
       table: f32 [I, D].
       target: int32 [N]; any value where `where` is False.
       where: bool [N].
-      chunk: rows at a time; without it, as many as keep their scores in a CPU's cache or fill a GPU.
+      chunk: rows at a time; without it, as many as a CPU's cache holds the scores of, or as fill a
+        GPU.
     """
     if chunk is None:
         room = 2**21 if jax.default_backend() == "cpu" else 2**27
         chunk = max(8, 1 << (room // len(table)).bit_length() - 1)
-    return _next_item(hidden, table, target, where, min(chunk, len(hidden)))
+    arrays = map(jnp.asarray, (hidden, table, target, where))
+    return _next_item(*arrays, min(chunk, len(hidden)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -120,13 +122,13 @@ def _by_rows(hidden, table, target, where, chunk, *, gradients):
             share = (real / total)[:, None]  # of the narrow factors: one pass less over the scores
             to_h = share * (part @ table) - real[:, None] * table[y]
             to_rows = jax.lax.dynamic_update_slice_in_dim(to_rows, to_h, k * chunk, 0)
-            to_table += part.T @ (share * h)
+            to_table += (share * h).T @ part  # [D, I]: no turning of the scores
         return loss, to_rows, to_table
 
-    zeros = jnp.zeros((), hidden.dtype), jnp.zeros_like(rows), jnp.zeros_like(table)
+    zeros = jnp.zeros((), hidden.dtype), jnp.zeros_like(rows), jnp.zeros_like(table.T)
     loss, to_rows, to_table = jax.lax.fori_loop(0, -(-number // chunk), add, zeros)
     if not gradients:
         return loss, None, None
-    to_table = to_table.at[own].add(-rows)  # a row of padding is 0
+    to_table = to_table.T.at[own].add(-rows)  # a row of padding is 0
     to_hidden = jnp.zeros_like(hidden).at[order].set(to_rows, mode="drop")
     return loss, to_hidden, to_table
