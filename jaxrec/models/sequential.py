@@ -38,11 +38,16 @@ def places(items: jax.Array, padding: int) -> jax.Array:
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None, site: int) -> jax.Array:
-    """`x` with a share `rate` of it set to 0 and the rest scaled up; as it is without a key."""
-    if key is None or rate == 0:
+    """`x` with a share `rate`, in 256ths, set to 0 and the rest scaled up; as it is without a key.
+
+    A random byte for each number: four times as many from a word as `jax.random.bernoulli` draws.
+    """
+    level = min(round(256 * rate), 255)
+    if key is None or level == 0:
         return x
-    kept = jax.random.bernoulli(jax.random.fold_in(key, site), 1 - rate, x.shape)
-    return jnp.where(kept, x / (1 - rate), 0)
+    words = jax.random.bits(jax.random.fold_in(key, site), -(-x.size // 4))
+    drawn = jax.lax.bitcast_convert_type(words, jnp.uint8).ravel()[: x.size].reshape(x.shape)
+    return jnp.where(drawn >= level, x * (256 / (256 - level)), 0)
 
 
 def _matrix(key: jax.Array, *shape: int) -> nnx.Param:
