@@ -1,6 +1,9 @@
 """Sequential recommenders: the epoch's loss against loops, order that must be learnt, odd data."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +12,14 @@ import pandas as pd
 import pytest
 from flax import nnx
 
+from jaxrec import checkpoint
 from jaxrec.data.pack import history, pack
 from jaxrec.data.partition import partition
 from jaxrec.data.rows import lay
 from jaxrec.data.split import split
-from jaxrec.methods import popularity, sequential
+from jaxrec.methods import sequential
 from jaxrec.models.sequential import last
-from jaxrec.run import train
-from jaxrec.types import TEST, DataError, Dataset
+from jaxrec.types import TEST, TRAIN, DataError, Dataset
 
 QUICK = {"xla_backend_optimization_level": 0}
 USERS, ITEMS = 40, 24
@@ -43,22 +46,34 @@ def problem():
     return dataset, *pack(dataset)
 
 
-def made(**settings):
+class Program(NamedTuple):
+    config: sequential.Config
+    init: Callable
+    step: Callable
+    prepare: Callable
+    score: Callable
+
+
+@cache
+def made(sizes=None, **settings):
     config = sequential.Config(**SMALL | settings)
-    return config, sequential.make(config, problem()[2])
+    method = sequential.make(config, sizes or problem()[2])
+    jit = lambda function: jax.jit(function, compiler_options=QUICK)
+    return Program(config, *map(jit, (method.init, method.step, method.prepare)), method.score)
 
 
-def started(method, data=None):
-    return jax.jit(method.init, compiler_options=QUICK)(jax.random.key(0), data or problem()[1])
+def fit(program, data, epochs):
+    state = program.init(jax.random.key(0), data)
+    for epoch in range(epochs):
+        state, _ = program.step(state, data, jax.random.key(epoch))
+    return state
 
 
-def stepped(method, state, data, key=1):
-    step = jax.jit(method.step, compiler_options=QUICK)
-    return step(state, data, jax.random.key(key))
-
-
-def served(method, state, data):
-    return jax.jit(method.prepare, compiler_options=QUICK)(state, data)
+@cache
+def applied(config):
+    graphdef = nnx.graphdef(sequential.build(jax.random.key(0), config, ITEMS))
+    apply = lambda params, items: nnx.merge(graphdef, params)(items)
+    return jax.jit(apply, compiler_options=QUICK)
 
 
 def own_items(data, user):
@@ -84,14 +99,12 @@ def prefixes(length):
 @pytest.mark.parametrize("model", ["sasrec", "gru4rec"])
 def test_an_epoch_of_one_batch_has_the_loss_of_a_loop_over_prefixes(model):
     """Rows that sequences share, all places in one pass, scores chunk by chunk: one number."""
-    config, method = made(model=model, dropout=0.0, batch=800)
-    state = started(method)
-    after, metrics = stepped(method, state, problem()[1])
+    program, data = made(model=model, dropout=0.0, batch=800), problem()[1]
+    config, state = program.config, program.init(jax.random.key(0), data)
+    after, metrics = program.step(state, data, jax.random.key(1))
     before, target = prefixes(config.length)
-    module = nnx.merge(
-        nnx.graphdef(sequential.build(jax.random.key(0), config, ITEMS)), state.params
-    )
-    scores = last(module(before)) @ module.table[...].T
+    hidden = applied(config)(state.params, before)
+    scores = last(hidden) @ state.params["table"][...].T
     share = jax.nn.log_softmax(scores)[np.arange(len(target)), target]
     assert metrics.loss == pytest.approx(float(-share.mean()), rel=1e-5)
     # Adam's first step moves every weight with a gradient by the learning rate.
@@ -100,8 +113,7 @@ def test_an_epoch_of_one_batch_has_the_loss_of_a_loop_over_prefixes(model):
 
 
 def test_the_gradient_of_shared_rows_is_that_of_one_row_a_user():
-    config, _ = made(dropout=0.0)
-    data = problem()[1]
+    config, data = made(dropout=0.0).config, problem()[1]
     graphdef, params = nnx.split(sequential.build(jax.random.key(0), config, ITEMS))
 
     def total(params, item, target, position):
@@ -130,16 +142,15 @@ def test_the_gradient_of_shared_rows_is_that_of_one_row_a_user():
 
 
 def test_users_are_served_by_their_newest_items():
-    config, method = made(model="sasrec", batch=16)
-    state = started(method)
-    module = sequential.build(jax.random.key(0), config, ITEMS)
-    module = nnx.merge(nnx.graphdef(module), state.params)
     dataset, data, _ = problem()
+    program = made(batch=16)
+    state = program.init(jax.random.key(0), data)
     for past in (data, data._replace(history=history(dataset, TEST))):
-        found = served(method, state, past)
-        items = padded([own_items(past, user) for user in range(USERS)], config.length)
-        np.testing.assert_allclose(found.user, last(module(items)), rtol=1e-4, atol=1e-5)
-        scores = method.score(found, jnp.array([2, 7]))
+        found = program.prepare(state, past)
+        items = padded([own_items(past, user) for user in range(USERS)], program.config.length)
+        expected = last(applied(program.config)(state.params, items))
+        np.testing.assert_allclose(found.user, expected, rtol=1e-4, atol=1e-5)
+        scores = program.score(found, jnp.array([2, 7]))
         np.testing.assert_allclose(
             scores, found.user[np.array([2, 7])] @ found.item.T, rtol=1e-5, atol=1e-6
         )
@@ -147,21 +158,23 @@ def test_users_are_served_by_their_newest_items():
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"model": "gru4rec"}, {"loss": "binary", "norm": "post"}],
+    [{}, {"model": "gru4rec"}, {"loss": "binary", "norm": "pre"}],
     ids=["sasrec", "gru4rec", "binary"],
 )
 def test_an_order_is_learnt_that_counts_do_not_show(settings):
     """The chain's next item is right 9 times in 10; popularity can only guess."""
-    dataset = chain(users=300, seed=1)
-    common = {"split": "leave-one-out", "progress": False, "baselines": (), "ks": (1, 10)}
-    result = train(
-        "sequential", dataset, **common, **SMALL | {"width": 16} | settings, mask_history=False,
-        rounds=45, evaluate_every=15, dropout=0.1, learning_rate=1e-2, patience=0,
-        monitor="HR@1",
-    )  # fmt: skip
-    guess = train("popularity", dataset, **common, mask_history=False, monitor="HR@1")
-    assert guess.values["test/HR@1"] < 0.15
-    assert result.values["test/HR@1"] > 0.6
+    dataset = partition(split(chain(users=300, seed=1), "leave-one-out"), "blocks", clients=4)
+    data, sizes = pack(dataset)
+    data = data._replace(clients=())
+    program = made(sizes, width=16, dropout=0.1, learning_rate=1e-2, **settings)
+    state = fit(program, data, 40)
+    known = program.prepare(state, data._replace(history=history(dataset, TEST)))
+    rows = dataset.interactions
+    test = rows[rows["split"] == TEST]
+    right = np.argmax(program.score(known, test["user"].to_numpy()), axis=1) == test["item"]
+    most = rows.loc[rows["split"] < TEST, "item"].mode()[0]
+    assert right.mean() > 0.6
+    assert (test["item"] == most).mean() < 0.15
 
 
 def test_a_user_with_one_item_teaches_nothing_and_is_served():
@@ -169,46 +182,40 @@ def test_a_user_with_one_item_teaches_nothing_and_is_served():
     rows["timestamp"] = 0
     tables = pd.DataFrame({"item": range(5)}), pd.DataFrame({"user": range(3)})
     data, sizes = pack(Dataset("ones", rows, *tables))
-    method = sequential.make(sequential.Config(**SMALL), sizes)
-    state = started(method, data)
-    after, metrics = stepped(method, state, data)
+    program = made(sizes)
+    state = program.init(jax.random.key(0), data)
+    after, metrics = program.step(state, data, jax.random.key(1))
     jax.tree.map(np.testing.assert_array_equal, after, state)
     assert metrics.loss == 0
-    found = served(method, state, data).user
+    found = program.prepare(state, data).user
     assert (found[0] != 0).any()
     np.testing.assert_allclose(found[0], found[2], rtol=1e-5)
     assert (found[0] != found[1]).any()
 
 
-def test_what_is_known_at_test_time_does_not_reach_the_state():
-    dataset = problem()[0]
+def test_items_held_out_do_not_reach_the_state():
+    dataset, data, _ = problem()
     rows = dataset.interactions
-    later = rows["split"] > 0
-    changed = rows.assign(item=rows["item"].where(~later, (rows["item"] + 7) % ITEMS))
-    runs = [
-        train("sequential", Dataset("chain", r, dataset.items, dataset.users), progress=False,
-              split="given", rounds=2, patience=0, baselines=(), **SMALL)
-        for r in (rows, changed)
-    ]  # fmt: skip
-    jax.tree.map(np.testing.assert_array_equal, *(run.state for run in runs))
-    assert runs[0].values["test/MRR"] != runs[1].values["test/MRR"]
+    other = rows["item"].where(rows["split"] == TRAIN, (rows["item"] + 7) % ITEMS)
+    changed, _ = pack(replace(dataset, interactions=rows.assign(item=other)))
+    states = [fit(made(dropout=0.0), each, 2) for each in (data, changed)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
 
 
-def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(tmp_path):
-    settings = {"progress": False, "patience": 0, "evaluate_every": 1, "warmup": 4, **SMALL}
-    whole = train("sequential", chain(), rounds=4, out=tmp_path / "whole", **settings)
-    train("sequential", chain(), rounds=2, out=tmp_path / "cut", **settings)
-    cut = train(resume=tmp_path / "cut", data=chain(), rounds=4, progress=False)
-    jax.tree.map(np.testing.assert_array_equal, cut.state, whole.state)
-    assert [row["train/loss"] for row in cut.rows] == [row["train/loss"] for row in whole.rows]
-    assert list(whole.baselines) == ["popularity"]
-    assert popularity.Config() == whole.baselines["popularity"].config
+def test_an_interrupted_training_goes_on_with_the_same_bits():
+    program, data = made(warmup=4), problem()[1]
+    whole = fit(program, data, 4)
+    stored = checkpoint.to_arrays(fit(program, data, 2))
+    state = checkpoint.to_state(stored, jax.eval_shape(program.init, jax.random.key(0), data))
+    for epoch in (2, 3):
+        state, _ = program.step(state, data, jax.random.key(epoch))
+    jax.tree.map(np.testing.assert_array_equal, state, whole)
 
 
 def test_data_without_an_order_are_refused():
     data = problem()[1]._replace(history=None)
     with pytest.raises(DataError, match=r"'timestamp' or 'position'"):
-        made()[1].init(jax.random.key(0), data)
+        made().init(jax.random.key(0), data)
 
 
 def test_an_odd_number_of_heads_is_no_matter_to_a_recurrent_network():
