@@ -29,9 +29,9 @@ from jaxrec.types import Data, DataError, History, Method, SettingError, Sizes
 
 RUN = {
     "split": "leave-one-out",
-    "rounds": 200,
-    "evaluate_every": 2,
-    "patience": 5,
+    "rounds": 100,
+    "evaluate_every": 3,
+    "patience": 3,
     "baselines": ("popularity",),
 }
 
@@ -44,14 +44,15 @@ class Config:
     """sasrec: causal self-attention; gru4rec: a gated recurrent network."""
     width: int = 64
     """Numbers an item, and what is known after it, have."""
-    layers: int = 2
+    layers: int = 1
     """Attention blocks or recurrent layers."""
     heads: int = 2
     """Parts of `width` that attend on their own; sasrec."""
     inner: int = 4
     """Width of the layers between attentions, in widths; sasrec."""
-    norm: Literal["pre", "post"] = "pre"
-    """Where the layer norms stand: before each part of a block, or after its sum; sasrec."""
+    norm: Literal["pre", "post"] = "post"
+    """Where the layer norms stand: before each part of a block, or after its sum; sasrec. On
+    beauty-s3rec post reaches in 9 epochs what pre does in 24."""
     length: int = 50
     """Newest items of a user that are read."""
     dropout: float = 0.5
@@ -60,7 +61,7 @@ class Config:
     """softmax: over the full catalogue; binary: against one sampled negative a position."""
     batch: int = 1024
     """Places of a step, at least `length`: rows of `length` places that short sequences share."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Of AdamW."""
     weight_decay: float = 0.0
     """Of AdamW, decoupled: what a step takes off each weight, in parts of learning_rate."""
