@@ -9,8 +9,8 @@ the scores computed twice. Last, how rows are filled with several users in each 
 
 Work counted. FLOP: the products of real places, forward and twice again backward; attention over
 all L places of a row. Bytes, the memory floor: weights, gradients and AdamW's two moments, read and
-written once a step; what a layer makes [N, D], [N, L], and the scores [N, I], written and read once
-forward and backward. Ours keeps the scores of a chunk in the cache and does not pay for them.
+written once a step; what a layer makes, [N, D] and [N, L], and its gradient, written and read once;
+the scores [N, I], written and read once. By rows they stay in the cache and cost nothing there.
 `--small` takes a twentieth of the users.
 """
 
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a twentieth of the users")
     small = parser.parse_args().small
     limits = measure_limits()
-    rows, params = epoch(limits, problem(USERS // 20 if small else USERS), runs=3)
+    rows, params = epoch(limits, problem(USERS // 20 if small else USERS), runs=2)
     parts(limits, rows, params, runs=3)
 
 
