@@ -70,6 +70,8 @@ class RunConfig:
     ranking: Literal["users", "rows", "domains"] = "users"
     """What one ranking has to find: users, all held-out items of a user; rows, one held-out row;
     domains, one held-out row among the items of its domain."""
+    mask_history: bool = True
+    """Leave the items a user already has out of the full ranking."""
     cold: int = 0
     """Also report test metrics on items with at most this many train rows; 0: do not."""
     baselines: tuple[str, ...] = ("fedavg", "local_only", "popularity")
@@ -89,6 +91,9 @@ class RunConfig:
         parts = self.valid + self.test
         _require(parts < 1, "valid + test", parts, "below 1: something must be left to train on")
         _require(self.alpha > 0, "alpha", self.alpha, "above 0")
+        masks = self.mask_history or not self.candidates
+        rule = "true where candidates > 0: those are drawn from items the user never had"
+        _require(masks, "mask_history", self.mask_history, rule)
         _require(self.ks and min(self.ks) >= 1, "ks", self.ks, "one or more numbers from 1 up")
         if self.monitor not in (known := ["MRR", *(f"{m}@{k}" for m in METRICS for k in self.ks)]):
             raise unknown(f"monitor = {self.monitor!r}: is not measured", self.monitor, known)

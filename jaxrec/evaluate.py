@@ -65,13 +65,14 @@ def make_plan(
     block: int = 512,
     ranking: Literal["users", "rows", "domains"] = "users",
     only: np.ndarray | None = None,
+    mask_history: bool = True,
 ) -> Plan:
     """Pack the users who have items in `split`; the others are left out.
 
     Full ranking is over all items but those the user has in an earlier split: train for VALID,
-    train and valid for TEST. With `candidates` the targets are ranked among that many negatives,
-    drawn for each line without replacement from the items the user has in no split; `seed` and the
-    user's id (or the row's number) alone decide the draw.
+    train and valid for TEST; without `mask_history` over those too. With `candidates` the targets
+    are ranked among that many negatives, drawn for each line without replacement from the items the
+    user has in no split; `seed` and the user's id (or the row's number) alone decide the draw.
 
     Args:
       dataset: split interactions; where they have clients, the spread over them is reported.
@@ -84,6 +85,8 @@ def make_plan(
         "rows", one row of it; "domains", one row, among the items of its own domain.
       only: bool [R], the rows that may be targets; all without it. What a user has in `split`
         beside them is a rival like any other item.
+      mask_history: leave a user's earlier items out of the full ranking. Where users come back
+        to the same items, those are part of what is to be predicted.
 
     Raises:
       DataError: there is no column `split`, or it has no such rows, or no domains are known.
@@ -117,7 +120,7 @@ def make_plan(
     if candidates:
         listed = _negatives(dataset, lines, candidates, seed, domain)
     else:
-        earlier = rows.loc[rows["split"] < split, ["user", "item"]]
+        earlier = rows.loc[(rows["split"] < split) & mask_history, ["user", "item"]]
         listed = lines[["user"]].rename_axis("line").reset_index().merge(earlier, on="user")
     packed = [
         _pack(own, wanted, listed, block, dataset.num_items)

@@ -78,7 +78,13 @@ def prepare(
         place = lambda data: jax.device_put(data, shardings(data, data, mesh))
         data, known = place(data), place(known)
     plan = partial(
-        make_plan, dataset, ks=run.ks, candidates=run.candidates, seed=run.seed, ranking=run.ranking
+        make_plan,
+        dataset,
+        ks=run.ks,
+        candidates=run.candidates,
+        seed=run.seed,
+        ranking=run.ranking,
+        mask_history=run.mask_history,
     )
     apart = {name: plan(TEST, only=only) for name, only in _apart(dataset, run).items()}
     record = _record(dataset, sizes, run, how, who, described)
@@ -150,7 +156,8 @@ def _record(
     against = (
         f"sampled ranking{each[run.ranking]} against {run.candidates} negatives"
         if run.candidates
-        else f"full ranking{each[run.ranking]} over {sizes.items:,} items"
+        else f"full ranking{each[run.ranking]} over {sizes.items:,} items, "
+        f"{'without' if run.mask_history else 'with'} those the user already has"
     )
     return {
         "data": {

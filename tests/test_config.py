@@ -119,7 +119,7 @@ def test_a_missing_toml_file_is_named(tmp_path):
         {"valid": 0.0}, {"test": 1.0}, {"valid": 0.5, "test": 0.5}, {"ks": ()}, {"ks": (0,)},
         {"monitor": "NDCG@11"}, {"monitor": "Gini@10"}, {"min_user": -1}, {"seed": -1},
         {"candidates": -1}, {"baselines": ("fedavgg",)}, {"mesh": "clients"}, {"mesh": "clients=0"},
-        {"width": 0},
+        {"width": 0}, {"mask_history": False, "candidates": 9},
     ],
 )  # fmt: skip
 def test_what_is_out_of_range_is_named_with_its_value(wrong):

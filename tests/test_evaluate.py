@@ -64,23 +64,23 @@ def slow_user(scores, targets, rivals, ks):
     return values
 
 
-def slow_table(data, split, scores):
+def slow_table(data, split, scores, mask_history=True):
     rows, users = data.interactions, []
     for user in range(USERS):
         own = rows[rows.user == user]
         targets = own.item[own.split == split].tolist()
         if targets:
-            seen = {*own.item[own.split < split], *targets}
+            seen = {*own.item[mask_history & (own.split < split)], *targets}
             rivals = [i for i in range(ITEMS) if i not in seen]
             users.append({"user": user} | slow_user(scores[user], targets, rivals, KS))
     return pd.DataFrame(users)
 
 
-@pytest.mark.parametrize("split", [VALID, TEST])
-def test_full_ranking_equals_the_loops(split):
+@pytest.mark.parametrize(("split", "mask_history"), [(VALID, True), (TEST, True), (TEST, False)])
+def test_full_ranking_equals_the_loops(split, mask_history):
     data, scores = dataset(), table()
-    found = run(make_plan(data, split, ks=KS, block=8), scores)
-    expected = slow_table(data, split, scores)
+    found = run(make_plan(data, split, ks=KS, block=8, mask_history=mask_history), scores)
+    expected = slow_table(data, split, scores, mask_history)
     assert 0 < len(expected) < USERS
     pd.testing.assert_frame_equal(
         found.per_user, expected[found.per_user.columns], check_dtype=False, rtol=1e-5

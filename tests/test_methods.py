@@ -1,4 +1,4 @@
-"""One suite of behaviours that every method must show, over METHODS and FedCIA's variants."""
+"""One suite of behaviours that every method must show, over METHODS and their variants."""
 
 from dataclasses import fields
 from functools import cache
@@ -22,6 +22,8 @@ SMALL = {"width": 8, "rank": 16}
 GRAPH = {"layers": 1, "learning_rate": 0.1, "l2_user": 0.5, "l2_item": 0.5}
 MIXED = "mf:8,lightgcn:8,mf:4"
 CODED = {"width": 8, "codes": 8, "levels": 2, "participation": 1.0, "sketch_participation": 1.0}
+SHORT = {"width": 16, "length": 16, "batch": 128, "dropout": 0.2, "learning_rate": 3e-3}
+BINARY = {"model": "gru4rec", "loss": "binary", "layers": 1, "weight_decay": 0.1, "warmup": 9}
 EXACT = {"uplink": "float32", "downlink": "float32", "sketch_bits": 32}
 
 
@@ -78,6 +80,9 @@ VARIANTS = {
     ),
     "ease": Variant("fedcia", {"model": "ease", "ridge": 20.0}, 1, 0.08),
     "ease-sketch": Variant("fedcia", {"model": "ease", "ridge": 20.0, "sketch": 32}, 1, 0.04),
+    # These tastes have no order; the one that they learn is in methods/test_sequential.py.
+    "sasrec": Variant("sequential", SHORT | {"layers": 1, "norm": "post"}, 4),
+    "gru4rec": Variant("sequential", SHORT | BINARY, 4),
 }
 every_variant = pytest.mark.parametrize("name", VARIANTS)
 
@@ -239,6 +244,8 @@ def test_without_any_weight_the_state_stays_as_it_was(name):
             weight=jnp.zeros_like(clients.weight), mask=jnp.zeros_like(clients.mask)
         )
     )
+    past = nobody.history  # what a centralised method reads
+    nobody = nobody._replace(history=past._replace(start=jnp.zeros_like(past.start)))
     outcome = fit(name, nobody)
     assert_finite(outcome)
     if VARIANTS[name].rounds > 1:
@@ -248,7 +255,7 @@ def test_without_any_weight_the_state_stays_as_it_was(name):
 DROPS = [
     name
     for name, module in METHODS.items()
-    if "dropout" in {field.name for field in fields(module.Config)}
+    if "participation" in {field.name for field in fields(module.Config)}
 ]
 
 
@@ -296,6 +303,23 @@ def test_a_state_survives_a_checkpoint(name):
         for setting, value in [("participation", 0.0), ("dropout", 1.5), ("block", -1)]
     ]
     + [("fedavg", {"noisy": 1.0}, "noisy = 1.0")]
+    + [
+        ("sequential", {setting: value}, f"{setting} = {value}")
+        for setting, value in [
+            ("width", 0),
+            ("layers", 0),
+            ("heads", 0),
+            ("heads", 5),
+            ("inner", 0),
+            ("length", 0),
+            ("dropout", 1.0),
+            ("batch", 49),
+            ("learning_rate", 0.0),
+            ("learning_rate", float("nan")),
+            ("weight_decay", -0.1),
+            ("warmup", -1),
+        ]
+    ]
     + [
         ("rqfedrec", {"codes": 8, setting: value}, f"{setting} = {value}")
         for setting, value in [

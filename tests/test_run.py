@@ -189,6 +189,13 @@ def test_a_sampled_metric_is_monitored_under_its_own_name(dataset):
     assert result.values["best_round"] == result.rows[int(np.argmax(values))]["round"]
 
 
+def test_items_a_user_already_has_are_ranked_on_request(dataset):
+    masked, whole = fit(dataset), fit(dataset, mask_history=False)
+    assert "40 items, with those the user already has" in whole.protocol
+    # The toy learns what users chose, so that those items stand in front.
+    assert whole.values["test/HR@10"] < masked.values["test/HR@10"]
+
+
 def test_patience_ends_a_run(dataset):
     result = fit(dataset, rounds=200, evaluate_every=1, patience=3, noise=1e3)
     values = [row["valid/NDCG@10"] for row in result.rows]
@@ -244,7 +251,7 @@ def test_what_a_run_folder_holds(dataset, tmp_path):
     counts = [config["data"][name] for name in ("train", "valid", "test")]
     assert sum(counts) == config["data"]["interactions"] == len(dataset.interactions)
     assert config["versions"]["jax"] == jax.__version__
-    assert "full ranking over 40 items" in config["protocol"]
+    assert "full ranking over 40 items, without those the user already has" in config["protocol"]
     assert json.loads((out / "result.json").read_text()) == result.values
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert rows == result.rows

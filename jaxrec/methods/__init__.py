@@ -2,7 +2,16 @@
 
 from types import ModuleType
 
-from jaxrec.methods import agentcf, agentcf_text, fedavg, fedcia, local_only, popularity, rqfedrec
+from jaxrec.methods import (
+    agentcf,
+    agentcf_text,
+    fedavg,
+    fedcia,
+    local_only,
+    popularity,
+    rqfedrec,
+    sequential,
+)
 
 METHODS: dict[str, ModuleType] = {
     "fedcia": fedcia,
@@ -11,5 +20,6 @@ METHODS: dict[str, ModuleType] = {
     "agentcf_text": agentcf_text,
     "fedavg": fedavg,
     "local_only": local_only,
+    "sequential": sequential,
     "popularity": popularity,
 }

@@ -1,0 +1,85 @@
+"""Histories as rows of one length that short sequences share: hardly any padding.
+
+Half of all users of a typical shop have six items or fewer; one row each would leave nine places
+of ten empty. Sequences are laid into a row one after another, whole, and a new row begins where the
+next one does not fit. Which users share a row follows from an order that the caller draws.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrec.types import History
+
+
+class Rows(NamedTuple):
+    """Places of rows, filled from the left; those behind the sequences are padding.
+
+    A batch of them is a slice of the first axis.
+    """
+
+    item: jax.Array  # int32 [B, L], I for padding
+    target: jax.Array  # int32 [B, L]  the user's next item in the history, I where there is none
+    position: jax.Array  # int32 [B, L]  place within the sequence
+    user: jax.Array  # int32 [B, L], U for padding
+
+    def batch(self, number: jax.Array, size: int) -> Rows:
+        """Rows `number * size` to `(number + 1) * size`."""
+        cut = lambda array: jax.lax.dynamic_slice_in_dim(array, number * size, size)
+        return Rows(*map(cut, self))
+
+
+def most_rows(history: History, length: int) -> int:
+    """How many rows `lay` may need: of two rows in a row, the sequences overflow one."""
+    users = len(history.start) - 1
+    return 2 * (-(-min(len(history.item), users * length) // length)) + 1
+
+
+def lay(
+    history: History, order: jax.Array, *, items: int, length: int, ahead: int, multiple: int = 1
+) -> tuple[Rows, jax.Array]:
+    """Each user's newest `length` items, but for the last `ahead` ones, laid into rows.
+
+    Args:
+      history: of U users.
+      order: int32 [U], users in the order in which they are laid.
+      items: I.
+      length: L of the rows, and the most items of a sequence.
+      ahead: 1 to leave out each user's last item, which has no next one; 0 to keep all.
+      multiple: the number of rows is padded to a multiple of it, for batches of that size.
+
+    Returns:
+      (rows [B, L], int32 [] how many of the B rows hold anything).
+    """
+    users, total = len(order), len(history.item)
+    size = -(-most_rows(history, length) // multiple) * multiple
+    counts = jnp.clip(jnp.diff(history.start) - ahead, 0, length)  # [U]
+    first = history.start[1:] - ahead - counts  # [U] the row of the history a sequence begins with
+
+    def put(carry, count):
+        row, filled = carry
+        fits = filled + count <= length
+        row, filled = jnp.where(fits, row, row + 1), jnp.where(fits, filled, 0)
+        return (row, filled + count), row * length + filled
+
+    start = jnp.int32(0), jnp.int32(0)
+    (row, filled), place = jax.lax.scan(put, start, counts[order], unroll=8)
+    begin = jnp.zeros(users, jnp.int32).at[order].set(place)
+
+    at = jnp.arange(total, dtype=jnp.int32)
+    within = at - first[history.user]
+    laid = (within >= 0) & (within < counts[history.user])
+    slot = jnp.where(laid, begin[history.user] + within, size * length)
+    source = jnp.full(size * length, total, jnp.int32).at[slot].set(at, mode="drop")
+
+    padded = lambda array, fill: jnp.append(array, jnp.int32([fill]))
+    item, user = padded(history.item, items), padded(history.user, users)
+    following = padded(history.item[1:], items)
+    same = padded(history.user[1:], users) == history.user
+    target = padded(jnp.where(same, following[:total], items), items)
+    position = padded(within, 0)
+    rows = Rows(*(array[source].reshape(size, length) for array in (item, target, position, user)))
+    return rows, jnp.where(filled > 0, row + 1, row)
