@@ -68,17 +68,17 @@ class Config:
     """R, a group's newest rows in a domain that make its vector."""
     rank: int = 32
     """Directions in which a domain's items differ, that filter what other domains say."""
-    item_rate: float = 0.1
+    item_rate: float = 0.03
     """How far an unexpected choice moves an item's memory; 0: items are frozen."""
     surprise: float = 0.5
     """How much more an unexpected choice moves a memory than an expected one, 0 to 1."""
-    recency: float = 0.05
+    recency: float = 0.01
     """Least weight of the newest interaction in a private memory, 0 to 1."""
     transfer: float = 0.5
     """Weight of an interaction of another domain in a fused memory, in interactions."""
     renewal: float = 0.7
     """Share of a fused memory that each interaction writes anew, 0 to 1."""
-    temperature: float = 0.1
+    temperature: float = 0.3
     """Of a choice, in inner products of unit vectors."""
     tail: float = 0.1
     """Share of the training log, its newest, that the ranking's weights are fitted to."""
