@@ -53,7 +53,7 @@ AGENTS = {
         "method": "fedavg", "loss": "bpr", "layers": 0, "clients": 1, "partition": "blocks",
         "rounds": 60,
     },
-    "SASRec": {"method": "sequential"},
+    "SASRec": {"method": "sequential", "rounds": 15, "evaluate_every": 3},
 }  # fmt: skip
 OF_ROWS = ("test/MRR(9 negatives)", "test/NDCG@10(9 negatives)", NEW_TO_DOMAIN)
 GUARDED = {"clip": 0.02, "drop_loss": 0.1, "semantic_weight": 1.5}
