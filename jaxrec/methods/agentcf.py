@@ -191,9 +191,9 @@ def make(config: Config, sizes: Sizes) -> Method:
         memories, late = part(head, number, memories)
         state = gathered(state._replace(memories=memories), user, item, key_groups)
         likely = jnp.concatenate([early, late])
-        metrics = Metrics(
-            jnp.mean(likely > 0.5), -jnp.mean(jnp.log(likely)), levels.max() + 1, weights
-        )
+        # Sums of changes may overshoot in a minibatch, up to a choice that rounds to impossible.
+        loss = -jnp.mean(jnp.log(jnp.maximum(likely, jnp.finfo(likely.dtype).tiny)))
+        metrics = Metrics(jnp.mean(likely > 0.5), loss, levels.max() + 1, weights)
         return state._replace(weights=weights), metrics
 
     def gathered(state: State, user: jax.Array, item: jax.Array, key: jax.Array) -> State:
