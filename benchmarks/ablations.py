@@ -37,17 +37,20 @@ FULL = ("test/HR@10", "test/NDCG@10")
 FEDMF = {"config": "fedmf-ml1m"}
 NOISE = {f"{share:.0%}": share for share in (0.0, 0.2, 0.4)}
 AGENTS = {
-    "AgentCF++ (dual, groups)": {},
-    "dual, no groups": {"groups": 0},
-    "dual, groups, items frozen": {"item_rate": 0.0},
-    "private only, groups": {"memory": "private"},
-    "single, groups": {"memory": "single"},
-    "single, no groups (AgentCF)": {"memory": "single", "groups": 0},
-    "one group of everybody": {"groups": 1},
-    "mean of history texts": {
-        "memory": "single", "groups": 0, "item_rate": 0.0, "surprise": 0.0, "recency": 0.0,
-    },
+    "AgentCF++ (dual, groups, popularity)": {},
+    "AgentCF (single)": {"memory": "single", "groups": 0, "popularity": False},
+    "single, popularity": {"memory": "single", "groups": 0},
+    "single, groups, popularity": {"memory": "single"},
+    "dual": {"groups": 0, "popularity": False},
+    "dual, popularity": {"groups": 0},
+    "dual, groups": {"popularity": False},
+    "private only, groups, popularity": {"memory": "private"},
+    "dual, groups, popularity, items frozen": {"item_rate": 0.0},
     "minibatch": {"minibatch": True},
+    "mean of history texts": {
+        "memory": "single", "groups": 0, "popularity": False, "item_rate": 0.0, "surprise": 0.0,
+        "recency": 0.0,
+    },
     "training popularity": {"method": "popularity"},
     "BPR-MF": {
         "method": "fedavg", "loss": "bpr", "layers": 0, "clients": 1, "partition": "blocks",

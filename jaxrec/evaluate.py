@@ -207,9 +207,10 @@ def _negatives(
         seen = np.searchsorted(pools[d], np.sort(own[user][domain[own[user]] == d]))
         unseen = len(pools[d]) - len(seen)
         if unseen < number:
+            within = f" of domain {d}" if len(pools) > 1 else ""
             raise SettingError(
-                f"candidates = {number}: user {user} has only {unseen} items never interacted "
-                f"with; ask for at most that many, or for 0, the full ranking"
+                f"candidates = {number}: user {user} has only {unseen} items{within} never "
+                f"interacted with; ask for at most that many, or for 0, the full ranking"
             )
         draw = np.random.default_rng([seed, line]).choice(unseen, number, replace=False)
         # The p-th unseen item comes after those seen ones that have at most p unseen before them.

@@ -18,11 +18,14 @@ lately popular among them. A ranking adds up, with weights [M, K] of the target'
 Here the agents are vectors and every step is arithmetic; `agentcf_text` lets a language model do
 the same. What differs from the paper, and why:
 - The paper's LLM weighs all it is shown; here a softmax regression does, fitted to the newest tenth
-  of the training log, before the memories have seen it. No validation row is read.
-- Groups are clusters of the memories themselves, not of tags, and they count as well as list: at
-  these sizes the counts carry the gain (docs/agentcf.md).
+  of the training log, before the memories have seen it (a user's rejected items are drawn from all
+  that the whole train part does not have). No validation row is read.
+- Groups are clusters of the memories themselves, not of tags, and they count as well as list. The
+  count of everybody is a feature of its own: without it, groups get the credit for popularity
+  (docs/agentcf.md).
 - A domain that a user never touched has no fused memory yet; it is fused when it is first read.
-- memory = "single" with groups = 0 is AgentCF (Zhang et al., WWW 2024): one memory for all domains.
+- memory = "single" with groups = 0 and popularity = false is AgentCF (Zhang et al., WWW 2024): one
+  memory for all domains, nothing of other users but what item memories have taken from them.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ FEATURES = (
     "private likes, content", "other domains' likes, content", "group vector, item memory",
     "log group count", "log count",
 )  # fmt: skip
-OF_GROUPS = slice(5, 8)
+OF_GROUPS, OF_COUNTS = slice(5, 7), slice(7, 8)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Config:
     per domain, nothing crosses over."""
     groups: int = 20
     """G, interest groups; 0: none."""
+    popularity: bool = True
+    """Whether the ranking reads how many train rows an item has."""
     half_life: float = 0.0
     """Rows of the log after which a row counts half in a group; 0: all count alike."""
     recent: int = 20
@@ -224,6 +229,8 @@ def make(config: Config, sizes: Sizes) -> Method:
         values = features(state, vectors(state, rates), user, shown)
         if not config.groups:
             values = values.at[..., OF_GROUPS].set(0)
+        if not config.popularity:
+            values = values.at[..., OF_COUNTS].set(0)
         mine = jnp.arange(sizes.domains)[:, None] == domain[item]
         return jax.lax.map(lambda mine: _regression(values, mine), mine)
 

@@ -148,6 +148,13 @@ def test_history_is_each_users_rows_in_time_order_and_the_order_of_all(rows, bef
     ]
 
 
+def test_domains_below_zero_are_refused():
+    data = dataset([(0, [0, 0])], 3)
+    data.items["domain"] = [0, -1, 0]
+    with pytest.raises(DataError, match="'domain': item 1 is of domain -1"):
+        pack(data)
+
+
 def test_rows_without_times_have_no_history():
     data, _ = pack(dataset([(0, [0, 0])], 3))
     assert data.history is None

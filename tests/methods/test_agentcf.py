@@ -16,6 +16,8 @@ from jaxrec.data.split import split
 from jaxrec.data.synthetic import synthetic
 from jaxrec.data.text import texts, tfidf
 from jaxrec.methods import agentcf
+from jaxrec.ops import memory, schedule
+from jaxrec.ops.schedule import Events
 from jaxrec.types import TRAIN, VALID, DataError, Dataset, SettingError
 
 QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
@@ -81,6 +83,38 @@ def test_the_weights_are_those_of_the_likeliest_choice():
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
+def test_the_weights_are_fitted_before_the_tail_is_seen():
+    data, sizes = problem()
+    _, metrics, _ = small(groups=0, tail=0.2)
+    key_negatives, _, key_rivals = jax.random.split(jax.random.key(1), 3)
+    order, domain = data.history.order, data.domain
+    user, item = data.history.user[order], data.history.item[order]
+    head = len(user) - int(0.2 * len(user))
+
+    def by_hand(data):
+        rejected = schedule.negatives(key_negatives, user, item, domain, data.history)
+        method = agentcf.make(agentcf.Config(**SMALL | {"groups": 0}), sizes)
+        state = method.init(jax.random.key(0), data)
+        rates = agentcf.Rates(temperature=0.3, recency=0.01, item=0.03)
+        events = Events(user[:head], item[:head], rejected[:head])
+        memories, _ = schedule.replay(
+            lambda *args: memory.interact(*args, rates), state.memories, events,
+            jnp.arange(head), 1, state.world,
+        )  # fmt: skip
+        known = jnp.zeros(sizes.items).at[item[:head]].add(1)
+        state = state._replace(memories=memories, popularity=known)
+        draw = lambda key: schedule.negatives(key, user[head:], item[head:], domain, data.history)
+        rivals = jax.vmap(draw)(jax.random.split(key_rivals, 9))
+        shown = jnp.concatenate([item[None, head:], rivals]).T
+        values = agentcf.features(state, agentcf.vectors(state, rates), user[head:], shown)
+        values = values.at[..., agentcf.OF_GROUPS].set(0)
+        each = [agentcf._regression(values, domain[item[head:]] == d) for d in range(2)]
+        return jnp.stack(each)
+
+    expected = jax.jit(by_hand, compiler_options=QUICK)(data)
+    np.testing.assert_allclose(metrics.weights, expected, rtol=1e-2, atol=1e-2)
+
+
 def test_events_one_at_a_time_are_the_same_log():
     exact, slow = small(), small(minibatch=True, width=1)
     np.testing.assert_allclose(slow[0].memories.item, exact[0].memories.item, atol=1e-5)
@@ -91,9 +125,13 @@ def test_events_one_at_a_time_are_the_same_log():
 
 
 def test_frozen_items_keep_their_content_and_no_groups_weigh_nothing():
-    state, _, _ = small(item_rate=0.0, groups=0)
+    state, _, _ = small(item_rate=0.0, groups=0, popularity=False)
     np.testing.assert_allclose(state.memories.item, state.world.content, atol=1e-6)
-    assert (np.asarray(state.weights)[:, agentcf.OF_GROUPS] == 0).all()
+    weights = np.asarray(state.weights)
+    assert (weights[:, agentcf.OF_GROUPS] == 0).all() and (weights[:, agentcf.OF_COUNTS] == 0).all()
+    with_counts = np.asarray(small(groups=0)[0].weights)
+    assert (with_counts[:, agentcf.OF_GROUPS] == 0).all()
+    assert (with_counts[:, agentcf.OF_COUNTS] != 0).all()
     assert (np.asarray(state.weights)[:, 3] != 0).all()
 
 
