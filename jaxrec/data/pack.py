@@ -60,8 +60,8 @@ def pack(dataset: Dataset, *, multiple: int = 1) -> tuple[Data, Sizes]:
         domain = dataset.items["domain"].to_numpy()
         if (below := np.flatnonzero(domain < 0)).size:
             raise DataError(
-                f"{dataset.name}, column 'domain': item {below[0]} is of domain {domain[below[0]]}; "
-                "domains count from 0"
+                f"{dataset.name}, column 'domain': item {below[0]} is of domain "
+                f"{domain[below[0]]}; domains count from 0"
             )
         data = data._replace(domain=jnp.asarray(domain, jnp.int32))
         sizes = sizes._replace(domains=int(domain.max()) + 1)
