@@ -156,7 +156,8 @@ def server(
       temperature: of sampling; 0 for the most likely answer.
       limit_as: what the server calls the limit on an answer's length.
       api_key_env: the environment variable that holds the API key; it may be absent where the
-        server wants none. The key goes to the server and nowhere else.
+        server wants none. The key goes to the server and nowhere else: errors show [key] in its
+        place, and so do answers that repeat one of at least 8 characters.
       folder: where answers are kept, by the sha256 of model, parameters, prompt and seed; None
         keeps none.
       usage: counts what is asked.
@@ -167,7 +168,12 @@ def server(
     usage = Usage() if usage is None else usage
     settings = {"temperature": temperature}
     key = os.environ.get(api_key_env, "").strip()
-    hide = lambda text: text.replace(key, "[key]") if len(key) >= 8 else text
+    if not re.fullmatch(r"[!-~]*", key):
+        raise SettingError(
+            f"api_key_env: the key in the environment variable {api_key_env} holds a space, a line "
+            "break or another character that no key has; set it anew"
+        )
+    hide = functools.partial(_hide, key)
     lock = threading.Lock()
 
     @functools.cache
@@ -190,7 +196,9 @@ def server(
             **settings,
             **{limit_as: prompt.max_tokens},
         )
-        text = hide(reply.choices[0].message.content or "")
+        text = reply.choices[0].message.content or ""
+        # A shorter key, such as "none", keeps no secret and may well be a word of the answer.
+        text = hide(text) if len(key) >= 8 else text
         spent = [getattr(reply.usage, f"{kind}_tokens", None) for kind in ("prompt", "completion")]
         guessed = len(prompt.system + prompt.user) // 4, len(text) // 4
         return text, *(g if s is None else s for s, g in zip(spent, guessed, strict=True))
@@ -206,7 +214,7 @@ def server(
             try:
                 text, *tokens = once(prompt)
             except broken as error:
-                status, problem = getattr(error, "status_code", None), hide(_problem(error))
+                status, problem = getattr(error, "status_code", None), _problem(error, hide)
                 waits = _asked_to_wait(error)
             else:
                 keep(prompt, text)
@@ -374,16 +382,23 @@ def _check_server(
         )
 
 
-def _problem(error: Exception) -> str:
-    """What went wrong, in a line."""
+def _hide(key: str, text: str) -> str:
+    """The text without the key, as it is or as Python and JSON escape it."""
+    for form in filter(None, (repr(key)[1:-1], json.dumps(key)[1:-1], key)):
+        text = text.replace(form, "[key]")
+    return text
+
+
+def _problem(error: Exception, hide: Callable[[str], str]) -> str:
+    """What went wrong, in a line; what others wrote goes through `hide` before it is cut."""
     status = getattr(error, "status_code", None)
     if status and status >= 300:
-        return f"answered {status} ({' '.join(str(error).split())[:300]})"
+        return f"answered {status} ({' '.join(hide(str(error)).split())[:300]})"
     if "Timeout" in type(error).__name__:
         return "timed out"
     if "Connection" in type(error).__name__:
         cause = error.__cause__
-        return f"no connection ({cause or error})"
+        return f"no connection ({hide(str(cause or error))})"
     return f"not an answer of the chat completions protocol ({type(error).__name__})"
 
 

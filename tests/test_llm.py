@@ -209,6 +209,32 @@ def test_the_key_reaches_the_server_and_nothing_else(
     assert not any(KEY in one for one in told)
 
 
+@pytest.mark.parametrize("key", ["sk-one\nsk-two", "sk-one two", "sk-\N{EN DASH}one", "sk-\x7fone"])
+def test_a_key_that_no_server_can_be_sent_is_refused_unseen(serve, monkeypatch, key):
+    monkeypatch.setenv("MY_KEY", key)
+    loopback = serve()
+    with pytest.raises(SettingError, match="environment variable MY_KEY") as caught:
+        connect(loopback, api_key_env="MY_KEY")(prompts(1))
+    assert "sk-" not in "".join(traceback.format_exception(caught.value))
+    assert not loopback.bodies
+
+
+@pytest.mark.parametrize("key", ["sk-7", "sk-se\\cret'9", "sk-" + "7" * 400], ids=len)
+def test_no_key_is_in_an_error_however_short_or_long_or_escaped(serve, monkeypatch, key):
+    monkeypatch.setenv("MY_KEY", f" {key}\n")
+    loopback = serve(fault=lambda number, body: (401, {}))
+    with pytest.raises(LLMError, match=r"\[key\]") as caught:
+        connect(loopback, api_key_env="MY_KEY")(prompts(1))
+    assert loopback.keys == {f"Bearer {key}"}
+    assert "sk-" not in llm._hide(key, f"{key} {key!r} {json.dumps(key)}")
+    assert "sk-" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_key_that_is_a_word_changes_no_answer(serve, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "none")
+    assert connect(serve(lambda *_: "none"), api_key_env="MY_KEY")(prompts(1)) == [Answer("none")]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
