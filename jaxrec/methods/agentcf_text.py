@@ -12,7 +12,8 @@ domain d, and a rejected item j of d is drawn. Four calls to the model follow:
     items     what does that tell of i and j?             -> item[i], item[j]
 
 To rank, users get tags of their interests, tags are clustered into groups, a user may be in several
-or none, and the prompt shows what the members of the user's groups took of late and most often.
+or none, and the prompt shows what the members of the user's groups took of late and most often, of
+the train rows alone.
 
 What differs from the authors' code, and why: options stand in seeded random order and are named by
 letters, so that their place tells nothing; candidates that an answer omits rank last, equal; items
@@ -146,6 +147,8 @@ class State(NamedTuple):
     private: Text  # [U, M]
     fused: Text  # [U, M]
     item: Text  # [I]
+    who: jax.Array  # int32 [E]  the user of each event, in the order of time
+    took: jax.Array  # int32 [E]  and the item; at test time the data's history holds more rows
     choice: jax.Array  # int8 [E]  what came of each event: NOT_YET, WRONG, RIGHT or GIVEN_UP
     reason: Text  # [E]  why the model chose as it did
     done: jax.Array  # int32 []  events taken, over all epochs
@@ -184,7 +187,8 @@ def make(config: Config, sizes: Sizes, complete: Complete | None = None) -> Meth
 
     def init(key: jax.Array, data: Data) -> State:
         check_data(config, data)
-        names, number = names_of(config, data), len(history_of(data).order)
+        names, past = names_of(config, data), history_of(data)
+        who, took = (jnp.asarray(part)[past.order] for part in (past.user, past.item))
         memory = lambda words: _on_device(
             strings.empty((sizes.users, len(names.domains)), WIDTH * words)
         )
@@ -192,8 +196,10 @@ def make(config: Config, sizes: Sizes, complete: Complete | None = None) -> Meth
             private=memory(config.private_words),
             fused=memory(config.fused_words),
             item=_on_device(strings.pack(names.about, WIDTH * config.item_words)),
-            choice=jnp.full(number, NOT_YET, jnp.int8),
-            reason=_on_device(strings.empty((number,), REASON)),
+            who=who,
+            took=took,
+            choice=jnp.full(len(who), NOT_YET, jnp.int8),
+            reason=_on_device(strings.empty((len(who),), REASON)),
             done=jnp.int32(0),
             counts=Counts(*(jnp.int32(0) for _ in Counts._fields)),
             key=key,
@@ -234,7 +240,7 @@ def make(config: Config, sizes: Sizes, complete: Complete | None = None) -> Meth
         host = host._replace(key=state.key)
         if config.groups < 0:
             return Served(host, names, [[] for _ in range(sizes.users)], [])
-        return Served(host, names, *interest_groups(config, host, names, data, complete))
+        return Served(host, names, *interest_groups(config, host, names, complete))
 
     def score(served: Served, users: jax.Array) -> jax.Array:
         raise SettingError(

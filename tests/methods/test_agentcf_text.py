@@ -617,11 +617,41 @@ def test_a_letter_beyond_z_is_a_letter():
     assert prompts.read_ranking("RANKING: AD, B", 30) == [29, 1]
 
 
-def test_what_the_future_holds_is_not_in_training_prompts():
-    """A group shows, and events are, rows of the history that the data hands over."""
-    dataset = split(synthetic(users=14, items=34, clients=2, length=14), "ratio", 0.1, 0.2, 0)
-    rows = dataset.interactions
-    assert (
-        len(engine.events(ready(dataset)[0], jax.random.key(0)).user) == (rows["split"] == 0).sum()
+def test_what_the_future_holds_is_not_in_training_prompts(model):
+    """Events are the train rows, and a group shows no other row, not at test time either."""
+    dataset = split(synthetic(users=14, items=60, clients=2, length=14), "ratio", 0.1, 0.2, 0)
+    rows, (data, sizes) = dataset.interactions, ready(dataset)
+    trained = rows[rows["split"] == 0]
+    log = engine.events(data, jax.random.key(0))
+    assert sorted(zip(log.user, log.item, strict=True)) == sorted(
+        zip(trained["user"], trained["item"], strict=True)
     )
-    assert len(history(dataset, 2).user) == (rows["split"] < 2).sum()
+    known = data._replace(history=jax.tree.map(jnp.asarray, history(dataset, 2)))
+    assert len(known.history.user) == (rows["split"] < 2).sum() > len(trained)
+    new = set(rows["item"][rows["split"] == 1]) - set(trained["item"])
+    assert new  # items that only the validation rows have
+
+    method, state, _ = fit((data, sizes), model, shown=60, shown_groups=60)
+    assert list(zip(state.who.tolist(), state.took.tolist(), strict=True)) == list(
+        zip(log.user, log.item, strict=True)
+    )
+    served = method.prepare(state, known)
+    expected = method.prepare(state, data)
+    assert (served.groups, served.lately) == (expected.groups, expected.lately)
+    model.asked.clear()
+    method.rank(
+        served, np.arange(14), np.tile(np.flatnonzero(np.asarray(data.domain) == 0)[:4], (14, 1))
+    )
+    shown = [text for text in everything(model) if "share an interest" in text]
+    assert shown
+    groups = "".join(
+        re.search(r"with you took:\n(.*?)\n\nOn offer", text, re.DOTALL)[1] for text in shown
+    )
+    groups += "".join(words for by_domain in served.lately for words in by_domain.values())
+    told = {
+        title
+        for line in re.split(r"of late |; most often |; |\n- ", groups)
+        for title in [line.strip("- \n")]
+    }
+    assert told & {problem_title((data,), item) for item in log.item}
+    assert not told & {problem_title((data,), item) for item in new}
