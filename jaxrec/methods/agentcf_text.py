@@ -303,8 +303,15 @@ def events(data: Data, key: jax.Array, epoch: int = 0) -> Events:
 
 
 def story(config: Config, state: State, data: Data, user: int) -> str:
-    """A user's memories before training and after it, and the events between, as Markdown."""
-    names, log = names_of(config, data), events(data, state.key)
+    """A user's memories before training and after it, and the events between, as Markdown.
+
+    Of several epochs an event is told as it last went, with the item that was rejected then.
+    """
+    names = names_of(config, data)
+    epoch, reached = divmod(int(state.done), len(state.choice))
+    # Those already reached in this epoch have its negatives, all others those of the one before.
+    this, before = (events(data, state.key, max(0, one)) for one in (epoch, epoch - 1))
+    log = Events(*(new[:reached] + old[reached:] for new, old in zip(this, before, strict=True)))
     state = jax.tree.map(np.asarray, state._replace(key=None))
     choice = state.choice
     lines = [f"# User {user}", "", "Before: no memory of any domain.", ""]

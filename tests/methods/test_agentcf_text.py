@@ -162,6 +162,30 @@ def test_memories_are_what_the_model_wrote_last(problem, model):
         assert strings.read(state.fused, (user, d)) == notes
 
 
+def test_a_story_tells_what_was_offered_when_an_event_last_ran(problem, model):
+    number = len(engine.events(problem[0], jax.random.key(0)).user)
+    for steps in (3, 4, 5):  # within the first epoch, at its end, within the second
+        _, state, _ = fit(problem, model, steps, events_per_round=-(-number // 4))
+        epochs = [engine.events(problem[0], state.key, epoch) for epoch in (0, 1)]
+        assert epochs[0].negative != epochs[1].negative
+        again = max(0, int(state.done) - number)
+        assert (again > 0) == (steps == 5)
+        told, expected = [], []
+        for user in range(14):
+            story = engine.story(engine.Config(**SMALL), state, problem[0], user)
+            told += re.findall(r"took \*\*(.*?)\*\*, not (.*?) -- (not reached)?", story)
+            expected += [
+                (
+                    problem_title(problem, item),
+                    problem_title(problem, epochs[event < again].negative[event]),
+                    "" if event < int(state.done) else "not reached",
+                )
+                for event, (who, item, _) in enumerate(zip(*epochs[0], strict=True))
+                if who == user
+            ]
+        assert told == expected
+
+
 def problem_title(problem, item):
     return strings.read(problem[0].written, item).partition("\n")[0]
 
