@@ -111,7 +111,8 @@ class Config:
     item_words: int = 50
     """Length of an item's memory."""
     domains: tuple[str, ...] = ()
-    """Names of the domains in prompts, such as movies toys; by default domain 0, domain 1, ..."""
+    """Names of the domains in prompts, such as movies toys; by default domain 0, domain 1, ...;
+    no more than there are, no two alike."""
     groups: int = 0
     """Interest groups; 0: as many as the square root of the users, -1: none."""
     tags: int = 6
@@ -169,7 +170,10 @@ class Metrics(NamedTuple):
 
 
 def check_data(config: Config, data: Data) -> None:
-    """Refuse data that lack what agents need, or that hold a domain of one item; DataError."""
+    """Refuse data that lack what agents need, or that hold a domain of one item; DataError.
+
+    SettingError where the names of domains do not fit them.
+    """
     names = names_of(config, data)
     if not len(history_of(data).order):
         raise DataError("column 'split': there are no train rows to learn from")

@@ -559,6 +559,22 @@ def test_data_that_cannot_serve_are_refused(problem, model, change, message):
     assert not model.asked
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("films", "books", "toys"), r"domains = \('films', 'books', 'toys'\): 3 names.*2 domains"),
+        (("films", "films"), r"domains = \('films', 'films'\): 'films' would name two"),
+        (("domain 1",), r"domains = \('domain 1',\): 'domain 1' would name two"),
+    ],
+)
+def test_names_that_do_not_fit_the_domains_are_refused(problem, model, names, message):
+    with pytest.raises(SettingError, match=message):
+        engine.check_data(engine.Config(**SMALL, domains=names), problem[0])
+    with pytest.raises(SettingError, match=message):
+        fit(problem, model, domains=names)
+    assert not model.asked
+
+
 def test_without_train_rows_there_is_nothing_to_learn(problem):
     past = problem[0].history
     empty = past._replace(user=past.user[:0], item=past.item[:0], order=past.order[:0])
