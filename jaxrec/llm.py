@@ -36,6 +36,7 @@ import numpy as np
 from jaxrec.types import SettingError
 
 LONGEST_PAUSE = 300.0  # seconds between two tries, whatever a server asks for
+_CUT = "cut at max_tokens = {}: allow longer answers, as with spare_tokens"
 _VERSION = 1  # of the cache's entries
 
 
@@ -70,6 +71,7 @@ class Usage:
     cached: int = 0  # answered from the disk
     retries: int = 0  # tries after the first one of a call
     failures: int = 0  # calls that the server refused for good
+    cut: int = 0  # paid for, but at their limit before the answer was whole: not used, not kept
     prompt_tokens: int = 0  # of the calls paid for
     answer_tokens: int = 0
 
@@ -144,7 +146,8 @@ def server(
     and an answer that is not of the protocol: after `pause` seconds, twice as many each time, with
     jitter, or as many as the server's Retry-After says. If that does not help, or if the key or the
     model is refused, `LLMError` ends the whole list; what has arrived by then is kept. A prompt
-    that the server refuses (400, 413, 422) fails alone.
+    that the server refuses (400, 413, 422) fails alone, and so does one whose answer reaches its
+    limit before it is whole: what there is of it is neither used nor kept.
 
     Args:
       base_url: such as http://localhost:8000/v1.
@@ -158,8 +161,8 @@ def server(
       api_key_env: the environment variable that holds the API key; it may be absent where the
         server wants none. The key goes to the server and nowhere else: errors show [key] in its
         place, and so do answers that repeat one of at least 8 characters.
-      folder: where answers are kept, by the sha256 of model, parameters, prompt and seed; None
-        keeps none.
+      folder: where answers are kept, by the sha256 of base_url, model, parameters, prompt and
+        seed; None keeps none.
       usage: counts what is asked.
 
     Raises SettingError where a setting cannot work or the package `openai` is absent.
@@ -185,7 +188,7 @@ def server(
             base_url=base_url, api_key=key or "none", timeout=timeout, max_retries=0
         )
 
-    def once(prompt: Prompt) -> tuple[str, int, int]:
+    def once(prompt: Prompt) -> tuple[str, bool, int, int]:
         reply = client().chat.completions.create(
             model=model,
             messages=[
@@ -201,7 +204,8 @@ def server(
         text = hide(text) if len(key) >= 8 else text
         spent = [getattr(reply.usage, f"{kind}_tokens", None) for kind in ("prompt", "completion")]
         guessed = len(prompt.system + prompt.user) // 4, len(text) // 4
-        return text, *(g if s is None else s for s, g in zip(spent, guessed, strict=True))
+        whole = reply.choices[0].finish_reason != "length"
+        return text, whole, *(g if s is None else s for s, g in zip(spent, guessed, strict=True))
 
     def ask(prompt: Prompt, keep: Callable[[Prompt, str], None], stop: threading.Event) -> Answer:
         import openai
@@ -212,17 +216,23 @@ def server(
             if stop.is_set():
                 return Answer(None, "not asked")
             try:
-                text, *tokens = once(prompt)
+                text, whole, *tokens = once(prompt)
             except broken as error:
                 status, problem = getattr(error, "status_code", None), _problem(error, hide)
                 waits = _asked_to_wait(error)
             else:
-                keep(prompt, text)
+                if whole:
+                    keep(prompt, text)
                 with lock:
                     usage.calls += 1
                     usage.prompt_tokens += tokens[0]
                     usage.answer_tokens += tokens[1]
-                return Answer(text)
+                    usage.cut += not whole
+                if whole:
+                    return Answer(text)
+                problem = _CUT.format(prompt.max_tokens)
+                warn(f"{base_url}: an answer was {problem}; it is not used", stacklevel=2)
+                return Answer(None, problem)
             # Out of the except clause: an error raised there would carry the request and its key.
             if status in (400, 413, 422):
                 with lock:
@@ -252,7 +262,9 @@ def server(
         failed = [one for one in asked if not one.cancelled() and one.exception()]
         return [one.result() for one in failed or asked]
 
-    return _remembering(ask_all, folder, {"model": model, **settings}, usage)
+    # One name may be another model elsewhere.
+    identity = {"base_url": base_url.rstrip("/"), "model": model, **settings}
+    return _remembering(ask_all, folder, identity, usage)
 
 
 def local(

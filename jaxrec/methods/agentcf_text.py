@@ -67,7 +67,7 @@ RUN = {
     "monitor": "MRR",
     "baselines": ("popularity",),
 }
-RESUMABLE = ("base_url", "api_key_env", "concurrency", "timeout", "retries")
+RESUMABLE = ("api_key_env", "concurrency", "timeout", "retries")
 """Settings that change no answer, so that a run may go on with others."""
 reads_titles = True
 
@@ -79,7 +79,7 @@ class Config:
     llm: Literal["server", "local"] = "server"
     """Who answers: a server that speaks OpenAI's chat completions, or a decoder in this process."""
     base_url: str = "http://localhost:8000/v1"
-    """Address of the server."""
+    """Address of the server; a model of the same name elsewhere is another one."""
     model: str = ""
     """Name of the model on the server or, if local, the folder that holds it."""
     api_key_env: str = "OPENAI_API_KEY"
@@ -165,7 +165,7 @@ class Metrics(NamedTuple):
     calls: int
     call_rounds: int
     unusable: int  # answers that did not follow the format
-    refused: int  # calls without an answer
+    refused: int  # calls without an answer, or with one cut at its limit
     given_up: int  # events that changed nothing
 
 

@@ -44,7 +44,7 @@ class Counts(NamedTuple):
     calls: int = 0
     rounds: int = 0  # lists of calls that were made one after another
     unusable: int = 0  # answers that did not follow the format
-    refused: int = 0  # calls that the server gave no answer to
+    refused: int = 0  # calls that the server gave no answer to, or one cut at its limit
     given_up: int = 0  # events that changed nothing
 
 

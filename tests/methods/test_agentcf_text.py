@@ -366,7 +366,7 @@ def test_a_run_without_its_server_ends_with_one_error_and_can_be_resumed(
     monkeypatch.setattr(jaxrec, "train", jaxrec.train)
     main = importlib.import_module("jaxrec.train").main
     monkeypatch.setenv("MY_KEY", KEY)
-    gone, loopback = serve(), serve()
+    gone, other = serve(), serve()
     gone.close()
     given = settings(folder, gone.url) | {"rounds": 1, "stories": 1}
     words = to_words(given)
@@ -375,7 +375,11 @@ def test_a_run_without_its_server_ends_with_one_error_and_can_be_resumed(
     assert re.search(rf"error: {gone.url}: no connection.*see that the server runs", said)
     assert f"--resume {tmp_path / 'out'}" in said
     assert re.search(r"agentcf_text: about [\d,]+ calls.*32 one by one, \d+ in waves", said)
-    words = ["--resume", str(tmp_path / "out"), "--base_url", loopback.url, "--timeout", "9"]
+    words = ["--resume", str(tmp_path / "out"), "--timeout", "9"]
+    assert main([*words, "--base_url", other.url]) == 2
+    assert re.search(rf"base_url = '{other.url}'.*was trained with", capsys.readouterr().err)
+    assert not other.bodies
+    loopback = serve(port=gone.server.server_port)
     assert main(words) == 0
     said = capsys.readouterr().err
     assert "llm/rounds/sequential 32" in said
