@@ -36,6 +36,7 @@ import numpy as np
 from jaxrec.types import SettingError
 
 LONGEST_PAUSE = 300.0  # seconds between two tries, whatever a server asks for
+_CUT = "cut at max_tokens = {}: allow longer answers, as with spare_tokens"
 _VERSION = 1  # of the cache's entries
 
 
@@ -70,6 +71,7 @@ class Usage:
     cached: int = 0  # answered from the disk
     retries: int = 0  # tries after the first one of a call
     failures: int = 0  # calls that the server refused for good
+    cut: int = 0  # paid for, but at their limit before the answer was whole: not used, not kept
     prompt_tokens: int = 0  # of the calls paid for
     answer_tokens: int = 0
 
@@ -144,7 +146,8 @@ def server(
     and an answer that is not of the protocol: after `pause` seconds, twice as many each time, with
     jitter, or as many as the server's Retry-After says. If that does not help, or if the key or the
     model is refused, `LLMError` ends the whole list; what has arrived by then is kept. A prompt
-    that the server refuses (400, 413, 422) fails alone.
+    that the server refuses (400, 413, 422) fails alone, and so does one whose answer reaches its
+    limit before it is whole: what there is of it is neither used nor kept.
 
     Args:
       base_url: such as http://localhost:8000/v1.
@@ -156,9 +159,10 @@ def server(
       temperature: of sampling; 0 for the most likely answer.
       limit_as: what the server calls the limit on an answer's length.
       api_key_env: the environment variable that holds the API key; it may be absent where the
-        server wants none. The key goes to the server and nowhere else.
-      folder: where answers are kept, by the sha256 of model, parameters, prompt and seed; None
-        keeps none.
+        server wants none. The key goes to the server and nowhere else: errors show [key] in its
+        place, and so do answers that repeat one of at least 8 characters.
+      folder: where answers are kept, by the sha256 of base_url, model, parameters, prompt and
+        seed; None keeps none.
       usage: counts what is asked.
 
     Raises SettingError where a setting cannot work or the package `openai` is absent.
@@ -167,7 +171,12 @@ def server(
     usage = Usage() if usage is None else usage
     settings = {"temperature": temperature}
     key = os.environ.get(api_key_env, "").strip()
-    hide = lambda text: text.replace(key, "[key]") if len(key) >= 8 else text
+    if not re.fullmatch(r"[!-~]*", key):
+        raise SettingError(
+            f"api_key_env: the key in the environment variable {api_key_env} holds a space, a line "
+            "break or another character that no key has; set it anew"
+        )
+    hide = functools.partial(_hide, key)
     lock = threading.Lock()
 
     @functools.cache
@@ -179,7 +188,7 @@ def server(
             base_url=base_url, api_key=key or "none", timeout=timeout, max_retries=0
         )
 
-    def once(prompt: Prompt) -> tuple[str, int, int]:
+    def once(prompt: Prompt) -> tuple[str, bool, int, int]:
         reply = client().chat.completions.create(
             model=model,
             messages=[
@@ -190,10 +199,13 @@ def server(
             **settings,
             **{limit_as: prompt.max_tokens},
         )
-        text = hide(reply.choices[0].message.content or "")
+        text = reply.choices[0].message.content or ""
+        # A shorter key, such as "none", keeps no secret and may well be a word of the answer.
+        text = hide(text) if len(key) >= 8 else text
         spent = [getattr(reply.usage, f"{kind}_tokens", None) for kind in ("prompt", "completion")]
         guessed = len(prompt.system + prompt.user) // 4, len(text) // 4
-        return text, *(g if s is None else s for s, g in zip(spent, guessed, strict=True))
+        whole = reply.choices[0].finish_reason != "length"
+        return text, whole, *(g if s is None else s for s, g in zip(spent, guessed, strict=True))
 
     def ask(prompt: Prompt, keep: Callable[[Prompt, str], None], stop: threading.Event) -> Answer:
         import openai
@@ -204,17 +216,23 @@ def server(
             if stop.is_set():
                 return Answer(None, "not asked")
             try:
-                text, *tokens = once(prompt)
+                text, whole, *tokens = once(prompt)
             except broken as error:
-                status, problem = getattr(error, "status_code", None), hide(_problem(error))
+                status, problem = getattr(error, "status_code", None), _problem(error, hide)
                 waits = _asked_to_wait(error)
             else:
-                keep(prompt, text)
+                if whole:
+                    keep(prompt, text)
                 with lock:
                     usage.calls += 1
                     usage.prompt_tokens += tokens[0]
                     usage.answer_tokens += tokens[1]
-                return Answer(text)
+                    usage.cut += not whole
+                if whole:
+                    return Answer(text)
+                problem = _CUT.format(prompt.max_tokens)
+                warn(f"{base_url}: an answer was {problem}; it is not used", stacklevel=2)
+                return Answer(None, problem)
             # Out of the except clause: an error raised there would carry the request and its key.
             if status in (400, 413, 422):
                 with lock:
@@ -244,7 +262,9 @@ def server(
         failed = [one for one in asked if not one.cancelled() and one.exception()]
         return [one.result() for one in failed or asked]
 
-    return _remembering(ask_all, folder, {"model": model, **settings}, usage)
+    # One name may be another model elsewhere.
+    identity = {"base_url": base_url.rstrip("/"), "model": model, **settings}
+    return _remembering(ask_all, folder, identity, usage)
 
 
 def local(
@@ -374,16 +394,23 @@ def _check_server(
         )
 
 
-def _problem(error: Exception) -> str:
-    """What went wrong, in a line."""
+def _hide(key: str, text: str) -> str:
+    """The text without the key, as it is or as Python and JSON escape it."""
+    for form in filter(None, (repr(key)[1:-1], json.dumps(key)[1:-1], key)):
+        text = text.replace(form, "[key]")
+    return text
+
+
+def _problem(error: Exception, hide: Callable[[str], str]) -> str:
+    """What went wrong, in a line; what others wrote goes through `hide` before it is cut."""
     status = getattr(error, "status_code", None)
     if status and status >= 300:
-        return f"answered {status} ({' '.join(str(error).split())[:300]})"
+        return f"answered {status} ({' '.join(hide(str(error)).split())[:300]})"
     if "Timeout" in type(error).__name__:
         return "timed out"
     if "Connection" in type(error).__name__:
         cause = error.__cause__
-        return f"no connection ({cause or error})"
+        return f"no connection ({hide(str(cause or error))})"
     return f"not an answer of the chat completions protocol ({type(error).__name__})"
 
 

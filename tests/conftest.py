@@ -38,8 +38,8 @@ def serve(loopback, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     started = []
 
-    def start(answer=loopback.scripted, fault=lambda number, body: None):
-        started.append(loopback.Loopback(answer, fault))
+    def start(answer=loopback.scripted, fault=lambda number, body: None, port=0):
+        started.append(loopback.Loopback(answer, fault, port))
         return started[-1]
 
     yield start

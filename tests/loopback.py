@@ -28,7 +28,7 @@ def scripted(system, user, seed):
 class Loopback:
     """`fault(number, body)` names what goes wrong with request `number`, from 0, or is None."""
 
-    def __init__(self, answer=scripted, fault=lambda number, body: None):
+    def __init__(self, answer=scripted, fault=lambda number, body: None, port=0):
         self.scripted, self.bodies, self.keys = answer, [], set()
         lock = threading.Lock()
 
@@ -58,7 +58,7 @@ class Loopback:
                     "id": "x", "object": "chat.completion", "created": 0, "model": body["model"],
                     "choices": [
                         {
-                            "index": 0, "finish_reason": "stop",
+                            "index": 0, "finish_reason": "length" if what == "length" else "stop",
                             "message": {"role": "assistant", "content": text},
                         }
                     ],
@@ -88,7 +88,7 @@ class Loopback:
             def handle_error(self, *args):  # a client that gave up waiting
                 pass
 
-        self.server = Server(("127.0.0.1", 0), Handler)
+        self.server = Server(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 

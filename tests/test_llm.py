@@ -146,6 +146,33 @@ def test_what_is_another_question_has_another_file(serve, tmp_path):
     assert len(list(tmp_path.rglob("*.json"))) == len(loopback.bodies) == 7
 
 
+def test_the_same_model_on_another_server_is_another_one(serve, tmp_path):
+    one, other = serve(), serve(lambda *_: "NOTES: other")
+    assert connect(one, tmp_path)(prompts(2)) == expected(one, prompts(2))
+    assert connect(other, tmp_path)(prompts(2)) == [Answer("NOTES: other")] * 2
+    llm.server(other.url + "/", "toy", folder=tmp_path)(prompts(2))
+    assert len(one.bodies) == len(other.bodies) == 2
+
+
+def test_an_answer_cut_at_its_limit_is_neither_used_nor_kept(serve, tmp_path):
+    short = [True]
+    cut = lambda number, body: "length" if body["seed"] == 1 and short[0] else None
+    loopback, usage = serve(fault=cut), Usage()
+    complete = connect(loopback, tmp_path, usage)
+    with pytest.warns(UserWarning, match=r"cut at max_tokens = 512.*spare_tokens.*not used"):
+        first, second, third = complete(prompts(3))
+    assert [first, third] == expected(loopback, prompts(3))[::2]
+    assert second.text is None
+    assert "max_tokens = 512" in second.failure
+    assert "spare_tokens" in second.failure
+    assert (usage.calls, usage.cut, usage.failures, usage.retries) == (3, 1, 0, 0)
+    assert usage.answer_tokens == 15  # what was cut is paid for
+    assert len(list(tmp_path.rglob("*.json"))) == 2
+    short[0] = False
+    assert complete(prompts(3)) == expected(loopback, prompts(3))
+    assert len(loopback.bodies) == 4
+
+
 @pytest.mark.parametrize("harm", ["cut", "empty", "changed", "other"])
 def test_a_damaged_answer_is_asked_for_again(serve, tmp_path, harm):
     loopback = serve()
@@ -209,6 +236,32 @@ def test_the_key_reaches_the_server_and_nothing_else(
     assert not any(KEY in one for one in told)
 
 
+@pytest.mark.parametrize("key", ["sk-one\nsk-two", "sk-one two", "sk-\N{EN DASH}one", "sk-\x7fone"])
+def test_a_key_that_no_server_can_be_sent_is_refused_unseen(serve, monkeypatch, key):
+    monkeypatch.setenv("MY_KEY", key)
+    loopback = serve()
+    with pytest.raises(SettingError, match="environment variable MY_KEY") as caught:
+        connect(loopback, api_key_env="MY_KEY")(prompts(1))
+    assert "sk-" not in "".join(traceback.format_exception(caught.value))
+    assert not loopback.bodies
+
+
+@pytest.mark.parametrize("key", ["sk-7", "sk-se\\cret'9", "sk-" + "7" * 400], ids=len)
+def test_no_key_is_in_an_error_however_short_or_long_or_escaped(serve, monkeypatch, key):
+    monkeypatch.setenv("MY_KEY", f" {key}\n")
+    loopback = serve(fault=lambda number, body: (401, {}))
+    with pytest.raises(LLMError, match=r"\[key\]") as caught:
+        connect(loopback, api_key_env="MY_KEY")(prompts(1))
+    assert loopback.keys == {f"Bearer {key}"}
+    assert "sk-" not in llm._hide(key, f"{key} {key!r} {json.dumps(key)}")
+    assert "sk-" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_key_that_is_a_word_changes_no_answer(serve, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "none")
+    assert connect(serve(lambda *_: "none"), api_key_env="MY_KEY")(prompts(1)) == [Answer("none")]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -246,4 +299,4 @@ def test_an_estimate_is_the_slower_of_rounds_and_throughput():
     free = llm.estimate(10, 10, 10)
     assert free.cost is None
     assert "cost" not in llm.tell(free)
-    np.testing.assert_array_equal(list(Usage(calls=3).values().values()), [3, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(list(Usage(calls=3).values().values()), [3, 0, 0, 0, 0, 0, 0])

@@ -16,7 +16,7 @@ from jaxrec.methods.agentcf_prompts import Offer
 from jaxrec.ops import dataflow, strings
 from jaxrec.ops.dataflow import Stage
 from jaxrec.ops.schedule import Events
-from jaxrec.types import Data, DataError, History
+from jaxrec.types import Data, DataError, History, SettingError
 
 if TYPE_CHECKING:
     from jaxrec.methods.agentcf_text import Config
@@ -36,6 +36,7 @@ class Names(NamedTuple):
 
 
 def names_of(config: Config, data: Data) -> Names:
+    """Raises SettingError where the names given do not fit the domains."""
     if data.written is None:
         raise DataError(
             "column 'title': the items have no text to show to a language model; add title, "
@@ -43,7 +44,17 @@ def names_of(config: Config, data: Data) -> Names:
         )
     domain = domains_of(data)
     number = int(domain.max()) + 1
+    if len(config.domains) > number:
+        raise SettingError(
+            f"domains = {config.domains!r}: {len(config.domains)} names, and the items are of "
+            f"{number} domains; leave out what is too many"
+        )
     named = [*config.domains, *(f"domain {d}" for d in range(len(config.domains), number))]
+    if twice := [name for name, times in Counter(named).items() if times > 1]:
+        raise SettingError(
+            f"domains = {config.domains!r}: {twice[0]!r} would name two domains; give each a name "
+            "of its own"
+        )
     written = jax.tree.map(np.asarray, data.written)
     texts = [strings.read(written, item) for item in range(len(domain))]
     first, _, about = zip(*(text.partition("\n") for text in texts), strict=True)
@@ -52,7 +63,7 @@ def names_of(config: Config, data: Data) -> Names:
         text if text and times[text] == 1 else f"{text} (item {item})".strip()
         for item, text in enumerate(first)
     ]
-    return Names(domain, named[:number], title, [" ".join(text.split()) for text in about])
+    return Names(domain, named, title, [" ".join(text.split()) for text in about])
 
 
 def written(names: Names, user: int, item: int, negative: int) -> list[tuple]:

@@ -28,6 +28,11 @@ _KEEPER = (
     "You keep short notes for a shop, from what its customers do. Write plainly, claim nothing "
     "that was not observed, and answer in exactly the format that is asked for."
 )
+# What prompts have in the place of what they ask for; a model that repeats it has not answered.
+_WHY = "in one or two sentences, what in your notes and in the items decided it"
+_TEXT, _MERGED = "the text", "the merged text"
+_NOTE = "the new note on "
+_TAG = "interest"
 AGAIN = "\n\nYour last answer did not follow the format. Write nothing but the format above."
 
 
@@ -44,18 +49,22 @@ def choose(domain: str, notes: str, offers: Sequence[Offer]) -> Words:
         "Which one do you take?\n"
         "Answer in two lines:\n"
         f"CHOICE: {letters}\n"
-        "REASON: in one or two sentences, what in your notes and in the items decided it"
+        f"REASON: {_WHY}"
     )
 
 
 def read_choice(text: str, number: int) -> tuple[int, str] | None:
-    """The place of the chosen one among `number` offers, and the reason."""
-    found = re.search(r"^\W*CHOICE\W+([A-Z]+)\b", _said(text), re.MULTILINE)
+    """The place of the chosen one among `number` offers, and the reason.
+
+    A line of the choice ends after the letter: "CHOICE: A or B" is none. Two that differ are none.
+    """
+    found = re.findall(r"^\W*CHOICE\W+([A-Z]+)(?:[^\w\n]|_)*$", _said(text), re.MULTILINE)
     letters = [label(k) for k in range(number)]
-    if not found or found[1] not in letters:
+    if len(set(found)) != 1 or found[0] not in letters:
         return None
     reason = re.search(r"^\W*REASON\W+(.*)", _said(text), re.MULTILINE | re.DOTALL)
-    return letters.index(found[1]), " ".join(reason[1].split()) if reason else ""
+    why = " ".join(reason[1].split()) if reason else ""
+    return letters.index(found[0]), "" if _echoes(why, _WHY) else why
 
 
 def reflect(
@@ -84,7 +93,7 @@ def reflect(
         f"{_notes(domain, notes)}\n\n{what}\n\n{because}"
         f"Write your notes on {domain} anew, as one text of at most {words} words that stands for "
         "the old one: what you like, what you do not, what you are unsure of. Do not list items.\n"
-        "Answer:\nNOTES: the text"
+        f"Answer:\nNOTES: {_TEXT}"
     )
 
 
@@ -99,14 +108,16 @@ def fuse(domain: str, private: Sequence[tuple[str, str]], fused: str, words: int
         f"Then merge that with your notes on {domain} and with what you have so far into one text "
         f"of at most {words} words. Where they disagree, your notes on {domain} are newer and "
         "win.\n"
-        "Answer:\nNOTES: the merged text"
+        f"Answer:\nNOTES: {_MERGED}"
     )
 
 
 def read_notes(text: str) -> str | None:
-    """The text after NOTES:"""
+    """The text after NOTES:, unless its first line is what the prompt has in its place."""
     found = re.search(r"^\W*NOTES\W*?:\W*?(\w.*)", _said(text), re.MULTILINE | re.DOTALL)
-    return found[1].strip() if found else None
+    if not found or _echoes(found[1].partition("\n")[0], _TEXT, _MERGED):
+        return None
+    return found[1].strip()
 
 
 def items(
@@ -114,7 +125,7 @@ def items(
 ) -> Words:
     """What do two items learn of those who take them, and of those who do not?"""
     said = f"Asked before, the customer had said: {reason}\n" if reason else ""
-    lines = "\n".join(f"{label(k)}: the new note on {label(k)}" for k in range(len(offers)))
+    lines = "\n".join(f"{label(k)}: {_NOTE}{label(k)}" for k in range(len(offers)))
     return _KEEPER, (
         f"A customer describes their taste in {domain} so: {notes or '(not known)'}\n\n"
         f"Of these two items\n{_listed(offers)}\n"
@@ -127,13 +138,15 @@ def items(
 
 
 def read_items(text: str, number: int) -> list[str] | None:
-    """The new notes of the items, in the order shown."""
+    """The new notes of the items, in the order shown; none may be what the prompt has there."""
     letters = [label(k) for k in range(number)]
     parts = re.split(rf"^\W*({'|'.join(letters)})\W*?:", _said(text), flags=re.MULTILINE)
     found = dict(
         zip(parts[1::2], (" ".join(part.strip(" *_").split()) for part in parts[2::2]), strict=True)
     )
-    return [found[letter] for letter in letters] if all(map(found.get, letters)) else None
+    notes = [found.get(letter, "") for letter in letters]
+    echoed = any(_echoes(note, *(_NOTE + letter for letter in letters)) for note in notes)
+    return notes if all(notes) and not echoed else None
 
 
 def tags(private: Sequence[tuple[str, str]], number: int) -> Words:
@@ -143,7 +156,7 @@ def tags(private: Sequence[tuple[str, str]], number: int) -> Words:
         f"These are the notes of one customer:\n\n{of}\n\n"
         f"Name at most {number} interests that they show, each in one to three words, the "
         "strongest first.\n"
-        "Answer in one line, with commas between:\nTAGS: interest, interest, ..."
+        f"Answer in one line, with commas between:\nTAGS: {_TAG}, {_TAG}, ..."
     )
 
 
@@ -153,7 +166,8 @@ def read_tags(text: str, number: int) -> list[str] | None:
     each = (
         [tag.strip(" \t.*_-#\"'").lower() for tag in re.split(r"[,;|]", found[1])] if found else []
     )
-    return list(dict.fromkeys(filter(None, each)))[:number] or None
+    echoed = any(_echoes(tag, _TAG) for tag in each)
+    return None if echoed else list(dict.fromkeys(filter(None, each)))[:number] or None
 
 
 def rank(
@@ -172,11 +186,34 @@ def rank(
 
 
 def read_ranking(text: str, number: int) -> list[int] | None:
-    """The places of those that the answer names, best first, each once; those omitted lack."""
-    found = re.search(r"^\W*RANKING\W*?:(.*)", _said(text), re.MULTILINE)
+    """The places of those that the answer names, best first, each once; those omitted lack.
+
+    Between commas (or > or ;) stands the letter of an option alone, or before a punctuation mark
+    and more, as in "B. Tide" and "B (Tide)". Anything else is prose, in which "I" and "a" are no
+    letters, and makes its line unusable. Two usable lines that differ are none.
+    """
+    lines = re.findall(r"^\W*RANKING\W*?:(.*)", _said(text), re.MULTILINE)
+    found = list(filter(None, (_ranked(line, number) for line in lines)))
+    return found[0] if found and all(one == found[0] for one in found) else None
+
+
+def _ranked(line: str, number: int) -> list[int] | None:
     places = {label(k): k for k in range(number)}
-    named = re.findall(r"[A-Z]+", found[1].upper()) if found else []
-    return list(dict.fromkeys(places[one] for one in named if one in places)) or None
+    pieces = (piece.strip(" \t\r*_.()[]\"'`") for piece in re.split(r"[,>;]", line))
+    named = []
+    for piece in filter(None, pieces):
+        found = re.match(r"([A-Za-z]+)(?:\s*[-.:()*\u2013\u2014](.*))?$", piece)
+        words = re.findall(r"\w+", found[2] or "") if found else []
+        if not found or found[1].upper() not in places or (words and places.keys() >= set(words)):
+            return None  # the last: letters with something else than commas between them
+        named.append(places[found[1].upper()])
+    return list(dict.fromkeys(named))
+
+
+def _echoes(said: str, *templates: str) -> bool:
+    """Is it one of the templates, whatever marks stand around it?"""
+    plain = lambda text: re.sub(r"[\W_]+", " ", text).strip().casefold()
+    return plain(said) in map(plain, templates)
 
 
 def _said(text: str) -> str:

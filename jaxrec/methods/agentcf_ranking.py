@@ -13,11 +13,10 @@ import numpy as np
 from jaxrec.data.text import embed
 from jaxrec.llm import Complete, Prompt
 from jaxrec.methods import agentcf_prompts as prompts
-from jaxrec.methods.agentcf_agents import WIDTH, Names, fuse, history_of, seeds, to_prompt
+from jaxrec.methods.agentcf_agents import WIDTH, Names, fuse, seeds, to_prompt
 from jaxrec.methods.agentcf_prompts import Offer
 from jaxrec.ops import strings
 from jaxrec.ops.groups import spherical_k_means
-from jaxrec.types import Data
 
 if TYPE_CHECKING:
     from jaxrec.methods.agentcf_text import Config, State
@@ -33,9 +32,12 @@ class Served(NamedTuple):
 
 
 def interest_groups(
-    config: Config, state: State, names: Names, data: Data, complete: Complete
+    config: Config, state: State, names: Names, complete: Complete
 ) -> tuple[list[list[int]], list[dict[int, str]]]:
-    """The groups of each user, the closest first, and what the members of each took by domain."""
+    """The groups of each user, the closest first, and what the members of each took by domain.
+
+    What they took is what the state keeps: the train rows, and at no time a validation row.
+    """
     number, domains = state.private.length.shape
     private = [[strings.read(state.private, (u, d)) for d in range(domains)] for u in range(number)]
     active = [user for user in range(number) if any(private[user])]
@@ -67,10 +69,8 @@ def interest_groups(
         closest = Counter(of[tag] for tag in tags).most_common()
         groups[user] = [group for group, _ in closest if members[group] > 1]
 
-    history = history_of(data)
     took: list[dict[int, list[int]]] = [defaultdict(list) for _ in range(wanted)]
-    users, items = (np.asarray(part)[np.asarray(history.order)].tolist() for part in history[:2])
-    for user, item in zip(users, items, strict=True):
+    for user, item in zip(state.who.tolist(), state.took.tolist(), strict=True):
         for group in groups[user]:
             took[group][int(names.domain[item])].append(item)
     lately = [

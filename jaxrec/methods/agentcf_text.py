@@ -12,7 +12,8 @@ domain d, and a rejected item j of d is drawn. Four calls to the model follow:
     items     what does that tell of i and j?             -> item[i], item[j]
 
 To rank, users get tags of their interests, tags are clustered into groups, a user may be in several
-or none, and the prompt shows what the members of the user's groups took of late and most often.
+or none, and the prompt shows what the members of the user's groups took of late and most often, of
+the train rows alone.
 
 What differs from the authors' code, and why: options stand in seeded random order and are named by
 letters, so that their place tells nothing; candidates that an answer omits rank last, equal; items
@@ -66,7 +67,7 @@ RUN = {
     "monitor": "MRR",
     "baselines": ("popularity",),
 }
-RESUMABLE = ("base_url", "api_key_env", "concurrency", "timeout", "retries")
+RESUMABLE = ("api_key_env", "concurrency", "timeout", "retries")
 """Settings that change no answer, so that a run may go on with others."""
 reads_titles = True
 
@@ -78,7 +79,7 @@ class Config:
     llm: Literal["server", "local"] = "server"
     """Who answers: a server that speaks OpenAI's chat completions, or a decoder in this process."""
     base_url: str = "http://localhost:8000/v1"
-    """Address of the server."""
+    """Address of the server; a model of the same name elsewhere is another one."""
     model: str = ""
     """Name of the model on the server or, if local, the folder that holds it."""
     api_key_env: str = "OPENAI_API_KEY"
@@ -110,7 +111,8 @@ class Config:
     item_words: int = 50
     """Length of an item's memory."""
     domains: tuple[str, ...] = ()
-    """Names of the domains in prompts, such as movies toys; by default domain 0, domain 1, ..."""
+    """Names of the domains in prompts, such as movies toys; by default domain 0, domain 1, ...;
+    no more than there are, no two alike."""
     groups: int = 0
     """Interest groups; 0: as many as the square root of the users, -1: none."""
     tags: int = 6
@@ -146,6 +148,8 @@ class State(NamedTuple):
     private: Text  # [U, M]
     fused: Text  # [U, M]
     item: Text  # [I]
+    who: jax.Array  # int32 [E]  the user of each event, in the order of time
+    took: jax.Array  # int32 [E]  and the item; at test time the data's history holds more rows
     choice: jax.Array  # int8 [E]  what came of each event: NOT_YET, WRONG, RIGHT or GIVEN_UP
     reason: Text  # [E]  why the model chose as it did
     done: jax.Array  # int32 []  events taken, over all epochs
@@ -161,12 +165,15 @@ class Metrics(NamedTuple):
     calls: int
     call_rounds: int
     unusable: int  # answers that did not follow the format
-    refused: int  # calls without an answer
+    refused: int  # calls without an answer, or with one cut at its limit
     given_up: int  # events that changed nothing
 
 
 def check_data(config: Config, data: Data) -> None:
-    """Refuse data that lack what agents need, or that hold a domain of one item; DataError."""
+    """Refuse data that lack what agents need, or that hold a domain of one item; DataError.
+
+    SettingError where the names of domains do not fit them.
+    """
     names = names_of(config, data)
     if not len(history_of(data).order):
         raise DataError("column 'split': there are no train rows to learn from")
@@ -184,7 +191,8 @@ def make(config: Config, sizes: Sizes, complete: Complete | None = None) -> Meth
 
     def init(key: jax.Array, data: Data) -> State:
         check_data(config, data)
-        names, number = names_of(config, data), len(history_of(data).order)
+        names, past = names_of(config, data), history_of(data)
+        who, took = (jnp.asarray(part)[past.order] for part in (past.user, past.item))
         memory = lambda words: _on_device(
             strings.empty((sizes.users, len(names.domains)), WIDTH * words)
         )
@@ -192,8 +200,10 @@ def make(config: Config, sizes: Sizes, complete: Complete | None = None) -> Meth
             private=memory(config.private_words),
             fused=memory(config.fused_words),
             item=_on_device(strings.pack(names.about, WIDTH * config.item_words)),
-            choice=jnp.full(number, NOT_YET, jnp.int8),
-            reason=_on_device(strings.empty((number,), REASON)),
+            who=who,
+            took=took,
+            choice=jnp.full(len(who), NOT_YET, jnp.int8),
+            reason=_on_device(strings.empty((len(who),), REASON)),
             done=jnp.int32(0),
             counts=Counts(*(jnp.int32(0) for _ in Counts._fields)),
             key=key,
@@ -234,7 +244,7 @@ def make(config: Config, sizes: Sizes, complete: Complete | None = None) -> Meth
         host = host._replace(key=state.key)
         if config.groups < 0:
             return Served(host, names, [[] for _ in range(sizes.users)], [])
-        return Served(host, names, *interest_groups(config, host, names, data, complete))
+        return Served(host, names, *interest_groups(config, host, names, complete))
 
     def score(served: Served, users: jax.Array) -> jax.Array:
         raise SettingError(
@@ -297,8 +307,15 @@ def events(data: Data, key: jax.Array, epoch: int = 0) -> Events:
 
 
 def story(config: Config, state: State, data: Data, user: int) -> str:
-    """A user's memories before training and after it, and the events between, as Markdown."""
-    names, log = names_of(config, data), events(data, state.key)
+    """A user's memories before training and after it, and the events between, as Markdown.
+
+    Of several epochs an event is told as it last went, with the item that was rejected then.
+    """
+    names = names_of(config, data)
+    epoch, reached = divmod(int(state.done), len(state.choice))
+    # Those already reached in this epoch have its negatives, all others those of the one before.
+    this, before = (events(data, state.key, max(0, one)) for one in (epoch, epoch - 1))
+    log = Events(*(new[:reached] + old[reached:] for new, old in zip(this, before, strict=True)))
     state = jax.tree.map(np.asarray, state._replace(key=None))
     choice = state.choice
     lines = [f"# User {user}", "", "Before: no memory of any domain.", ""]

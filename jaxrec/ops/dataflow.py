@@ -44,7 +44,7 @@ class Counts(NamedTuple):
     calls: int = 0
     rounds: int = 0  # lists of calls that were made one after another
     unusable: int = 0  # answers that did not follow the format
-    refused: int = 0  # calls that the server gave no answer to
+    refused: int = 0  # calls that the server gave no answer to, or one cut at its limit
     given_up: int = 0  # events that changed nothing
 
 
@@ -89,7 +89,7 @@ def replay(
     stage, attempt, run = ([0] * number for _ in range(3))
     given_up = [False] * number
     readers: list[set[int]] = [set() for _ in range(number)]
-    waiting: list[set[int]] = [set() for _ in range(number)]
+    waiting: list[set[tuple[int, int]]] = [set() for _ in range(number)]  # (event, its run)
     calls = rounds = unusable = refused = 0
 
     def read(event: int, cell: Cell) -> str:
@@ -136,7 +136,8 @@ def replay(
         elif stage[event] < len(stages):
             pending.add(event)
         if taken is not None or given_up[event]:
-            pending |= waiting[event]
+            # A run that was forgotten waits no more: its event began anew, or is given up.
+            pending |= {other for other, current in waiting[event] if run[other] == current}
             waiting[event] = set()
 
     for batch in batches:
@@ -149,7 +150,7 @@ def replay(
                     prompt = ask(event, reads, notes[event], attempt[event])
                     asked.append((event, run[event], prompt))
                 except _NotYet as other:
-                    waiting[other.args[0]].add(event)
+                    waiting[other.args[0]].add((event, run[event]))
             pending = set()
             answers = complete([prompt for _, _, prompt in asked])
             rounds, calls = rounds + 1, calls + len(asked)

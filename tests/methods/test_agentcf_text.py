@@ -162,6 +162,30 @@ def test_memories_are_what_the_model_wrote_last(problem, model):
         assert strings.read(state.fused, (user, d)) == notes
 
 
+def test_a_story_tells_what_was_offered_when_an_event_last_ran(problem, model):
+    number = len(engine.events(problem[0], jax.random.key(0)).user)
+    for steps in (3, 4, 5):  # within the first epoch, at its end, within the second
+        _, state, _ = fit(problem, model, steps, events_per_round=-(-number // 4))
+        epochs = [engine.events(problem[0], state.key, epoch) for epoch in (0, 1)]
+        assert epochs[0].negative != epochs[1].negative
+        again = max(0, int(state.done) - number)
+        assert (again > 0) == (steps == 5)
+        told, expected = [], []
+        for user in range(14):
+            story = engine.story(engine.Config(**SMALL), state, problem[0], user)
+            told += re.findall(r"took \*\*(.*?)\*\*, not (.*?) -- (not reached)?", story)
+            expected += [
+                (
+                    problem_title(problem, item),
+                    problem_title(problem, epochs[event < again].negative[event]),
+                    "" if event < int(state.done) else "not reached",
+                )
+                for event, (who, item, _) in enumerate(zip(*epochs[0], strict=True))
+                if who == user
+            ]
+        assert told == expected
+
+
 def problem_title(problem, item):
     return strings.read(problem[0].written, item).partition("\n")[0]
 
@@ -342,7 +366,7 @@ def test_a_run_without_its_server_ends_with_one_error_and_can_be_resumed(
     monkeypatch.setattr(jaxrec, "train", jaxrec.train)
     main = importlib.import_module("jaxrec.train").main
     monkeypatch.setenv("MY_KEY", KEY)
-    gone, loopback = serve(), serve()
+    gone, other = serve(), serve()
     gone.close()
     given = settings(folder, gone.url) | {"rounds": 1, "stories": 1}
     words = to_words(given)
@@ -351,7 +375,11 @@ def test_a_run_without_its_server_ends_with_one_error_and_can_be_resumed(
     assert re.search(rf"error: {gone.url}: no connection.*see that the server runs", said)
     assert f"--resume {tmp_path / 'out'}" in said
     assert re.search(r"agentcf_text: about [\d,]+ calls.*32 one by one, \d+ in waves", said)
-    words = ["--resume", str(tmp_path / "out"), "--base_url", loopback.url, "--timeout", "9"]
+    words = ["--resume", str(tmp_path / "out"), "--timeout", "9"]
+    assert main([*words, "--base_url", other.url]) == 2
+    assert re.search(rf"base_url = '{other.url}'.*was trained with", capsys.readouterr().err)
+    assert not other.bodies
+    loopback = serve(port=gone.server.server_port)
     assert main(words) == 0
     said = capsys.readouterr().err
     assert "llm/rounds/sequential 32" in said
@@ -454,9 +482,7 @@ def test_ranking_does_not_depend_on_the_order_of_candidates_and_omits_none(probl
 
 
 def test_omitted_candidates_rank_last_and_equal(problem):
-    two = lambda asked: [
-        Answer("RANKING: B, ZZ, b, A" if "RANKING" in p.user else "") for p in asked
-    ]
+    two = lambda asked: [Answer("RANKING: B, b, A" if "RANKING" in p.user else "") for p in asked]
     method, state, _ = fit(problem, two, attempts=1)
     scores = method.rank(method.prepare(state, problem[0]), [0], np.array([[4, 5, 6, 7, 8]]))
     assert sorted(scores[0]) == [0, 0, 0, 4, 5]
@@ -535,6 +561,22 @@ def test_data_that_cannot_serve_are_refused(problem, model, change, message):
     assert not model.asked
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("films", "books", "toys"), r"domains = \('films', 'books', 'toys'\): 3 names.*2 domains"),
+        (("films", "films"), r"domains = \('films', 'films'\): 'films' would name two"),
+        (("domain 1",), r"domains = \('domain 1',\): 'domain 1' would name two"),
+    ],
+)
+def test_names_that_do_not_fit_the_domains_are_refused(problem, model, names, message):
+    with pytest.raises(SettingError, match=message):
+        engine.check_data(engine.Config(**SMALL, domains=names), problem[0])
+    with pytest.raises(SettingError, match=message):
+        fit(problem, model, domains=names)
+    assert not model.asked
+
+
 def test_without_train_rows_there_is_nothing_to_learn(problem):
     past = problem[0].history
     empty = past._replace(user=past.user[:0], item=past.item[:0], order=past.order[:0])
@@ -582,6 +624,14 @@ def test_settings_that_cannot_work_are_refused_by_name(setting, value):
         ("<think>CHOICE: A</think>\nCHOICE: (B)\n", (1, "")),
         ("CHOICE: C", None),
         ("CHOICE: Both A and B", None),
+        ("CHOICE: A or B", None),
+        ("CHOICE: A/B", None),
+        ("CHOICE: A is what I take", None),
+        ("CHOICE: A\nCHOICE: B", None),
+        ("**CHOICE: A.**\r\n", (0, "")),
+        ("CHOICE: A or B\nCHOICE: B", (1, "")),
+        (prompts.choose("films", "", [Offer("Tide", ""), Offer("Moon", "")])[1], None),
+        (f"CHOICE: B\nREASON: {prompts._WHY}.", (1, "")),
         ("I take A.", None),
         ("<think>CHOICE: A", None),
         ("", None),
@@ -604,10 +654,61 @@ def test_answers_are_read_from_the_format_alone():
     ]
     assert prompts.read_tags("TAGS: a, b, c", 2) == ["a", "b"]
     assert prompts.read_tags("TAGS: ,", 2) is prompts.read_tags("sea", 2) is None
-    assert prompts.read_ranking("RANKING: C > a > C > X", 3) == [2, 0]
-    assert prompts.read_ranking("RANKING: none of them", 3) is None
     assert prompts.label(0) == "A"
     assert [prompts.label(k) for k in (25, 26, 27, 52, 701)] == ["Z", "AA", "AB", "BA", "ZZ"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("RANKING: C > a > C", [2, 0]),
+        ("**RANKING:** B, A, I.", [1, 0, 8]),
+        ("RANKING: (B); [a]; *I*", [1, 0, 8]),
+        ("RANKING: B. Tide, A (Moon), I: Comet, C - Stew", [1, 0, 8, 2]),
+        ("RANKING: letter, letter, ...\nRANKING: B, A", [1, 0]),
+        ("RANKING: B, A\n\nRANKING: B, A", [1, 0]),
+        ("RANKING: B, A\nRANKING: A, B", None),
+        ("RANKING: none of them", None),
+        ("RANKING: I would take a film", None),
+        ("RANKING: I'd say B, A", None),
+        ("RANKING: I\u2019d say B, A", None),
+        ("RANKING: B, A and C", None),
+        ("RANKING: B - A - C", None),
+        ("RANKING: B. A. C.", None),
+        ("RANKING: B & A", None),
+        ("RANKING: B. A Film", [1]),
+        ("RANKING: first B, then A", None),
+        ("RANKING: B, X, A", None),
+        ("RANKING: letter, letter, ...", None),
+        ("RANKING: ,", None),
+        ("B, A", None),
+    ],
+)
+def test_rankings_are_read_from_letters_and_not_from_prose(text, found):
+    assert prompts.read_ranking(text, 10) == found
+
+
+def test_a_prompt_that_comes_back_is_no_answer():
+    offers = [Offer("Tide", "wet"), Offer("Moon", "")]
+    told = [("films", "tea"), ("books", "sea")]
+    echoes = {
+        prompts.read_notes: [
+            prompts.reflect("films", "tea", *offers, "", True, 9)[1],
+            prompts.fuse("films", told, "", 9)[1],
+            "NOTES: <the text>",
+            "NOTES: the text.\nNOTES: I like tea",
+        ],
+        lambda text: prompts.read_items(text, 2): [
+            prompts.items("films", "tea", offers, 0, "", 9)[1],
+            "A: wet\nB: [The new note on B]",
+        ],
+        lambda text: prompts.read_tags(text, 6): [prompts.tags(told, 6)[1]],
+        lambda text: prompts.read_ranking(text, 2): [prompts.rank(told, [], offers)[1]],
+    }
+    for read, texts in echoes.items():
+        assert [read(text) for text in texts] == [None] * len(texts)
+    assert prompts.read_notes("NOTES: the text of Tide is what I like") is not None
+    assert prompts.read_tags("TAGS: interest rates", 2) == ["interest rates"]
 
 
 def test_a_letter_beyond_z_is_a_letter():
@@ -617,11 +718,41 @@ def test_a_letter_beyond_z_is_a_letter():
     assert prompts.read_ranking("RANKING: AD, B", 30) == [29, 1]
 
 
-def test_what_the_future_holds_is_not_in_training_prompts():
-    """A group shows, and events are, rows of the history that the data hands over."""
-    dataset = split(synthetic(users=14, items=34, clients=2, length=14), "ratio", 0.1, 0.2, 0)
-    rows = dataset.interactions
-    assert (
-        len(engine.events(ready(dataset)[0], jax.random.key(0)).user) == (rows["split"] == 0).sum()
+def test_what_the_future_holds_is_not_in_training_prompts(model):
+    """Events are the train rows, and a group shows no other row, not at test time either."""
+    dataset = split(synthetic(users=14, items=60, clients=2, length=14), "ratio", 0.1, 0.2, 0)
+    rows, (data, sizes) = dataset.interactions, ready(dataset)
+    trained = rows[rows["split"] == 0]
+    log = engine.events(data, jax.random.key(0))
+    assert sorted(zip(log.user, log.item, strict=True)) == sorted(
+        zip(trained["user"], trained["item"], strict=True)
     )
-    assert len(history(dataset, 2).user) == (rows["split"] < 2).sum()
+    known = data._replace(history=jax.tree.map(jnp.asarray, history(dataset, 2)))
+    assert len(known.history.user) == (rows["split"] < 2).sum() > len(trained)
+    new = set(rows["item"][rows["split"] == 1]) - set(trained["item"])
+    assert new  # items that only the validation rows have
+
+    method, state, _ = fit((data, sizes), model, shown=60, shown_groups=60)
+    assert list(zip(state.who.tolist(), state.took.tolist(), strict=True)) == list(
+        zip(log.user, log.item, strict=True)
+    )
+    served = method.prepare(state, known)
+    expected = method.prepare(state, data)
+    assert (served.groups, served.lately) == (expected.groups, expected.lately)
+    model.asked.clear()
+    method.rank(
+        served, np.arange(14), np.tile(np.flatnonzero(np.asarray(data.domain) == 0)[:4], (14, 1))
+    )
+    shown = [text for text in everything(model) if "share an interest" in text]
+    assert shown
+    groups = "".join(
+        re.search(r"with you took:\n(.*?)\n\nOn offer", text, re.DOTALL)[1] for text in shown
+    )
+    groups += "".join(words for by_domain in served.lately for words in by_domain.values())
+    told = {
+        title
+        for line in re.split(r"of late |; most often |; |\n- ", groups)
+        for title in [line.strip("- \n")]
+    }
+    assert told & {problem_title((data,), item) for item in log.item}
+    assert not told & {problem_title((data,), item) for item in new}

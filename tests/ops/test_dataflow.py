@@ -185,6 +185,35 @@ def test_an_event_that_fails_last_takes_back_what_others_had_read():
     assert repr(("fused", 0, 0)) not in first[0]
 
 
+@pytest.mark.parametrize("lenient", [False, True])
+def test_an_event_given_up_while_it_waited_is_not_asked_again(lenient):
+    """Event 5 waits for event 4, begins anew as event 3 is given up, and is given up itself."""
+    log = Events([1, 2, 3, 0, 0, 0], [4, 4, 4, 0, 4, 6], [7, 7, 7, 3, 10, 9])
+
+    def fails(prompt):
+        """The items of event 3; the choice of event 5 from the first fused memory of its user."""
+        first = prompt.startswith("0 5 ") and repr(("fused", 0, 0)) in prompt
+        return prompt.startswith("3 3 ") or (first and not (lenient and prompt in asked))
+
+    def complete(prompts):
+        answers = []
+        for prompt in prompts:
+            answers.append(Answer(None, "no") if fails(prompt.user) else None)
+            answers[-1] = answers[-1] or Answer(str(digest(prompt.user)))
+            asked.append(prompt.user)
+        return answers
+
+    asked, found = [], []
+    for how in SCHEDULES:
+        asked.clear()
+        found.append(run(log, complete, how, attempts=3))
+        assert len(asked) == len(set(asked))
+        assert [notes is None for notes in found[-1].notes] == [False] * 3 + [True, False, True]
+    for outcome in found:
+        assert outcome.memories == found[-1].memories
+        assert outcome.notes == found[-1].notes
+
+
 @pytest.mark.realdata
 def test_rounds_of_calls_on_a_real_log(data_root):
     dataset = jaxrec.load("movies-toys")
