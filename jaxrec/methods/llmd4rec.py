@@ -29,7 +29,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -37,11 +36,11 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from jaxrec.data import text
 from jaxrec.data.rows import Rows, lay
+from jaxrec.methods import llmd4rec_language as language
 from jaxrec.methods import sequential
+from jaxrec.methods.llmd4rec_language import Language, LanguageConfig
 from jaxrec.methods.sequential import Served, history
-from jaxrec.models import decoder, encoder, lora
 from jaxrec.models.sequential import dropout
 from jaxrec.ops import distill, losses
 from jaxrec.types import Data, DataError, History, Method, SettingError, Sizes
@@ -58,7 +57,7 @@ RANDOM = "random backbone: architecture test"
 
 
 @dataclass(frozen=True)
-class Config(sequential.Config):
+class Config(LanguageConfig, sequential.Config):
     """Settings of LLMD4Rec; one round is one epoch of one of the two models.
 
     C's are those of `sequential`; `length` and `batch` hold for both.
@@ -90,35 +89,6 @@ class Config(sequential.Config):
     """C's item table that L reads: the newest at each down step, or the first one."""
     reset: bool = True
     """Whether an optimizer begins anew with each phase."""
-    llm: str = "minilm"
-    """L's layers: minilm, the folder of a causal language model, or random (tests only)."""
-    llm_layers: int = 2
-    """Of an encoder: the first so many; 0: all."""
-    llm_width: int = 64
-    """Width of random layers; others have their own."""
-    tune: Literal["lora", "full", "frozen"] = "lora"
-    """What is trained of L's layers: low-rank pairs beside them, all, or nothing."""
-    lora_rank: int = 16
-    """Rank of the pairs."""
-    lora_alpha: float = 16.0
-    """Scale of the pairs, in ranks."""
-    texts: bool = True
-    """Whether L reads item texts beside C's vectors, and its output table begins as they are."""
-    llm_dropout: float = 0.2
-    """Share of L's inputs and outputs set to 0 while training, 0 to below 1."""
-    llm_learning_rate: float = 1e-3
-    """Of L's AdamW."""
-    llm_weight_decay: float = 0.0
-    """Of L's AdamW, decoupled."""
-
-
-class Language(NamedTuple):
-    """What is trained of L."""
-
-    read: jax.Array  # f32 [D, D']  W_in, from C's width to L's
-    read_text: jax.Array | None  # f32 [T, D']  W_t
-    table: jax.Array  # f32 [I, D']  W_out
-    layers: Any  # nnx.State, LoRA, or None where they are frozen
 
 
 class State(NamedTuple):
@@ -154,12 +124,6 @@ class Side(NamedTuple):
     optimizer: optax.GradientTransformation
 
 
-class Backbone(NamedTuple):
-    graphdef: nnx.GraphDef
-    params: nnx.State
-    width: int
-
-
 def reads_text(config: Config) -> bool:
     """Whether L reads the items' texts."""
     return config.texts and _needs(config)[0]
@@ -168,11 +132,12 @@ def reads_text(config: Config) -> bool:
 def make(config: Config, sizes: Sizes) -> Method:
     """Build the method for `sizes`; raises SettingError on settings that cannot work."""
     alone = sequential.make(config, sizes)
+    language.check(config)
     _check(config)
     down, up = _needs(config)
     share_down = config.lambda_down * (config.mode in ("mutual", "crm_to_llm"))
     share_up = config.lambda_up * up
-    backbone = _backbone(config) if down else None
+    backbone = language.load(config, config.length) if down else None
     rows, items = config.batch // config.length, sizes.items
     crm_graph = nnx.graphdef(
         jax.eval_shape(lambda: sequential.build(jax.random.key(0), config, items))
@@ -185,7 +150,7 @@ def make(config: Config, sizes: Sizes) -> Method:
     )
     optimizer = optax.adamw(config.llm_learning_rate, weight_decay=config.llm_weight_decay)
 
-    def language(state: State, data: Data) -> Side:
+    def llm_side(state: State, data: Data) -> Side:
         """L as it reads what is injected."""
         words = _texts(config, data)
 
@@ -195,7 +160,8 @@ def make(config: Config, sizes: Sizes) -> Method:
             if words is not None:
                 tokens += pick(words) @ llm.read_text
             tokens = dropout(tokens, config.llm_dropout, key, 0)
-            found = _run(backbone, _tuned(config, state.layers, llm.layers), tokens, rows, items)
+            params = language.tuned(config, state.layers, llm.layers)
+            found = language.read(backbone, params, tokens, rows, items)
             return dropout(found, config.llm_dropout, key, 1)
 
         return Side(hidden, lambda llm: llm.table, backbone.width, optimizer)
@@ -204,7 +170,8 @@ def make(config: Config, sizes: Sizes) -> Method:
         first = alone.init(key, data)
         if not down:
             return State(jnp.int32(0), first, *(None,) * 6)
-        llm = _language(config, backbone, items, _texts(config, data), jax.random.fold_in(key, 1))
+        words, shape = _texts(config, data), (items, config.width)
+        llm = language.first(config, backbone, shape, words, jax.random.fold_in(key, 1))
         widths = [config.width] * (share_down > 0) + [backbone.width] * (share_up > 0)
         places = len(history(data).item)
         return State(
@@ -270,7 +237,7 @@ def make(config: Config, sizes: Sizes) -> Method:
             given = {"online": lambda: None, "per_round": lambda: pick(state.weight)}
             weight = given.get(config.weights, lambda: jnp.ones(len(slot)))()
             learnt = distill.learn(
-                hidden, side.table(params), pick(state.teacher[:, : table.shape[1]]), table,
+                hidden, side.table(params), pick(state.teacher)[:, : table.shape[1]], table,
                 target, where=where, weight=weight, share=share, temperature=heat,
             )  # fmt: skip
             w = learnt.weight[:, None]
@@ -317,12 +284,12 @@ def make(config: Config, sizes: Sizes) -> Method:
                 state = state._replace(moments=optimizer.init(state.llm))
             if not share_down:
                 return state
-            return taught(state, language(state, data), state.llm, crm, known, past)
+            return taught(state, llm_side(state, data), state.llm, crm, known, past)
 
         state = jax.lax.cond(first, begin, lambda state: state, state)
         table = crm.table(known) if share_down else None
         llm, moments, means = epoch(
-            language(state, data), state.llm, state.moments, state, table,
+            llm_side(state, data), state.llm, state.moments, state, table,
             share_down, config.temperature_down, past, key,
         )  # fmt: skip
         return state._replace(llm=llm, moments=moments), Metrics(jnp.int32(DOWN), *means)
@@ -337,7 +304,7 @@ def make(config: Config, sizes: Sizes) -> Method:
             state = state._replace(crm=sequential.State(params, moments))
             if not share_up:
                 return state
-            return taught(state, crm, params, language(state, data), state.llm, past)
+            return taught(state, crm, params, llm_side(state, data), state.llm, past)
 
         state = jax.lax.cond(first, begin, lambda state: state, state)
         table = state.llm.table if share_up else None
@@ -371,7 +338,7 @@ def make(config: Config, sizes: Sizes) -> Method:
     def prepare(state: State, data: Data) -> Served:
         if config.serve == "crm":
             return alone.prepare(state.crm, data)
-        hidden = lambda rows: language(state, data).hidden(state.llm, rows, None)
+        hidden = lambda rows: llm_side(state, data).hidden(state.llm, rows, None)
         past, length = history(data), config.length
         user = sequential.encode(
             hidden, past, backbone.width, items=items, length=length, batch=rows
@@ -432,93 +399,14 @@ def _slots(rows: Rows, past: History, length: int) -> jax.Array:
     return first + rows.position
 
 
-def _backbone(config: Config) -> Backbone:
-    """L's layers, without the tables of words that it does not read."""
-    if config.llm in ("minilm", "random"):
-        if config.llm == "random":
-            width = config.llm_width
-            found = encoder.Config(
-                vocabulary=1, width=width, layers=config.llm_layers or 2,
-                heads=math.gcd(width, 4), inner=4 * width, positions=config.length, types=1,
-                epsilon=1e-12, activation="gelu", max_tokens=config.length,
-            )  # fmt: skip
-            module = encoder.random(found, jax.random.key(0))
-        else:
-            loaded = encoder.load(text.minilm())
-            module, found = nnx.merge(loaded.graphdef, loaded.params), loaded.config
-        _require(config.llm_layers <= found.layers, config, "llm_layers", f"{found.layers} at most")
-        _require(config.length <= found.positions, config, "length", f"{found.positions} at most")
-        module.layers = nnx.List(list(module.layers)[: config.llm_layers or None])
-        module.word = nnx.Param(module.word[:1])
-        width = found.width
-    else:
-        folder = Path(config.llm).expanduser()
-        if not folder.is_dir():
-            raise SettingError(
-                f"llm = {config.llm!r}: no such folder; use minilm, random, or the folder of a "
-                "causal language model with config.json and model.safetensors"
-            )
-        loaded = decoder.load(folder, jnp.float32)
-        module, width = nnx.merge(loaded.graphdef, loaded.params), loaded.config.width
-        module.embedding, module.head = nnx.Param(module.embedding[:1]), None
-    return Backbone(*nnx.split(module), width)
-
-
-def _language(
-    config: Config, backbone: Backbone, items: int, words: jax.Array | None, key: jax.Array
-) -> Language:
-    """L before the first epoch."""
-    keys = jax.random.split(key, 4)
-    glorot = jax.nn.initializers.glorot_uniform()
-    width = backbone.width
-    read_text, table = None, 0.02 * jax.random.normal(keys[1], (items, width))
-    if words is not None:
-        read_text = glorot(keys[2], (words.shape[1], width))
-        turn = jax.random.normal(keys[1], (words.shape[1], width)) * width**-0.5
-        table = words if words.shape[1] == width else words @ turn
-    names = ("query", "value", "up", "gate", "down")
-    layers = None
-    if config.tune == "full":
-        layers = backbone.params
-    elif config.tune == "lora":
-        known = {str(path[-2]) for path, _ in nnx.to_flat_state(backbone.params) if len(path) > 1}
-        chosen = [name for name in names if name in known]
-        layers = lora.init(backbone.params, chosen, config.lora_rank, keys[3])
-    return Language(glorot(keys[0], (config.width, width)), read_text, table, layers)
-
-
-def _tuned(config: Config, frozen: nnx.State | None, layers: Any) -> nnx.State:
-    """The parameters of L's layers with what is trained of them."""
-    if config.tune == "lora":
-        return lora.apply(frozen, layers, config.lora_alpha)
-    return layers if config.tune == "full" else frozen
-
-
-def _run(
-    backbone: Backbone, params: nnx.State, tokens: jax.Array, rows: Rows, items: int
-) -> jax.Array:
-    """L's vectors f32 [B, L, D] after each of `tokens` [B, L, D]; 0 for padding."""
-    module, real = nnx.merge(backbone.graphdef, params), rows.item < items
-    if isinstance(module, decoder.Llama):
-        found = module(tokens, real, position=rows.position)
-    else:
-        sequence = jnp.cumsum(rows.position == 0, axis=1)
-        same = sequence[:, :, None] == sequence[:, None]
-        seen = jnp.tril(jnp.ones(same.shape[1:], bool)) & same & real[:, None]
-        found = module.read(tokens, module.position[...][rows.position], seen)
-    return jnp.where(real[..., None], found, 0)
-
-
 def _check(config: Config) -> None:
-    for name in ("pretrain", "llm_layers"):
-        _require(getattr(config, name) >= 0, config, name, "at least 0")
-    for name in ("loops", "epochs_down", "epochs_up", "llm_width", "lora_rank"):
+    _require(config.pretrain >= 0, config, "pretrain", "at least 0")
+    for name in ("loops", "epochs_down", "epochs_up"):
         _require(getattr(config, name) >= 1, config, name, "at least 1")
-    for name in ("temperature_down", "temperature_up", "llm_learning_rate", "lora_alpha"):
+    for name in ("temperature_down", "temperature_up"):
         _require(0 < getattr(config, name) < math.inf, config, name, "above 0")
-    for name in ("lambda_down", "lambda_up", "llm_weight_decay"):
+    for name in ("lambda_down", "lambda_up"):
         _require(0 <= getattr(config, name) < math.inf, config, name, "at least 0")
-    _require(0 <= config.llm_dropout < 1, config, "llm_dropout", "from 0 to below 1")
     if _needs(config)[1]:
         rule = "softmax, beside which C learns from L; or set mode to crm_to_llm or none"
         _require(config.loss == "softmax", config, "loss", rule)

