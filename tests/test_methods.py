@@ -24,6 +24,7 @@ MIXED = "mf:8,lightgcn:8,mf:4"
 CODED = {"width": 8, "codes": 8, "levels": 2, "participation": 1.0, "sketch_participation": 1.0}
 SHORT = {"width": 16, "length": 16, "batch": 128, "dropout": 0.2, "learning_rate": 3e-3}
 BINARY = {"model": "gru4rec", "loss": "binary", "layers": 1, "weight_decay": 0.1, "warmup": 9}
+TAUGHT = {"llm": "random", "llm_width": 16, "llm_layers": 1, "pretrain": 1}
 EXACT = {"uplink": "float32", "downlink": "float32", "sketch_bits": 32}
 
 
@@ -83,6 +84,9 @@ VARIANTS = {
     # These tastes have no order; the one that they learn is in methods/test_sequential.py.
     "sasrec": Variant("sequential", SHORT | {"layers": 1, "norm": "post"}, 4),
     "gru4rec": Variant("sequential", SHORT | BINARY, 4),
+    "llmd4rec": Variant(
+        "llmd4rec", SHORT | TAUGHT | {"layers": 1, "epochs_down": 1, "epochs_up": 1}, 4
+    ),
 }
 every_variant = pytest.mark.parametrize("name", VARIANTS)
 
@@ -320,6 +324,28 @@ def test_a_state_survives_a_checkpoint(name):
             ("warmup", -1),
         ]
     ]
+    + [
+        ("llmd4rec", {"llm": "random", setting: value}, f"{setting} = {value}")
+        for setting, value in [
+            ("heads", 5),
+            ("pretrain", -1),
+            ("loops", 0),
+            ("epochs_down", 0),
+            ("epochs_up", 0),
+            ("temperature_down", 0.0),
+            ("temperature_up", float("nan")),
+            ("lambda_down", -1.0),
+            ("lambda_up", float("inf")),
+            ("llm_layers", -1),
+            ("llm_width", 0),
+            ("lora_rank", 0),
+            ("lora_alpha", 0.0),
+            ("llm_dropout", 1.0),
+            ("llm_learning_rate", 0.0),
+            ("llm_weight_decay", -0.1),
+        ]
+    ]
+    + [("llmd4rec", {"llm": "random", "loss": "binary"}, "loss = 'binary'")]
     + [
         ("rqfedrec", {"codes": 8, setting: value}, f"{setting} = {value}")
         for setting, value in [

@@ -96,22 +96,29 @@ def embed(described: Sequence[str], encoder: str = "auto") -> np.ndarray:
     return _encoder(encoder, False)[2](described)
 
 
-def _encoder(setting: str, progress: bool) -> tuple[str, str, Callable]:
-    """(name to print, digest of all that decides the vectors, texts -> f32 [N, D])."""
-    missing = [m for m in (_MINILM, "flax", "tokenizers", "safetensors") if not find_spec(m)]
-    if setting == "auto":
-        setting = "tfidf" if missing else "minilm"
-    if setting == "tfidf":
-        return "hashed TF-IDF + SVD", f"tfidf {_HASHES} {_WIDTH}", tfidf
-    if setting == "minilm" and missing:
+def minilm() -> Path:
+    """The folder of the installed all-MiniLM-L6-v2; DataError, with the remedy, without it."""
+    if missing := _missing():
         raise DataError(
             f"encoder 'minilm' needs the packages {', '.join(missing)}, which are not installed: "
             f"{_MINILM_REMEDY}. Or set the encoder to 'tfidf' or to the folder of a sentence "
             "encoder"
         )
+    return Path(find_spec(_MINILM).submodule_search_locations[0]) / "model"
+
+
+def _missing() -> list[str]:
+    return [m for m in (_MINILM, "flax", "tokenizers", "safetensors") if not find_spec(m)]
+
+
+def _encoder(setting: str, progress: bool) -> tuple[str, str, Callable]:
+    """(name to print, digest of all that decides the vectors, texts -> f32 [N, D])."""
+    if setting == "auto":
+        setting = "tfidf" if _missing() else "minilm"
+    if setting == "tfidf":
+        return "hashed TF-IDF + SVD", f"tfidf {_HASHES} {_WIDTH}", tfidf
     if setting == "minilm":
-        name = "all-MiniLM-L6-v2"
-        folder = Path(find_spec(_MINILM).submodule_search_locations[0]) / "model"
+        name, folder = "all-MiniLM-L6-v2", minilm()
     else:
         folder = Path(setting).expanduser()
         name = folder.resolve().name

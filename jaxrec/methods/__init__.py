@@ -7,6 +7,7 @@ from jaxrec.methods import (
     agentcf_text,
     fedavg,
     fedcia,
+    llmd4rec,
     local_only,
     popularity,
     rqfedrec,
@@ -21,5 +22,6 @@ METHODS: dict[str, ModuleType] = {
     "fedavg": fedavg,
     "local_only": local_only,
     "sequential": sequential,
+    "llmd4rec": llmd4rec,
     "popularity": popularity,
 }

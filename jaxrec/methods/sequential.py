@@ -14,6 +14,7 @@ on padding. Positions count from a sequence's first item.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -87,14 +88,11 @@ def make(config: Config, sizes: Sizes) -> Method:
     """Build the method for `sizes`; raises SettingError on settings that cannot work."""
     _check(config)
     rows = config.batch // config.length  # of a step
-    rate = config.learning_rate
-    if config.warmup:
-        rate = optax.linear_schedule(0.0, rate, config.warmup)
-    optimizer = optax.adamw(rate, weight_decay=config.weight_decay)
+    optimizer = adamw(config)
     graphdef = nnx.graphdef(jax.eval_shape(lambda: build(jax.random.key(0), config, sizes.items)))
 
     def init(key: jax.Array, data: Data) -> State:
-        _history(data)
+        history(data)
         params = nnx.state(build(key, config, sizes.items))
         return State(params, optimizer.init(params))
 
@@ -118,7 +116,7 @@ def make(config: Config, sizes: Sizes) -> Method:
     def step(state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
         order_key, key = jax.random.split(key)
         order = jax.random.permutation(order_key, sizes.users)
-        past, items, length = _history(data), sizes.items, config.length
+        past, items, length = history(data), sizes.items, config.length
         laid, used = lay(past, order, items=items, length=length, ahead=1, multiple=rows)
 
         def advance(number, carry):
@@ -134,7 +132,9 @@ def make(config: Config, sizes: Sizes) -> Method:
 
     def prepare(state: State, data: Data) -> Served:
         module = nnx.merge(graphdef, state.params)
-        user = encode(module, _history(data), length=config.length, batch=rows)
+        past, items, length = history(data), sizes.items, config.length
+        hidden = lambda rows: module(rows.item, rows.position)
+        user = encode(hidden, past, config.width, items=items, length=length, batch=rows)
         return Served(user, module.table[...])
 
     def score(served: Served, users: jax.Array) -> jax.Array:
@@ -152,26 +152,41 @@ def build(key: jax.Array, config: Config, items: int) -> nnx.Module:
     return model(key, items=items, **{name: getattr(config, name) for name in names})
 
 
-def encode(module: nnx.Module, history: History, *, length: int, batch: int) -> jax.Array:
+def adamw(config: Config) -> optax.GradientTransformation:
+    """The optimizer of `config`."""
+    rate = config.learning_rate
+    if config.warmup:
+        rate = optax.linear_schedule(0.0, rate, config.warmup)
+    return optax.adamw(rate, weight_decay=config.weight_decay)
+
+
+def encode(
+    hidden: Callable[[Rows], jax.Array],
+    past: History,
+    width: int,
+    *,
+    items: int,
+    length: int,
+    batch: int,
+) -> jax.Array:
     """The vectors [U, D] after each user's newest item, `batch` rows at a time."""
-    users = len(history.start) - 1
-    items, width = module.table.shape
-    laid, used = lay(
-        history, jnp.arange(users), items=items, length=length, ahead=0, multiple=batch
-    )
+    users = len(past.start) - 1
+    everyone = jnp.arange(users)
+    laid, used = lay(past, everyone, items=items, length=length, ahead=0, multiple=batch)
 
     def serve(number, served):
         rows = laid.batch(number, batch)
         newest = jnp.where(rows.target == items, rows.user, users)
-        return served.at[newest].set(module(rows.item, rows.position), mode="drop")
+        return served.at[newest].set(hidden(rows), mode="drop")
 
     return jax.lax.fori_loop(0, -(-used // batch), serve, jnp.zeros((users, width)))
 
 
-def _history(data: Data) -> History:
+def history(data: Data) -> History:
+    """The data's history; DataError, with the remedy, where nobody knows the order."""
     if data.history is None:
         raise DataError(
-            "sequential: the data have no column 'timestamp' or 'position', so that nobody knows "
+            "the data have no column 'timestamp' or 'position', so that nobody knows "
             "the order of a user's items; add one of them"
         )
     return data.history

@@ -167,15 +167,18 @@ class Llama(nnx.Module):
         mask: jax.Array | None = None,
         context: Sequence[Cache] = (),
         *,
+        position: jax.Array | None = None,
         remat: bool = False,
     ) -> jax.Array:
         """The last layer's states [B, T, D], normalised, of `inputs`, of which `mask` are real.
 
         `inputs` are tokens int [B, T] or vectors [B, T, D] in place of their embeddings. A token's
         position is the number of real ones before it in its row and in `context`, so padding may
-        stand anywhere. `remat` keeps only each layer's input for the gradient.
+        stand anywhere. `position` int32 [B, T] in its place begins with 0 in each of several
+        sequences of a row, which do not see each other. `remat` keeps only each layer's input for
+        the gradient.
         """
-        return self._run(inputs, mask, context, remat, keep=False)[0]
+        return self._run(inputs, mask, context, remat, keep=False, position=position)[0]
 
     def extend(
         self, inputs: jax.Array, mask: jax.Array | None = None, context: Sequence[Cache] = ()
@@ -192,14 +195,18 @@ class Llama(nnx.Module):
         table = self.embedding if self.head is None else self.head
         return jnp.einsum("...d,vd->...v", states, table[...], preferred_element_type=jnp.float32)
 
-    def _run(self, inputs, mask, context, remat, keep):
+    def _run(self, inputs, mask, context, remat, keep, position=None):
         x = self.embed(inputs) if jnp.issubdtype(inputs.dtype, jnp.integer) else inputs
         x = x.astype(self.embedding.dtype)
         mask = jnp.ones(x.shape[:2], bool) if mask is None else mask.astype(bool)
-        position = sum(cache.mask.sum(-1, keepdims=True) for cache in context)
-        position = position + jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-        angles = position[..., None] * jnp.asarray(frequencies(self.config), jnp.float32)
         allowed = jnp.tril(jnp.ones((x.shape[1],) * 2, bool)) & mask[:, None]
+        if position is None:
+            position = sum(cache.mask.sum(-1, keepdims=True) for cache in context)
+            position = position + jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+        else:
+            sequence = jnp.cumsum(position == 0, axis=1)
+            allowed &= sequence[:, :, None] == sequence[:, None]
+        angles = position[..., None] * jnp.asarray(frequencies(self.config), jnp.float32)
         graphdef, params = nnx.split(self.layers)
 
         def layer(x, inputs):

@@ -9,6 +9,7 @@ pre-training have no part in a sentence vector and are not read.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,8 @@ class Layer(nnx.Module):
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         heads = (*x.shape[:2], self.heads, -1)
         query, key, value = (f(x).reshape(heads) for f in (self.query, self.key, self.value))
-        mixed = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None, None])
+        seen = mask[:, None, None] if mask.ndim == 2 else mask[:, None]
+        mixed = jax.nn.dot_product_attention(query, key, value, mask=seen)
         x = self.output_norm(x + self.output(mixed.reshape(x.shape)))
         return self.down_norm(x + self.down(_ACTIVATIONS[self.activation](self.up(x))))
 
@@ -121,8 +123,14 @@ class Bert(nnx.Module):
 
     def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
         """The last layer's states [B, T, D] of tokens `ids` [B, T], of which `mask` are real."""
-        x = self.word[...][ids] + self.position[: ids.shape[1]] + self.type[0]
-        x = self.norm(x)
+        return self.read(self.word[...][ids], self.position[: ids.shape[1]], mask)
+
+    def read(self, x: jax.Array, position: jax.Array, mask: jax.Array) -> jax.Array:
+        """The same of vectors `x` [B, T, D] in place of the tokens' and of the positions'.
+
+        `mask` may be bool [B, T, T] as well: which tokens see which.
+        """
+        x = self.norm(x + position + self.type[0])
         for layer in self.layers:
             x = layer(x, mask)
         return x
@@ -196,6 +204,19 @@ def encode(
 @jax.jit(static_argnums=0)
 def _embed(graphdef: nnx.GraphDef, params: nnx.State, ids: jax.Array, mask: jax.Array) -> jax.Array:
     return pool(nnx.merge(graphdef, params)(ids, mask), mask)
+
+
+def random(config: Config, key: jax.Array) -> Bert:
+    """An encoder that was never trained, for tests of architecture and speed."""
+
+    def take(name, *shape):
+        if len(shape) == 1:
+            return jnp.full(shape, name.endswith("LayerNorm.weight"), jnp.float32)
+        scale = 0.02 if name.startswith("embeddings") else shape[-1] ** -0.5
+        named = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        return scale * jax.random.normal(named, shape)
+
+    return Bert(take, config)
 
 
 def _config(folder: Folder) -> Config:

@@ -1,8 +1,9 @@
-"""Functions on arrays, without state: losses, similarities, quantiser, fold-in, ranking, waves."""
+"""Functions on arrays, without state: losses, distillation, similarities, quantiser, ranking..."""
 
-from jaxrec.ops import fold_in, linalg, losses, quantize, ranking, schedule, similarity
+from jaxrec.ops import distill, fold_in, linalg, losses, quantize, ranking, schedule, similarity
 
 __all__ = [
+    "distill",
     "fold_in",
     "linalg",
     "losses",
