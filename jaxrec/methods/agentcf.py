@@ -9,8 +9,7 @@ chosen and one that was not (`ops/memory.py`):
 
 Events that share nothing run at once (`ops/schedule.py`), with the same result as one by one. After
 the log, users of like memories form interest groups (`ops/groups.py`), which remember what was
-lately popular among them. A ranking adds up, with weights [M, 2, K] of the target's domain, for
-those who know the domain and for those who are new to it,
+lately popular among them. A ranking adds up, with weights [M, K] of the target's domain,
 
     fused likes . item memory + fused likes . content + fused dislikes . item memory
     + private likes . content + private likes of the other domains . content
@@ -100,8 +99,7 @@ class State(NamedTuple):
     memories: Memories  # Memory of users [U, M, ...], memory of items [I, D]
     groups: Groups
     popularity: jax.Array  # f32 [I]  train rows
-    visits: jax.Array  # f32 [U, M]  train rows
-    weights: jax.Array  # f32 [M, 2, K]  of users who know the domain, of those new to it
+    weights: jax.Array  # f32 [M, K]
     world: World
 
 
@@ -109,7 +107,7 @@ class Metrics(NamedTuple):
     right: jax.Array  # share of choices that were right before the memories had seen them
     loss: jax.Array  # mean negative log-probability of what was chosen
     levels: jax.Array  # steps that the log takes if everything that may runs at once
-    weights: jax.Array  # [M, 2, K]
+    weights: jax.Array  # [M, K]
 
 
 class Served(NamedTuple):
@@ -117,7 +115,6 @@ class Served(NamedTuple):
 
     taste: jax.Array  # f32 [U, M, 2 D]  against item memories and contents
     table: jax.Array  # f32 [I, 2 D]
-    weights: jax.Array  # f32 [U, M, K]
     prior: jax.Array  # f32 [U, M]  log-probability of each domain
     state: State
 
@@ -173,10 +170,9 @@ def make(config: Config, sizes: Sizes) -> Method:
             jnp.zeros((groups, sizes.items)),
             jnp.full((groups, sizes.domains, config.recent), sizes.items, jnp.int32),
         )
-        weights = jnp.zeros((sizes.domains, 2, len(FEATURES)))
-        visits = jnp.zeros((sizes.users, sizes.domains))
+        weights = jnp.zeros((sizes.domains, len(FEATURES)))
         memories = Memories(users, world.content)
-        return State(memories, nobody, jnp.zeros(sizes.items), visits, weights, world)
+        return State(memories, nobody, jnp.zeros(sizes.items), weights, world)
 
     def step(state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
         world = state.world
@@ -208,8 +204,7 @@ def make(config: Config, sizes: Sizes) -> Method:
     def gathered(state: State, user: jax.Array, item: jax.Array, key: jax.Array) -> State:
         """The state with counts and groups of these rows."""
         popularity = jnp.zeros(sizes.items).at[item].add(1)
-        visits = jnp.zeros((sizes.users, sizes.domains)).at[user, state.world.domain[item]].add(1)
-        state = state._replace(popularity=popularity, visits=visits)
+        state = state._replace(popularity=popularity)
         if not config.groups:
             return state
         users = state.memories.user
@@ -236,32 +231,27 @@ def make(config: Config, sizes: Sizes) -> Method:
             values = values.at[..., OF_GROUPS].set(0)
         if not config.popularity:
             values = values.at[..., OF_COUNTS].set(0)
-        of = jnp.arange(sizes.domains)[:, None] == domain[item]
-        known = state.visits[user, domain[item]] > 0
-        mine = jnp.concatenate([of & known, of & ~known])
-        weights = jax.lax.map(lambda mine: _regression(values, mine), mine)
-        return weights.reshape(2, sizes.domains, -1).swapaxes(0, 1)
+        mine = jnp.arange(sizes.domains)[:, None] == domain[item]
+        return jax.lax.map(lambda mine: _regression(values, mine), mine)
 
     def prepare(state: State, data: Data) -> Served:
-        del data
-        known = (state.visits > 0)[..., None]
-        weights = jnp.where(known, state.weights[:, 0], state.weights[:, 1])  # [U, M, K]
+        past, domain = data.history, state.world.domain
+        visits = jnp.ones((sizes.users, sizes.domains)).at[past.user, domain[past.item]].add(1)
+        weights = state.weights[:, :, None]
         fused, disliked, private, other, group = vectors(state, rates)
-        w = [weights[..., k, None] for k in range(len(FEATURES))]
-        to_memory = w[0] * fused + w[2] * disliked + w[5] * group
-        to_content = w[1] * fused + w[3] * private + w[4] * other
+        to_memory = weights[:, 0] * fused + weights[:, 2] * disliked + weights[:, 5] * group
+        to_content = weights[:, 1] * fused + weights[:, 3] * private + weights[:, 4] * other
         table = jnp.concatenate([state.memories.item, state.world.content], axis=1)
         taste = jnp.concatenate([to_memory, to_content], axis=-1)
-        prior = (1 + state.visits) / (1 + state.visits).sum(1, keepdims=True)
-        return Served(taste, table, weights, jnp.log(prior), state)
+        return Served(taste, table, jnp.log(visits / visits.sum(1, keepdims=True)), state)
 
     def score(served: Served, users: jax.Array) -> jax.Array:
         state, taste = served.state, jnp.moveaxis(served.taste[users], 1, 0)  # [M, B, 2 D]
-        domain, weights = state.world.domain, served.weights[users]
+        domain, weights = state.world.domain, state.weights
         each = domain == jnp.arange(sizes.domains)[:, None]  # [M, I]
         found = jnp.select(list(each), list(taste @ served.table.T))
-        found += weights[:, domain, 6] * jnp.log1p(interest.counts_of(state.groups, users))
-        found += weights[:, domain, 7] * jnp.log1p(state.popularity)
+        found += weights[domain, 6] * jnp.log1p(interest.counts_of(state.groups, users))
+        found += weights[domain, 7] * jnp.log1p(state.popularity)
         # Between domains: P(i | u) = P(d | u) P(i | u, d). Rankings within a domain do not change.
         chance = served.prior[users] - jnp.stack(
             [jax.nn.logsumexp(found, axis=1, where=one) for one in each], axis=1
