@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 import jaxrec
-from jaxrec.config import RunConfig, read_toml
+from jaxrec.config import TRAINING_LENGTH, RunConfig, read_toml
+from jaxrec.methods import METHODS
 from jaxrec.report import append_row, read_rows
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -164,8 +165,9 @@ def resolved(config: str, variant: dict[str, Any], seed: int) -> tuple[str, dict
     settings = dict(variant)
     method, given = read_toml(CONFIGS / f"{settings.pop('config', config)}.toml")
     if other := settings.pop("method", None):  # of the config, what any method has
-        run = {field.name for field in fields(RunConfig)} - {"rounds"}
-        method, given = other, {name: value for name, value in given.items() if name in run}
+        run = {field.name for field in fields(RunConfig)} - {*TRAINING_LENGTH, "baselines"}
+        every = getattr(METHODS[method], "RUN", {}) | given
+        method, given = other, {name: value for name, value in every.items() if name in run}
     return method, given | settings | {"seed": seed, "baselines": ()}
 
 
