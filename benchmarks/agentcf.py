@@ -128,10 +128,7 @@ def main() -> None:
     dataset = split(jaxrec.load(options.data), "leave-one-out")
     domain = jnp.asarray(dataset.items["domain"].to_numpy(), jnp.int32)
     rows = history(dataset)
-    item = rows.item[rows.order]
-    user = rows.user[rows.order]
-    rejected = jax.jit(schedule.negatives)(jax.random.key(0), user, item, domain, rows)
-    events = Events(user, item, rejected)
+    events = jax.jit(schedule.log)(jax.random.key(0), rows, domain)
     for width in (384, 128):
         speed = measure(options.data, events, dataset.num_users, domain, width, limits)
         loop = plain_loop(events, dataset.num_users, domain, width)

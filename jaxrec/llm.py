@@ -33,6 +33,7 @@ from warnings import warn
 import jax
 import numpy as np
 
+from jaxrec.report import write_text
 from jaxrec.types import SettingError
 
 LONGEST_PAUSE = 300.0  # seconds between two tries, whatever a server asks for
@@ -493,12 +494,9 @@ def _kept(file: Path) -> str | None:
 
 def _keep(file: Path, prompt: dict[str, Any], text: str) -> None:
     """Write an answer whole or not at all, whoever else writes the same one."""
-    beside = file.with_name(f".{file.stem}.{os.getpid()}.{threading.get_ident()}")
     entry = {"prompt": prompt, "answer": text, "sha256": _checksum(text)}
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(entry, indent=1))
-        os.replace(beside, file)
+        write_text(file, json.dumps(entry, indent=1))
     except OSError as error:
         # To go on would be to pay for what a later run would have to pay for again.
         raise LLMError(f"{file}: an answer cannot be kept ({error}); make room there") from error

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -22,17 +24,19 @@ Row = dict[str, Any]
 
 
 def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` with a path beside `path`, then move what it wrote to `path`."""
+    """Call `write` with a path beside `path`, then move what it wrote to `path`.
+
+    Threads and processes that write the same path do not disturb each other.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     write(beside)
     os.replace(beside, path)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Strict JSON: a number that is not finite becomes null."""
-    text = json.dumps(_plain(value), indent=1, allow_nan=False) + "\n"
-    write_atomic(path, lambda beside: beside.write_text(text))
+    write_text(path, json.dumps(_plain(value), indent=1, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -42,9 +46,8 @@ def write_text(path: Path, text: str) -> None:
 
 def say(text: str, *, shown: bool = True) -> None:
     """A line on stderr."""
-    from rich.console import Console
-
-    Console(stderr=True, highlight=False, quiet=not shown).print(text, markup=False, soft_wrap=True)
+    if shown:
+        print(text, file=sys.stderr)
 
 
 def append_row(path: Path, row: Row) -> None:

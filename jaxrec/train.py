@@ -26,7 +26,7 @@ def main(words: Sequence[str]) -> int:
     """Train as the words say and print the table of results; returns the exit status."""
     named = words and not words[0].startswith("-")
     method, words = (words[0], words[1:]) if named else (None, words)
-    warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
+    warnings.showwarning = lambda message, *_: report.say(f"warning: {message}")
     out = None
     try:
         if method:
@@ -45,20 +45,16 @@ def main(words: Sequence[str]) -> int:
         given = {} if files.resume else {"out": out}
         result = train(method, settings.pop("data", None), resume=files.resume, **given, **settings)
     except (SettingError, DataError, CheckpointError, FloatingPointError) as error:
-        _say(f"error: {error}")
+        report.say(f"error: {error}")
         _drop_empty(out)
         return 2
     except LLMError as error:
-        _say(f"error: {error}")
-        if out and (out / "config.json").exists():
-            _say(f"continue with: {PROGRAM} --resume {out}")
-        _drop_empty(out)
+        report.say(f"error: {error}")
+        _leave(out)
         return 2
     except KeyboardInterrupt as error:
-        _say(f"{error or 'stopped'}")
-        if out and (out / "config.json").exists():
-            _say(f"continue with: {PROGRAM} --resume {out}")
-        _drop_empty(out)
+        report.say(f"{error or 'stopped'}")
+        _leave(out)
         return 130
     results = {method or "fedcia": result.values}
     results |= {name: baseline.values for name, baseline in result.baselines.items()}
@@ -78,14 +74,17 @@ def _new_folder(method: str, settings: dict) -> Path:
             return folder
 
 
+def _leave(folder: Path | None) -> None:
+    """Say how a run that was stopped goes on, if it had begun."""
+    if folder and (folder / "config.json").exists():
+        report.say(f"continue with: {PROGRAM} --resume {folder}")
+    _drop_empty(folder)
+
+
 def _drop_empty(folder: Path | None) -> None:
     if folder:
         with suppress(OSError):
             folder.rmdir()
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,16 @@ def history(dataset: Dataset, before: int = VALID) -> History | None:
     return History(*(jnp.asarray(array, jnp.int32) for array in arrays))
 
 
+def history_of(data: Data) -> History:
+    """The data's history; DataError, with the remedy, where nobody knows the order."""
+    if data.history is None:
+        raise DataError(
+            "the interactions have no column 'timestamp' or 'position', so that nobody knows the "
+            "order of a user's items; add one, a position for the order alone"
+        )
+    return data.history
+
+
 def _owners(dataset: Dataset) -> np.ndarray:
     """The client of each user, [U]."""
     rows = dataset.interactions

@@ -32,6 +32,12 @@ class Rows(NamedTuple):
         return Rows(*map(cut, self))
 
 
+def spans(history: History, length: int, *, ahead: int) -> tuple[jax.Array, jax.Array]:
+    """First row and number, int32 [U], of a user's newest `length` items but the last `ahead`."""
+    counts = jnp.clip(jnp.diff(history.start) - ahead, 0, length)
+    return history.start[1:] - ahead - counts, counts
+
+
 def most_rows(history: History, length: int) -> int:
     """How many rows `lay` may need: of two rows in a row, the sequences overflow one."""
     users = len(history.start) - 1
@@ -56,8 +62,7 @@ def lay(
     """
     users, total = len(order), len(history.item)
     size = -(-most_rows(history, length) // multiple) * multiple
-    counts = jnp.clip(jnp.diff(history.start) - ahead, 0, length)  # [U]
-    first = history.start[1:] - ahead - counts  # [U] the row of the history a sequence begins with
+    first, counts = spans(history, length, ahead=ahead)
 
     def put(carry, count):
         row, filled = carry

@@ -37,11 +37,12 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrec.data.pack import history_of
 from jaxrec.ops import groups as interest
 from jaxrec.ops import linalg, memory, schedule
 from jaxrec.ops.groups import Groups
 from jaxrec.ops.memory import Memory, Rates, World, unit
-from jaxrec.ops.schedule import Events, Memories
+from jaxrec.ops.schedule import Memories
 from jaxrec.types import Data, DataError, History, Method, SettingError, Sizes
 
 RUN = {
@@ -128,18 +129,9 @@ def reads_text(config: Config) -> bool:
 def check_data(config: Config, data: Data) -> None:
     """Refuse data that lack what agents need, or that hold a domain of one item; DataError."""
     del config
-    if data.history is None:
-        raise DataError(
-            "interactions: no column 'timestamp' or 'position', and agents live in time; add one"
-        )
-    if data.text is None:
-        raise DataError("items: no text vectors; give the items a title or a text")
-    if data.domain is not None and (alone := schedule.lonely(data.domain)).size:
-        raise DataError(
-            f"items, column 'domain': item {alone[0]} is the only one of domain "
-            f"{int(data.domain[alone[0]])}, so no other can be rejected for it; drop the domain or "
-            "join it to another"
-        )
+    _check_columns(data)
+    if data.domain is not None:
+        schedule.check_domains(data.domain)
 
 
 def make(config: Config, sizes: Sizes) -> Method:
@@ -161,7 +153,7 @@ def make(config: Config, sizes: Sizes) -> Method:
 
     def init(key: jax.Array, data: Data) -> State:
         del key
-        check_data(config, data._replace(domain=None))
+        _check_columns(data)
         world = _world(data, sizes.domains, config.rank, single)
         nothing = jnp.zeros((sizes.users, domains, world.content.shape[1]))
         users = Memory(nothing, nothing, nothing[..., 0], jnp.stack([nothing, nothing], axis=2))
@@ -177,10 +169,8 @@ def make(config: Config, sizes: Sizes) -> Method:
     def step(state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
         world = state.world
         key_negatives, key_groups, key_rivals = jax.random.split(key, 3)
-        user, item = (part[data.history.order] for part in (data.history.user, data.history.item))
-        rejected = schedule.negatives(key_negatives, user, item, world.domain, data.history)
-        events = Events(user, item, rejected)
-        number = len(user)
+        events = schedule.log(key_negatives, data.history, world.domain)
+        user, item, number = events.user, events.item, len(events.user)
         head = number - max(1, int(config.tail * number))
         levels = schedule.levels(events, sizes.users, sizes.items)
         when = jnp.arange(number) // config.width if config.minibatch else levels
@@ -333,6 +323,12 @@ def _regression(values: jax.Array, mine: jax.Array, ridge: float = 1.0) -> jax.A
 
     start = jnp.zeros(values.shape[-1])
     return jax.lax.scan(newton, start, length=20)[0] / scale
+
+
+def _check_columns(data: Data) -> None:
+    history_of(data)
+    if data.text is None:
+        raise DataError("items: no text vectors; give the items a title or a text")
 
 
 def _check(config: Config, sizes: Sizes) -> None:

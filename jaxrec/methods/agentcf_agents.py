@@ -16,7 +16,7 @@ from jaxrec.methods.agentcf_prompts import Offer
 from jaxrec.ops import dataflow, strings
 from jaxrec.ops.dataflow import Stage
 from jaxrec.ops.schedule import Events
-from jaxrec.types import Data, DataError, History, SettingError
+from jaxrec.types import Data, DataError, SettingError
 
 if TYPE_CHECKING:
     from jaxrec.methods.agentcf_text import Config
@@ -89,6 +89,14 @@ def stages(
     def prompt(stage: str, words: prompts.Words, event: int, attempt: int, room: float) -> Prompt:
         return to_prompt(config, words, seed(stage, first + event, attempt), attempt, room)
 
+    def take_notes(field: str, words: int) -> Callable:
+        def take(event, text, notes):
+            user, domain, _ = about(event)
+            found = prompts.read_notes(text)
+            return found and ({(field, user, domain): strings.cut(found, WIDTH * words)}, {})
+
+        return take
+
     def ask_choose(event, read, notes, attempt):
         user, domain, shown = about(event)
         words = prompts.choose(
@@ -115,27 +123,11 @@ def stages(
         )  # fmt: skip
         return prompt("reflect", words, event, attempt, config.private_words)
 
-    def take_reflect(event, text, notes):
-        user, domain, _ = about(event)
-        found = prompts.read_notes(text)
-        return found and (
-            {("private", user, domain): strings.cut(found, WIDTH * config.private_words)},
-            {},
-        )
-
     def ask_fuse(event, read, notes, attempt):
         user, domain, _ = about(event)
         private = [read(("private", user, d)) for d in range(len(names.domains))]
         words = fuse(config, names, domain, private, read(("fused", user, domain)))
         return prompt("fuse", words, event, attempt, config.fused_words)
-
-    def take_fuse(event, text, notes):
-        user, domain, _ = about(event)
-        found = prompts.read_notes(text)
-        return found and (
-            {("fused", user, domain): strings.cut(found, WIDTH * config.fused_words)},
-            {},
-        )
 
     def ask_items(event, read, notes, attempt):
         user, domain, shown = about(event)
@@ -155,8 +147,8 @@ def stages(
 
     return [
         Stage(ask_choose, take_choose),
-        Stage(ask_reflect, take_reflect),
-        Stage(ask_fuse, take_fuse),
+        Stage(ask_reflect, take_notes("private", config.private_words)),
+        Stage(ask_fuse, take_notes("fused", config.fused_words)),
         Stage(ask_items, take_items),
     ]
 
@@ -184,15 +176,6 @@ def seeds(key: jax.Array, *more: Any) -> Callable[..., int]:
         return int.from_bytes(digest[:4], "big") >> 1
 
     return draw
-
-
-def history_of(data: Data) -> History:
-    if data.history is None:
-        raise DataError(
-            "column 'timestamp': agents learn from events in the order of time, and the "
-            "interactions have none; add timestamp, or position for the order alone"
-        )
-    return data.history
 
 
 def domains_of(data: Data) -> np.ndarray:

@@ -39,13 +39,13 @@ import numpy as np
 
 from jaxrec import llm
 from jaxrec.data.download import cache_folder
+from jaxrec.data.pack import history_of
 from jaxrec.llm import Complete
 from jaxrec.methods.agentcf_agents import (
     REASON,
     TOKENS,
     WIDTH,
     domains_of,
-    history_of,
     names_of,
     seeds,
     stages,
@@ -54,7 +54,7 @@ from jaxrec.methods.agentcf_agents import (
 from jaxrec.methods.agentcf_ranking import Served, interest_groups, rank_lists
 from jaxrec.ops import dataflow, strings
 from jaxrec.ops.dataflow import Counts
-from jaxrec.ops.schedule import Events, lonely, negatives
+from jaxrec.ops.schedule import Events, check_domains, log
 from jaxrec.types import Data, DataError, Method, SettingError, Sizes, Text
 
 RUN = {
@@ -177,11 +177,7 @@ def check_data(config: Config, data: Data) -> None:
     names = names_of(config, data)
     if not len(history_of(data).order):
         raise DataError("column 'split': there are no train rows to learn from")
-    if (alone := lonely(names.domain)).size:
-        raise DataError(
-            f"column 'domain': item {alone[0]} is the only one of domain {names.domain[alone[0]]}, "
-            "so no other can be rejected for it; drop the domain or join it to another"
-        )
+    check_domains(names.domain)
 
 
 def make(config: Config, sizes: Sizes, complete: Complete | None = None) -> Method:
@@ -300,10 +296,9 @@ def connect(config: Config, usage: llm.Usage | None = None) -> Complete:
 
 def events(data: Data, key: jax.Array, epoch: int = 0) -> Events:
     """The train rows in the order of time, each with a rejected item, as lists of int."""
-    history, domain = history_of(data), domains_of(data)
-    user, item = (part[history.order] for part in map(jnp.asarray, history[:2]))
-    rejected = negatives(jax.random.fold_in(key, epoch), user, item, jnp.asarray(domain), history)
-    return Events(*(np.asarray(part).tolist() for part in (user, item, rejected)))
+    history = jax.tree.map(jnp.asarray, history_of(data))
+    found = log(jax.random.fold_in(key, epoch), history, jnp.asarray(domains_of(data)))
+    return Events(*(np.asarray(part).tolist() for part in found))
 
 
 def story(config: Config, state: State, data: Data, user: int) -> str:

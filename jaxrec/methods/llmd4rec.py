@@ -36,14 +36,15 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from jaxrec.data.rows import Rows, lay
+from jaxrec.data.pack import history_of
+from jaxrec.data.rows import Rows, lay, spans
 from jaxrec.methods import llmd4rec_language as language
 from jaxrec.methods import sequential
 from jaxrec.methods.llmd4rec_language import Language, LanguageConfig
-from jaxrec.methods.sequential import Served, history
+from jaxrec.methods.sequential import Served, require
 from jaxrec.models.sequential import dropout
 from jaxrec.ops import distill, losses
-from jaxrec.types import Data, DataError, History, Method, SettingError, Sizes
+from jaxrec.types import Data, DataError, History, Method, Sizes
 
 RUN = {
     "split": "leave-one-out",
@@ -173,7 +174,7 @@ def make(config: Config, sizes: Sizes) -> Method:
         words, shape = _texts(config, data), (items, config.width)
         llm = language.first(config, backbone, shape, words, jax.random.fold_in(key, 1))
         widths = [config.width] * (share_down > 0) + [backbone.width] * (share_up > 0)
-        places = len(history(data).item)
+        places = len(history_of(data).item)
         return State(
             jnp.int32(0),
             first,
@@ -273,7 +274,7 @@ def make(config: Config, sizes: Sizes) -> Method:
         return state, Metrics(jnp.int32(IDLE), zero, zero, zero, zero, jnp.zeros(5))
 
     def learn_down(state: State, data: Data, key: jax.Array, first) -> tuple[State, Metrics]:
-        past, known = history(data), state.crm.params
+        past, known = history_of(data), state.crm.params
 
         def begin(state: State) -> State:
             newest = crm.table(known)
@@ -295,7 +296,7 @@ def make(config: Config, sizes: Sizes) -> Method:
         return state._replace(llm=llm, moments=moments), Metrics(jnp.int32(DOWN), *means)
 
     def learn_up(state: State, data: Data, key: jax.Array, first) -> tuple[State, Metrics]:
-        past = history(data)
+        past = history_of(data)
 
         def begin(state: State) -> State:
             params, moments = state.crm
@@ -332,14 +333,14 @@ def make(config: Config, sizes: Sizes) -> Method:
             ]
             state, metrics = jax.lax.switch(phase, branches, state, data, key)
         # Where nobody has anything to learn from, time stands still.
-        learns = jnp.any(jnp.diff(history(data).start) > 1)
+        learns = jnp.any(jnp.diff(history_of(data).start) > 1)
         return state._replace(epoch=state.epoch + learns), metrics
 
     def prepare(state: State, data: Data) -> Served:
         if config.serve == "crm":
             return alone.prepare(state.crm, data)
         hidden = lambda rows: llm_side(state, data).hidden(state.llm, rows, None)
-        past, length = history(data), config.length
+        past, length = history_of(data), config.length
         user = sequential.encode(
             hidden, past, backbone.width, items=items, length=length, batch=rows
         )
@@ -382,36 +383,26 @@ def _texts(config: Config, data: Data) -> jax.Array | None:
 def _trained(past: History, length: int) -> jax.Array:
     """The rows of the history that are trained on, int32 [R]; R for the others."""
     at = jnp.arange(len(past.item))
-    within = at - _first(past, length)[past.user]
+    first, _ = spans(past, length, ahead=1)
+    within = at - first[past.user]
     final = past.start[1:][past.user] - 1  # the user's newest, which has no next one
     return jnp.where((within >= 0) & (at < final), at, len(past.item))
 
 
-def _first(past: History, length: int) -> jax.Array:
-    """int32 [U], the row of the history that a user's sequence begins with."""
-    counts = jnp.clip(jnp.diff(past.start) - 1, 0, length)
-    return past.start[1:] - 1 - counts
-
-
 def _slots(rows: Rows, past: History, length: int) -> jax.Array:
     """int32 [B, L], the row of the history that a place is; R for padding."""
-    first = _first(past, length).at[rows.user].get(mode="fill", fill_value=len(past.item))
-    return first + rows.position
+    first, _ = spans(past, length, ahead=1)
+    return first.at[rows.user].get(mode="fill", fill_value=len(past.item)) + rows.position
 
 
 def _check(config: Config) -> None:
-    _require(config.pretrain >= 0, config, "pretrain", "at least 0")
+    require(config.pretrain >= 0, config, "pretrain", "at least 0")
     for name in ("loops", "epochs_down", "epochs_up"):
-        _require(getattr(config, name) >= 1, config, name, "at least 1")
+        require(getattr(config, name) >= 1, config, name, "at least 1")
     for name in ("temperature_down", "temperature_up"):
-        _require(0 < getattr(config, name) < math.inf, config, name, "above 0")
+        require(0 < getattr(config, name) < math.inf, config, name, "above 0")
     for name in ("lambda_down", "lambda_up"):
-        _require(0 <= getattr(config, name) < math.inf, config, name, "at least 0")
+        require(0 <= getattr(config, name) < math.inf, config, name, "at least 0")
     if _needs(config)[1]:
         rule = "softmax, beside which C learns from L; or set mode to crm_to_llm or none"
-        _require(config.loss == "softmax", config, "loss", rule)
-
-
-def _require(holds: bool, config: Config, name: str, rule: str) -> None:
-    if not holds:
-        raise SettingError(f"{name} = {getattr(config, name)!r}: must be {rule}")
+        require(config.loss == "softmax", config, "loss", rule)

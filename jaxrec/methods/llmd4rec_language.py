@@ -19,6 +19,7 @@ from flax import nnx
 
 from jaxrec.data import text
 from jaxrec.data.rows import Rows
+from jaxrec.methods.sequential import require
 from jaxrec.models import decoder, encoder, lora
 from jaxrec.types import SettingError
 
@@ -78,7 +79,7 @@ def load(config: LanguageConfig, length: int) -> Backbone:
         else:
             loaded = encoder.load(text.minilm())
             module, found = nnx.merge(loaded.graphdef, loaded.params), loaded.config
-        _require(config.llm_layers <= found.layers, config, "llm_layers", f"{found.layers} at most")
+        require(config.llm_layers <= found.layers, config, "llm_layers", f"{found.layers} at most")
         if length > found.positions:
             raise SettingError(
                 f"length = {length}: must be {found.positions} at most, with this llm"
@@ -151,15 +152,10 @@ def read(
 
 def check(config: LanguageConfig) -> None:
     """Refuse settings that cannot work; raises SettingError naming the first of them."""
-    _require(config.llm_layers >= 0, config, "llm_layers", "at least 0")
+    require(config.llm_layers >= 0, config, "llm_layers", "at least 0")
     for name in ("llm_width", "lora_rank"):
-        _require(getattr(config, name) >= 1, config, name, "at least 1")
+        require(getattr(config, name) >= 1, config, name, "at least 1")
     for name in ("llm_learning_rate", "lora_alpha"):
-        _require(0 < getattr(config, name) < math.inf, config, name, "above 0")
-    _require(0 <= config.llm_weight_decay < math.inf, config, "llm_weight_decay", "at least 0")
-    _require(0 <= config.llm_dropout < 1, config, "llm_dropout", "from 0 to below 1")
-
-
-def _require(holds: bool, config: LanguageConfig, name: str, rule: str) -> None:
-    if not holds:
-        raise SettingError(f"{name} = {getattr(config, name)!r}: must be {rule}")
+        require(0 < getattr(config, name) < math.inf, config, name, "above 0")
+    require(0 <= config.llm_weight_decay < math.inf, config, "llm_weight_decay", "at least 0")
+    require(0 <= config.llm_dropout < 1, config, "llm_dropout", "from 0 to below 1")

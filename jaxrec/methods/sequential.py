@@ -23,10 +23,11 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from jaxrec.data.pack import history_of
 from jaxrec.data.rows import Rows, lay
 from jaxrec.models import sequential
 from jaxrec.ops import losses
-from jaxrec.types import Data, DataError, History, Method, SettingError, Sizes
+from jaxrec.types import Data, History, Method, SettingError, Sizes
 
 RUN = {
     "split": "leave-one-out",
@@ -92,7 +93,7 @@ def make(config: Config, sizes: Sizes) -> Method:
     graphdef = nnx.graphdef(jax.eval_shape(lambda: build(jax.random.key(0), config, sizes.items)))
 
     def init(key: jax.Array, data: Data) -> State:
-        history(data)
+        history_of(data)
         params = nnx.state(build(key, config, sizes.items))
         return State(params, optimizer.init(params))
 
@@ -116,7 +117,7 @@ def make(config: Config, sizes: Sizes) -> Method:
     def step(state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
         order_key, key = jax.random.split(key)
         order = jax.random.permutation(order_key, sizes.users)
-        past, items, length = history(data), sizes.items, config.length
+        past, items, length = history_of(data), sizes.items, config.length
         laid, used = lay(past, order, items=items, length=length, ahead=1, multiple=rows)
 
         def advance(number, carry):
@@ -132,7 +133,7 @@ def make(config: Config, sizes: Sizes) -> Method:
 
     def prepare(state: State, data: Data) -> Served:
         module = nnx.merge(graphdef, state.params)
-        past, items, length = history(data), sizes.items, config.length
+        past, items, length = history_of(data), sizes.items, config.length
         hidden = lambda rows: module(rows.item, rows.position)
         user = encode(hidden, past, config.width, items=items, length=length, batch=rows)
         return Served(user, module.table[...])
@@ -182,31 +183,22 @@ def encode(
     return jax.lax.fori_loop(0, -(-used // batch), serve, jnp.zeros((users, width)))
 
 
-def history(data: Data) -> History:
-    """The data's history; DataError, with the remedy, where nobody knows the order."""
-    if data.history is None:
-        raise DataError(
-            "the data have no column 'timestamp' or 'position', so that nobody knows "
-            "the order of a user's items; add one of them"
-        )
-    return data.history
-
-
 def _check(config: Config) -> None:
     for name, at_least in (
         ("width", 1), ("layers", 1), ("heads", 1), ("inner", 1), ("length", 1), ("warmup", 0),
     ):  # fmt: skip
-        _require(getattr(config, name) >= at_least, config, name, f"at least {at_least}")
+        require(getattr(config, name) >= at_least, config, name, f"at least {at_least}")
     if config.model == "sasrec":
-        _require(config.width % config.heads == 0, config, "heads", f"a divisor of {config.width}")
-    _require(0 <= config.dropout < 1, config, "dropout", "from 0 to below 1")
-    _require(
+        require(config.width % config.heads == 0, config, "heads", f"a divisor of {config.width}")
+    require(0 <= config.dropout < 1, config, "dropout", "from 0 to below 1")
+    require(
         config.batch >= config.length, config, "batch", f"at least length = {config.length} places"
     )
-    _require(0 < config.learning_rate < math.inf, config, "learning_rate", "above 0")
-    _require(0 <= config.weight_decay < math.inf, config, "weight_decay", "at least 0")
+    require(0 < config.learning_rate < math.inf, config, "learning_rate", "above 0")
+    require(0 <= config.weight_decay < math.inf, config, "weight_decay", "at least 0")
 
 
-def _require(holds: bool, config: Config, name: str, rule: str) -> None:
+def require(holds: bool, config: Any, name: str, rule: str) -> None:
+    """SettingError, naming the value and the rule, where a setting does not hold to it."""
     if not holds:
         raise SettingError(f"{name} = {getattr(config, name)!r}: must be {rule}")

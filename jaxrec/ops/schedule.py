@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.types import History
+from jaxrec.types import DataError, History
 
 
 class Events(NamedTuple):
@@ -87,6 +87,22 @@ def has(history: History, user: jax.Array, item: jax.Array) -> jax.Array:
 
     low, _ = jax.lax.fori_loop(0, 32, halve, (low, high))  # enough for any int32 length
     return (low < end) & (held.at[low].get(mode="clip") == item)
+
+
+def log(key: jax.Array, history: History, domain: jax.Array) -> Events:
+    """The rows of a history in the order of time, each with an item that was not chosen."""
+    user, item = history.user[history.order], history.item[history.order]
+    return Events(user, item, negatives(key, user, item, domain, history))
+
+
+def check_domains(domain: jax.Array) -> None:
+    """Refuse domains [I] of one item; raises DataError naming the first such item."""
+    if (alone := lonely(domain)).size:
+        raise DataError(
+            f"items, column 'domain': item {alone[0]} is the only one of domain "
+            f"{int(domain[alone[0]])}, so no other can be rejected for it; drop the domain or join "
+            "it to another"
+        )
 
 
 def lonely(domain: jax.Array) -> np.ndarray:
