@@ -66,7 +66,10 @@ class RunConfig:
     ks: tuple[int, ...] = (5, 10, 20)
     """List lengths at which metrics are taken; items."""
     candidates: int = 0
-    """Sampled negatives per test item; 0: rank the full catalogue."""
+    """Negatives per held-out line; 0: rank the full catalogue."""
+    listed: bool = False
+    """Take the negatives from the lists of candidates that come with the data, the first ones of
+    each but for the held-out item, in place of drawing them."""
     ranking: Literal["users", "rows", "domains"] = "users"
     """What one ranking has to find: users, all held-out items of a user; rows, one held-out row;
     domains, one held-out row among the items of its domain."""
@@ -94,6 +97,8 @@ class RunConfig:
         masks = self.mask_history or not self.candidates
         rule = "true where candidates > 0: those are drawn from items the user never had"
         _require(masks, "mask_history", self.mask_history, rule)
+        rule = "false where candidates = 0, which ranks all items"
+        _require(self.candidates or not self.listed, "listed", self.listed, rule)
         _require(self.ks and min(self.ks) >= 1, "ks", self.ks, "one or more numbers from 1 up")
         if self.monitor not in (known := ["MRR", *(f"{m}@{k}" for m in METRICS for k in self.ks)]):
             raise unknown(f"monitor = {self.monitor!r}: is not measured", self.monitor, known)

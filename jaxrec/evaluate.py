@@ -61,6 +61,7 @@ def make_plan(
     *,
     ks: Sequence[int] = (5, 10, 20),
     candidates: int = 0,
+    listed: bool = False,
     seed: int = 0,
     block: int = 512,
     ranking: Literal["users", "rows", "domains"] = "users",
@@ -79,6 +80,8 @@ def make_plan(
       split: VALID or TEST.
       ks: cut-offs.
       candidates: negatives a line; 0 for full ranking.
+      listed: take the negatives from the dataset's `candidates`: the first of the user's list, but
+        for the line's item, whatever else the user has of them.
       seed: of the negatives.
       block: lines ranked at a time, which bounds memory to a few arrays [block, I].
       ranking: what one line of the ranking has to find: "users", all that a user has in `split`;
@@ -118,12 +121,16 @@ def make_plan(
     lines = lines.sort_values(["width", *lines.columns.intersection(["client"])], kind="stable")
 
     if candidates:
-        listed = _negatives(dataset, lines, candidates, seed, domain)
+        pairs = (
+            _listed(dataset, lines, wanted, candidates)
+            if listed
+            else _negatives(dataset, lines, candidates, seed, domain)
+        )
     else:
         earlier = rows.loc[(rows["split"] < split) & mask_history, ["user", "item"]]
-        listed = lines[["user"]].rename_axis("line").reset_index().merge(earlier, on="user")
+        pairs = lines[["user"]].rename_axis("line").reset_index().merge(earlier, on="user")
     packed = [
-        _pack(own, wanted, listed, block, dataset.num_items)
+        _pack(own, wanted, pairs, block, dataset.num_items)
         for _, own in lines.drop(columns="width").groupby(lines["width"])
     ]
     return Plan(
@@ -217,6 +224,28 @@ def _negatives(
         skipped = np.searchsorted(seen - np.arange(len(seen)), draw, side="right")
         drawn.append(pools[d][draw + skipped])
     return pd.DataFrame({"line": np.repeat(lines.index, number), "item": np.concatenate(drawn)})
+
+
+def _listed(
+    dataset: Dataset, lines: pd.DataFrame, wanted: pd.DataFrame, number: int
+) -> pd.DataFrame:
+    """The first `number` items of each line's list that are not what the line has to find."""
+    if dataset.candidates is None:
+        raise DataError(
+            f"{dataset.name}: listed = True needs lists of candidates, a file candidates.parquet "
+            "with columns user and candidates beside the interactions; or set listed = False"
+        )
+    pairs = lines[["user"]].rename_axis("line").reset_index().merge(dataset.candidates, on="user")
+    found = pairs[["line", "item"]].merge(wanted[["line", "item"]], how="left", indicator=True)
+    pairs = found.loc[found["_merge"] == "left_only", ["line", "item"]]
+    counts = pairs["line"].value_counts().reindex(lines.index, fill_value=0)
+    if (counts < number).any():
+        short = counts.idxmin()
+        raise SettingError(
+            f"candidates = {number}: the list of user {lines.loc[short, 'user']} has only "
+            f"{counts[short]} candidates beside what is to be found; ask for at most that many"
+        )
+    return pairs.groupby("line").head(number)
 
 
 def evaluator(

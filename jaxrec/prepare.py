@@ -82,6 +82,7 @@ def prepare(
         dataset,
         ks=run.ks,
         candidates=run.candidates,
+        listed=run.listed,
         seed=run.seed,
         ranking=run.ranking,
         mask_history=run.mask_history,
@@ -155,6 +156,7 @@ def _record(
     each = {"users": "", "rows": " of each row", "domains": " of each row within its domain"}
     against = (
         f"sampled ranking{each[run.ranking]} against {run.candidates} negatives"
+        + " of the data's own lists" * run.listed
         if run.candidates
         else f"full ranking{each[run.ranking]} over {sizes.items:,} items, "
         f"{'without' if run.mask_history else 'with'} those the user already has"

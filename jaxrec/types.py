@@ -34,12 +34,14 @@ class Dataset:
     (float32), `timestamp` (int64 seconds, or any order), `domain` (int8), `client` (int32) and
     `split` (int8: 0 train, 1 valid, 2 test). Row k of `items` (`item`, and where known `title`,
     `text`, `category`, `domain`, `raw_id`) and of `users` (`user`, `raw_id`) is item or user k.
+    `candidates` are lists of items that a benchmark ranks a user's held-out item among.
     """
 
     name: str
     interactions: pd.DataFrame
     items: pd.DataFrame
     users: pd.DataFrame
+    candidates: pd.DataFrame | None = None  # user, item: the items of each list in its order
 
     @property
     def num_users(self) -> int:
@@ -51,7 +53,7 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over the content of the three tables, whatever file it came from."""
+        """sha256 over the content of the tables, whatever file it came from."""
         from jaxrec.data.sources import content_digest
 
         return content_digest(self)

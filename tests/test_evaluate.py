@@ -174,6 +174,19 @@ def test_negatives_are_distinct_unseen_and_fixed_by_seed_and_user():
         assert items == negatives.get(user, items)
 
 
+def test_the_datas_own_lists_are_taken_from_their_start_without_the_target():
+    rows = pd.DataFrame({"user": [0, 0, 1, 1], "item": [4, 1, 2, 0], "split": [TRAIN, TEST] * 2})
+    users, items = pd.DataFrame({"user": range(2)}), pd.DataFrame({"item": range(6)})
+    lists = pd.DataFrame({"user": [1] * 4 + [0] * 4, "item": [5, 3, 1, 0, 1, 4, 5, 2]})
+    data = Dataset("lists", rows, items, users, lists)
+    found = drawn(make_plan(data, TEST, ks=(2,), candidates=3, listed=True))
+    assert found == {0: [4, 5, 2], 1: [5, 3, 1]}
+    with pytest.raises(SettingError, match="candidates = 4: the list of user 0 has only 3"):
+        make_plan(data, TEST, candidates=4, listed=True)
+    with pytest.raises(DataError, match="lists: listed = True needs lists of candidates"):
+        make_plan(replace(data, candidates=None), TEST, candidates=3, listed=True)
+
+
 def test_every_unseen_item_is_drawn_equally_often():
     rows = pd.DataFrame({"user": np.arange(4000), "item": 3, "split": TEST})
     items = pd.DataFrame({"item": range(7)})

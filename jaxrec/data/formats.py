@@ -33,7 +33,8 @@ def read(path: Path, name: str) -> Dataset:
 
 def _folder(folder: Path, name: str) -> Dataset:
     if rows := _either(folder, "interactions"):
-        return assemble(name, rows, _either(folder, "items"), _either(folder, "users"))
+        more = (_either(folder, stem) for stem in ("items", "users", "candidates"))
+        return assemble(name, rows, *more)
     if inter := sorted(folder.glob("*.inter")):
         if len(inter) > 1:
             raise DataError(f"{folder}: several .inter files {[f.name for f in inter]}; name one")

@@ -61,9 +61,10 @@ def load(name_or_path: str | Path, *, progress: bool = True) -> Dataset:
 
 
 def content_digest(dataset: Dataset) -> str:
-    """sha256 over the cells and column names of the three tables; names and files do not count."""
+    """sha256 over the cells and column names of the tables; names and files do not count."""
     digest = hashlib.sha256()
-    for table in (dataset.interactions, dataset.items, dataset.users):
+    tables = dataset.interactions, dataset.items, dataset.users, dataset.candidates
+    for table in filter(lambda table: table is not None, tables):
         for column in sorted(table.columns):
             digest.update(f"{column}:{len(table)};".encode())
             for part in _parts(table[column]):

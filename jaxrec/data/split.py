@@ -151,9 +151,14 @@ def _restrict(
     rows = rows.assign(user=new_user[rows["user"]], item=new_item[rows["item"]])
     if "client" in rows:
         rows["client"] = np.unique(rows["client"], return_inverse=True)[1].astype("int32")
+    lists = dataset.candidates
+    if lists is not None:
+        lists = lists[users[lists["user"]] & items[lists["item"]]].reset_index(drop=True)
+        lists = lists.assign(user=new_user[lists["user"]], item=new_item[lists["item"]])
     return replace(
         dataset,
         interactions=rows.reset_index(drop=True),
+        candidates=lists,
         users=dataset.users[users].assign(user=new_user[users]).reset_index(drop=True),
         items=dataset.items[items].assign(item=new_item[items]).reset_index(drop=True),
     )

@@ -82,10 +82,13 @@ def assemble(
     rows: Table,
     items: Table | None = None,
     users: Table | None = None,
+    candidates: Table | None = None,
     *,
     only_seen: bool = False,
 ) -> Dataset:
     """A Dataset of interactions and, where known, of the items and users they point at.
+
+    `candidates` has a row for each user, with a list of items; ids are those of the interactions.
 
     With `items` (or `users`) the catalogue is that table and an id outside it is an error; without,
     or with `only_seen`, it is the ids that occur, described where the table does so. Ids become
@@ -97,13 +100,28 @@ def assemble(
         raise DataError(f"{rows.file}: no interactions; the table has no rows")
     if "timestamp" not in rows.frame and "position" in rows.frame:
         rows = rows._replace(frame=rows.frame.rename(columns={"position": "timestamp"}))
-    columns, catalogues = {}, {}
+    columns, catalogues, ids = {}, {}, {}
     for column, table, names in (("user", users, USERS), ("item", items, ITEMS)):
         table = table and table.renamed(names, (column,))
-        columns[column], catalogues[column] = _indexed(rows, column, table, only_seen)
+        indexed = _indexed(rows, column, table, only_seen)
+        columns[column], catalogues[column], ids[column] = indexed
     columns |= {c: read(rows, c) for c, read in _READ.items() if c in rows.frame}
     interactions = _without_repeats(rows, pd.DataFrame(columns))
-    return Dataset(name, interactions, catalogues["item"], catalogues["user"])
+    lists = None if candidates is None else _lists(candidates, ids)
+    return Dataset(name, interactions, catalogues["item"], catalogues["user"], lists)
+
+
+def _lists(table: Table, ids: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """One row for each user and item of the lists, as indices; a list keeps its order."""
+    table = table.renamed({"user": INTERACTIONS["user"], "item": ("candidates",)}, ("user", "item"))
+    table.refuse(table.frame["user"].duplicated(), "user", "occurs twice: one list for each user")
+    listed = table.frame[["user", "item"]].explode("item")
+    for column, known in ids.items():
+        place = pd.Index(known).get_indexer(listed[column])
+        outside = f"is not among the {len(known)} ids of the data"
+        table._replace(frame=listed).refuse(place < 0, column, outside)
+        listed[column] = place.astype("int32")
+    return listed.drop_duplicates().reset_index(drop=True)
 
 
 def _numbers(table: Table, column: str) -> np.ndarray:
@@ -144,7 +162,7 @@ def _splits(table: Table, column: str) -> np.ndarray:
 
 def _clients(table: Table, column: str) -> np.ndarray:
     """Client ids as ranks; a user belongs to one client."""
-    client, _ = _indexed(table, column)
+    client, *_ = _indexed(table, column)
     user = pd.factorize(table.frame["user"])[0]
     first = client[np.unique(user, return_index=True)[1]]
     table.refuse(client != first[user], column, "is a second client for this row's user")
@@ -180,8 +198,9 @@ def _raw_ids(table: Table, column: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _indexed(
     table: Table, column: str, catalogue: Table | None = None, only_seen: bool = False
-) -> tuple[np.ndarray, pd.DataFrame]:
-    """Each row's index into the catalogue, int32, and the catalogue, whose row k is index k."""
+) -> tuple[np.ndarray, pd.DataFrame, np.ndarray]:
+    """Each row's index into the catalogue, int32, the catalogue, whose row k is index k, and its
+    ids in the file."""
     codes, raw = _raw_ids(table, column)
     described = pd.DataFrame({"raw_id": raw})
     if catalogue is not None:
@@ -199,12 +218,12 @@ def _indexed(
         else:
             outside = f"is not among the {len(ids)} ids of {catalogue.file}"
             table.refuse((place < 0)[codes], column, outside)
-            codes = place[codes]
+            codes, raw = place[codes], ids
     described = described.reset_index(drop=True)
     described[column] = np.arange(len(described), dtype="int32")
     for text in described.columns.intersection(["title", "text", "category"]):
         described[text] = described[text].fillna("").astype(str)
-    return codes.astype("int32"), described[[column, *described.columns.drop(column)]]
+    return codes.astype("int32"), described[[column, *described.columns.drop(column)]], raw
 
 
 def _without_repeats(table: Table, interactions: pd.DataFrame) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from jaxrec.data import load
+from jaxrec.data.split import core
 from jaxrec.types import DataError
 
 ROWS = pd.DataFrame(
@@ -82,6 +83,18 @@ def test_ids_with_gaps_become_ranks_and_keep_their_raw_form(tmp_path):
     assert data.items["raw_id"].tolist() == ["a", "b", "unseen", "z"]
     assert data.items["title"].tolist() == ["A", "B", "U", "Z"]
     assert data.items["title"][data.interactions["item"]].tolist() == ["B", "Z", "A", "B", "A"]
+
+
+def test_lists_of_candidates_are_read_in_their_order_and_follow_the_core(tmp_path):
+    rows = ROWS.assign(user=[70, 70, 8, 9, 9], item=["b", "z", "a", "b", "a"])
+    lists = pd.DataFrame({"user": [70, 9], "candidates": [["a", "z", "a"], ["z", "b"]]})
+    data = load(folder(tmp_path, rows, candidates=lists))
+    assert data.candidates.to_numpy().tolist() == [[2, 0], [2, 2], [1, 2], [1, 1]]
+    kept = core(data, min_user=1, min_item=2)  # item z goes
+    assert kept.candidates.to_numpy().tolist() == [[2, 0], [1, 1]]
+    assert data.digest != load(folder(tmp_path / "without", rows)).digest
+    wrong = lists.assign(candidates=[["a"], ["q"]])
+    refused(folder(tmp_path / "wrong", rows, candidates=wrong), "q is not among the 3 ids", "row 1")
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".tsv"])
