@@ -23,6 +23,8 @@ the same. What differs from the paper, and why:
 - Groups are clusters of the memories themselves, not of tags, and they count as well as list. The
   count of everybody is a feature of its own: without it, groups get the credit for popularity
   (docs/agentcf.md).
+- Before test rows are ranked, the agents live through the validation rows too, as any model that
+  reads histories does; the ranking's weights stay as they were fitted.
 - A domain that a user never touched has no fused memory yet; it is fused when it is first read.
 - memory = "single" with groups = 0 and popularity = false is AgentCF (Zhang et al., WWW 2024): one
   memory for all domains, nothing of other users but what item memories have taken from them.
@@ -42,7 +44,7 @@ from jaxrec.ops import groups as interest
 from jaxrec.ops import linalg, memory, schedule
 from jaxrec.ops.groups import Groups
 from jaxrec.ops.memory import Memory, Rates, World, unit
-from jaxrec.ops.schedule import Memories
+from jaxrec.ops.schedule import Events, Memories
 from jaxrec.types import Data, DataError, History, Method, SettingError, Sizes
 
 RUN = {
@@ -101,7 +103,8 @@ class State(NamedTuple):
     groups: Groups
     popularity: jax.Array  # f32 [I]  train rows
     weights: jax.Array  # f32 [M, K]
-    world: World
+    rejected: jax.Array  # int32 [R]  the item that each train row was preferred to, by time
+    key: jax.Array  # of what is drawn when life goes on
 
 
 class Metrics(NamedTuple):
@@ -118,6 +121,7 @@ class Served(NamedTuple):
     table: jax.Array  # f32 [I, 2 D]
     prior: jax.Array  # f32 [U, M]  log-probability of each domain
     state: State
+    domain: jax.Array  # int32 [I]
 
 
 def reads_text(config: Config) -> bool:
@@ -147,14 +151,13 @@ def make(config: Config, sizes: Sizes) -> Method:
         item=config.item_rate,
     )
     rule = partial(memory.interact, rates=rates, single=single)
-
+    replay = partial(schedule.replay, rule, width=config.width, add=config.minibatch)
+    world_of = partial(_world, domains=sizes.domains, rank=config.rank, single=single)
     domains = 1 if single else sizes.domains
     groups = max(config.groups, 1)
 
     def init(key: jax.Array, data: Data) -> State:
-        del key
-        _check_columns(data)
-        world = _world(data, sizes.domains, config.rank, single)
+        past, world = history_of(data), world_of(data)
         nothing = jnp.zeros((sizes.users, domains, world.content.shape[1]))
         users = Memory(nothing, nothing, nothing[..., 0], jnp.stack([nothing, nothing], axis=2))
         nobody = Groups(
@@ -163,35 +166,51 @@ def make(config: Config, sizes: Sizes) -> Method:
             jnp.full((groups, sizes.domains, config.recent), sizes.items, jnp.int32),
         )
         weights = jnp.zeros((sizes.domains, len(FEATURES)))
-        memories = Memories(users, world.content)
-        return State(memories, nobody, jnp.zeros(sizes.items), weights, world)
+        memories, rejected = Memories(users, world.content), jnp.zeros_like(past.item)
+        return State(memories, nobody, jnp.zeros(sizes.items), weights, rejected, key)
 
     def step(state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
-        world = state.world
-        key_negatives, key_groups, key_rivals = jax.random.split(key, 3)
+        world = world_of(data)
+        key_negatives, key_groups, key_rivals, key = jax.random.split(key, 4)
         events = schedule.log(key_negatives, data.history, world.domain)
         user, item, number = events.user, events.item, len(events.user)
         head = number - max(1, int(config.tail * number))
-        levels = schedule.levels(events, sizes.users, sizes.items)
-        when = jnp.arange(number) // config.width if config.minibatch else levels
-        advance = partial(schedule.replay, rule, width=config.width, add=config.minibatch)
+        level = levels(events)
+        part = lambda begin, end: jax.tree.map(lambda leaf: leaf[begin:end], (events, level))
 
-        def part(begin: int, end: int, memories: Memories):
-            events_of = jax.tree.map(lambda leaf: leaf[begin:end], events)
-            return advance(memories, events_of, when[begin:end], shared=world)
-
-        memories, early = part(0, head, state.memories)
-        state = gathered(state._replace(memories=memories), user[:head], item[:head], key_groups)
-        weights = fitted(state, user[head:], item[head:], data.history, key_rivals)
-        memories, late = part(head, number, memories)
-        state = gathered(state._replace(memories=memories), user, item, key_groups)
+        memories, early = replay(state.memories, *part(0, head), shared=world)
+        state = state._replace(memories=memories, rejected=events.negative, key=key)
+        state = gathered(state, world, user[:head], item[:head], key_groups)
+        weights = fitted(state, world, user[head:], item[head:], data.history, key_rivals)
+        memories, late = replay(state.memories, *part(head, number), shared=world)
+        state = state._replace(memories=memories, weights=weights)
+        state = gathered(state, world, user, item, key_groups)
         likely = jnp.concatenate([early, late])
         # Sums of changes may overshoot in a minibatch, up to a choice that rounds to impossible.
         loss = -jnp.mean(jnp.log(jnp.maximum(likely, jnp.finfo(likely.dtype).tiny)))
-        metrics = Metrics(jnp.mean(likely > 0.5), loss, levels.max() + 1, weights)
-        return state._replace(weights=weights), metrics
+        return state, Metrics(jnp.mean(likely > 0.5), loss, level.max() + 1, weights)
 
-    def gathered(state: State, user: jax.Array, item: jax.Array, key: jax.Array) -> State:
+    def lived(state: State, world: World, past: History) -> State:
+        """The state after all of a history that goes on after the rows that the state has seen."""
+        more = len(past.item) - len(state.rejected)
+        if not more:
+            return state
+        key_negatives, key_groups = jax.random.split(state.key)
+        user, item = past.user[past.order], past.item[past.order]
+        seen = state.memories.user.count.sum(axis=1)  # of each user's rows
+        new = (past.order - past.start[user]) >= seen[user]
+        rows = jnp.nonzero(new, size=more)[0]
+        drawn = schedule.negatives(key_negatives, user[rows], item[rows], world.domain, past)
+        events = Events(user[rows], item[rows], drawn)
+        memories, _ = replay(state.memories, events, levels(events), shared=world)
+        return gathered(state._replace(memories=memories), world, user, item, key_groups)
+
+    def levels(events: Events) -> jax.Array:
+        if config.minibatch:
+            return jnp.arange(len(events.user)) // config.width
+        return schedule.levels(events, sizes.users, sizes.items)
+
+    def gathered(state: State, world: World, user: jax.Array, item: jax.Array, key: jax.Array):
         """The state with counts and groups of these rows."""
         popularity = jnp.zeros(sizes.items).at[item].add(1)
         state = state._replace(popularity=popularity)
@@ -204,19 +223,19 @@ def make(config: Config, sizes: Sizes) -> Method:
         centres = interest.spherical_k_means(flat, weight, key, config.groups)
         slot = interest.assign(memories, active, centres)
         found = interest.remember(
-            slot, user, item, state.world.domain, groups, sizes.domains,
+            slot, user, item, world.domain, groups, sizes.domains,
             half_life=config.half_life, last=config.recent,
         )  # fmt: skip
         return state._replace(groups=found)
 
-    def fitted(state: State, user: jax.Array, item: jax.Array, history: History, key: jax.Array):
+    def fitted(state: State, world: World, user, item, history: History, key: jax.Array):
         """The weights [M, K] under which the rows' items are likeliest among some rivals."""
-        domain = state.world.domain
+        domain = world.domain
         draws = jax.vmap(lambda key: schedule.negatives(key, user, item, domain, history))(
             jax.random.split(key, config.rivals)
         )
         shown = jnp.concatenate([item[None], draws]).T  # [B, S], the chosen one first
-        values = features(state, vectors(state, rates), user, shown)
+        values = features(state, world, vectors(state, world, rates), user, shown)
         if not config.groups:
             values = values.at[..., OF_GROUPS].set(0)
         if not config.popularity:
@@ -225,19 +244,20 @@ def make(config: Config, sizes: Sizes) -> Method:
         return jax.lax.map(lambda mine: _regression(values, mine), mine)
 
     def prepare(state: State, data: Data) -> Served:
-        past, domain = data.history, state.world.domain
+        past, world = data.history, world_of(data)
+        state, domain = lived(state, world, past), world.domain
         visits = jnp.ones((sizes.users, sizes.domains)).at[past.user, domain[past.item]].add(1)
         weights = state.weights[:, :, None]
-        fused, disliked, private, other, group = vectors(state, rates)
+        fused, disliked, private, other, group = vectors(state, world, rates)
         to_memory = weights[:, 0] * fused + weights[:, 2] * disliked + weights[:, 5] * group
         to_content = weights[:, 1] * fused + weights[:, 3] * private + weights[:, 4] * other
-        table = jnp.concatenate([state.memories.item, state.world.content], axis=1)
+        table = jnp.concatenate([state.memories.item, world.content], axis=1)
         taste = jnp.concatenate([to_memory, to_content], axis=-1)
-        return Served(taste, table, jnp.log(visits / visits.sum(1, keepdims=True)), state)
+        return Served(taste, table, jnp.log(visits / visits.sum(1, keepdims=True)), state, domain)
 
     def score(served: Served, users: jax.Array) -> jax.Array:
         state, taste = served.state, jnp.moveaxis(served.taste[users], 1, 0)  # [M, B, 2 D]
-        domain, weights = state.world.domain, state.weights
+        domain, weights = served.domain, state.weights
         each = domain == jnp.arange(sizes.domains)[:, None]  # [M, I]
         found = jnp.select(list(each), list(taste @ served.table.T))
         found += weights[domain, 6] * jnp.log1p(interest.counts_of(state.groups, users))
@@ -251,7 +271,7 @@ def make(config: Config, sizes: Sizes) -> Method:
     return Method(init, step, prepare, score, one_shot=True)
 
 
-def vectors(state: State, rates: Rates) -> tuple[jax.Array, ...]:
+def vectors(state: State, world: World, rates: Rates) -> tuple[jax.Array, ...]:
     """Fused likes and dislikes, private likes, those of the other domains, and group vectors.
 
     Each is [U, M, D]. A single memory is the same in every domain.
@@ -259,7 +279,7 @@ def vectors(state: State, rates: Rates) -> tuple[jax.Array, ...]:
 
     def fused(user: Memory) -> jax.Array:
         anew = jax.vmap(memory.fuse, (None, 0, None, None))(
-            user, jnp.arange(len(user.count)), state.world.bases, rates
+            user, jnp.arange(len(user.count)), world.bases, rates
         )
         return jnp.where((user.count > 0)[:, None, None], user.fused, anew)
 
@@ -272,12 +292,16 @@ def vectors(state: State, rates: Rates) -> tuple[jax.Array, ...]:
 
 
 def features(
-    state: State, tastes: tuple[jax.Array, ...], user: jax.Array, shown: jax.Array
+    state: State,
+    world: World,
+    tastes: tuple[jax.Array, ...],
+    user: jax.Array,
+    shown: jax.Array,
 ) -> jax.Array:
     """The K features of the items `shown` [B, S], of one domain, to each `user` [B]: [B, S, K]."""
-    domain = state.world.domain[shown[:, 0]]
+    domain = world.domain[shown[:, 0]]
     fused, disliked, private, other, group = (taste[user, domain] for taste in tastes)  # [B, D]
-    remembered, content = state.memories.item[shown], state.world.content[shown]  # [B, S, D]
+    remembered, content = state.memories.item[shown], world.content[shown]  # [B, S, D]
     meet = lambda taste, items: jnp.einsum("bd,bsd->bs", taste, items)
     return jnp.stack(
         [

@@ -11,24 +11,28 @@ import pytest
 from scipy.optimize import minimize
 
 import jaxrec
-from jaxrec.data.pack import pack
+from jaxrec.data.pack import history, pack
 from jaxrec.data.split import split
 from jaxrec.data.synthetic import synthetic
 from jaxrec.data.text import texts, tfidf
 from jaxrec.methods import agentcf
 from jaxrec.ops import memory, schedule
 from jaxrec.ops.schedule import Events
-from jaxrec.types import TRAIN, VALID, DataError, Dataset, SettingError
+from jaxrec.types import TEST, TRAIN, VALID, DataError, Dataset, SettingError
 
 QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
 SMALL = {"groups": 4, "rank": 6, "width": 16}
 
 
 @cache
+def held_out():
+    return split(synthetic(users=60, items=50, clients=6, length=16), "leave-one-out")
+
+
+@cache
 def problem():
-    dataset = split(synthetic(users=60, items=50, clients=6, length=16), "leave-one-out")
-    data, sizes = pack(dataset)
-    return data._replace(text=jnp.asarray(tfidf(texts(dataset.items)), jnp.float32)), sizes
+    data, sizes = pack(held_out())
+    return data._replace(text=jnp.asarray(tfidf(texts(held_out().items)), jnp.float32)), sizes
 
 
 def trained(data, sizes, **settings):
@@ -42,6 +46,10 @@ def trained(data, sizes, **settings):
     return jax.jit(play, compiler_options=QUICK)(data)
 
 
+def world_of(data, sizes, single=False):
+    return agentcf._world(data, sizes.domains, SMALL["rank"], single)
+
+
 @cache
 def small(**settings):
     return trained(*problem(), **settings)
@@ -51,12 +59,13 @@ def small(**settings):
 def test_scores_are_the_weighted_features(kind):
     data, sizes = problem()
     state, _, scores = small(memory=kind)
-    tastes = agentcf.vectors(state, agentcf.Rates(transfer=0.5 if kind == "dual" else 0.0))
+    world = world_of(data, sizes, kind == "single")
+    tastes = agentcf.vectors(state, world, agentcf.Rates(transfer=0.5 if kind == "dual" else 0.0))
     for domain in range(sizes.domains):
         shown = np.flatnonzero(np.asarray(data.domain) == domain)
         users = jnp.arange(sizes.users)
         lists = jnp.tile(jnp.asarray(shown), (sizes.users, 1))
-        values = agentcf.features(state, tastes, users, lists)
+        values = agentcf.features(state, world, tastes, users, lists)
         expected = jax.nn.log_softmax(values @ state.weights[domain])
         visits = 1 + np.bincount(
             np.asarray(data.history.user), np.asarray(data.domain[data.history.item] == domain)
@@ -86,7 +95,7 @@ def test_the_weights_are_those_of_the_likeliest_choice():
 def test_the_weights_are_fitted_before_the_tail_is_seen():
     data, sizes = problem()
     _, metrics, _ = small(groups=0, tail=0.2)
-    key_negatives, _, key_rivals = jax.random.split(jax.random.key(1), 3)
+    key_negatives, _, key_rivals, _ = jax.random.split(jax.random.key(1), 4)
     order, domain = data.history.order, data.domain
     user, item = data.history.user[order], data.history.item[order]
     head = len(user) - int(0.2 * len(user))
@@ -94,19 +103,20 @@ def test_the_weights_are_fitted_before_the_tail_is_seen():
     def by_hand(data):
         rejected = schedule.negatives(key_negatives, user, item, domain, data.history)
         method = agentcf.make(agentcf.Config(**SMALL | {"groups": 0}), sizes)
-        state = method.init(jax.random.key(0), data)
+        state, world = method.init(jax.random.key(0), data), world_of(data, sizes)
         rates = agentcf.Rates(temperature=0.3, recency=0.01, item=0.03)
         events = Events(user[:head], item[:head], rejected[:head])
         memories, _ = schedule.replay(
             lambda *args: memory.interact(*args, rates), state.memories, events,
-            jnp.arange(head), 1, state.world,
+            jnp.arange(head), 1, world,
         )  # fmt: skip
         known = jnp.zeros(sizes.items).at[item[:head]].add(1)
         state = state._replace(memories=memories, popularity=known)
         draw = lambda key: schedule.negatives(key, user[head:], item[head:], domain, data.history)
         rivals = jax.vmap(draw)(jax.random.split(key_rivals, 9))
         shown = jnp.concatenate([item[None, head:], rivals]).T
-        values = agentcf.features(state, agentcf.vectors(state, rates), user[head:], shown)
+        tastes = agentcf.vectors(state, world, rates)
+        values = agentcf.features(state, world, tastes, user[head:], shown)
         values = values.at[..., agentcf.OF_GROUPS].set(0)
         each = [agentcf._regression(values, domain[item[head:]] == d) for d in range(2)]
         return jnp.stack(each)
@@ -124,9 +134,39 @@ def test_events_one_at_a_time_are_the_same_log():
     assert 1e-3 < difference < 1.5
 
 
+def test_at_test_time_the_agents_have_lived_through_the_validation_rows():
+    data, sizes = problem()
+    known = data._replace(history=history(held_out(), TEST))
+    method = agentcf.make(agentcf.Config(**SMALL), sizes)
+    state, _, _ = small()
+    served = jax.jit(method.prepare, compiler_options=QUICK)
+    unchanged = served(state, data).state
+    np.testing.assert_array_equal(unchanged.memories.item, state.memories.item)
+
+    rows = held_out().interactions
+    late = rows[rows["split"] == VALID].sort_values("timestamp", kind="stable")
+    user, item = (jnp.asarray(late[column].to_numpy()) for column in ("user", "item"))
+    key_negatives, _ = jax.random.split(state.key)
+    rejected = schedule.negatives(key_negatives, user, item, data.domain, known.history)
+    rates = agentcf.Rates(temperature=0.3, recency=0.01, item=0.03)
+    by_hand, _ = jax.jit(
+        lambda memories, events: schedule.replay(
+            lambda *args: memory.interact(*args, rates), memories, events,
+            jnp.arange(len(late)), 1, world_of(data, sizes),
+        ),
+        compiler_options=QUICK,
+    )(state.memories, Events(user, item, rejected))  # fmt: skip
+    after = served(state, known).state
+    np.testing.assert_allclose(after.memories.item, by_hand.item, atol=1e-5)
+    np.testing.assert_allclose(after.memories.user.fused, by_hand.user.fused, atol=1e-5)
+    taken = rows.loc[rows["split"] < TEST, "item"]
+    np.testing.assert_array_equal(after.popularity, np.bincount(taken, minlength=sizes.items))
+    np.testing.assert_array_equal(after.weights, state.weights)
+
+
 def test_frozen_items_keep_their_content_and_no_groups_weigh_nothing():
     state, _, _ = small(item_rate=0.0, groups=0, popularity=False)
-    np.testing.assert_allclose(state.memories.item, state.world.content, atol=1e-6)
+    np.testing.assert_allclose(state.memories.item, world_of(*problem()).content, atol=1e-6)
     weights = np.asarray(state.weights)
     assert (weights[:, agentcf.OF_GROUPS] == 0).all() and (weights[:, agentcf.OF_COUNTS] == 0).all()
     with_counts = np.asarray(small(groups=0)[0].weights)
@@ -137,19 +177,20 @@ def test_frozen_items_keep_their_content_and_no_groups_weigh_nothing():
 
 def test_a_user_new_to_a_domain_is_served_from_the_others():
     data, sizes = problem()
-    history, domain = data.history, np.asarray(data.domain)
-    kept = ~((np.asarray(history.user) == 5) & (domain[np.asarray(history.item)] == 1))
-    item, user = np.asarray(history.item)[kept], np.asarray(history.user)[kept]
-    cut = history._replace(
+    past, domain = data.history, np.asarray(data.domain)
+    kept = ~((np.asarray(past.user) == 5) & (domain[np.asarray(past.item)] == 1))
+    item, user = np.asarray(past.item)[kept], np.asarray(past.user)[kept]
+    cut = past._replace(
         user=jnp.asarray(user), item=jnp.asarray(item), order=jnp.arange(kept.sum()),
         start=jnp.searchsorted(jnp.asarray(user), jnp.arange(sizes.users + 1)),
     )  # fmt: skip
     state, _, _ = trained(data._replace(history=cut), sizes)
     assert state.memories.user.count[5, 1] == 0
-    fused, _, private, _, _ = agentcf.vectors(state, agentcf.Rates())
+    world = world_of(data, sizes)
+    fused, _, private, _, _ = agentcf.vectors(state, world, agentcf.Rates())
     assert np.linalg.norm(fused[5, 1]) == pytest.approx(1, abs=1e-5)
     assert (private[5, 1] == 0).all()
-    alone, *_ = agentcf.vectors(state, agentcf.Rates(transfer=0.0))
+    alone, *_ = agentcf.vectors(state, world, agentcf.Rates(transfer=0.0))
     assert np.linalg.norm(alone[5, 1]) < 1e-3
 
 
