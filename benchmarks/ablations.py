@@ -128,9 +128,23 @@ TABLES = {
 }
 
 
+TWO_DOMAINS = ("movies-toys", "food-kitchen")
+TABLES |= {f"agents-{data}": Table(f"agentcf-{data}", OF_ROWS, AGENTS) for data in TWO_DOMAINS}
 TABLES |= {
-    f"agents-{data}": Table(f"agentcf-{data}", OF_ROWS, AGENTS)
-    for data in ("movies-toys", "food-kitchen")
+    f"agents-{data}-full": Table(
+        f"agentcf-{data}",
+        ("test/NDCG@10", "test/Recall@10", "test/Recall@10/new to domain"),
+        {name: variant | {"candidates": 0} for name, variant in AGENTS.items()},
+    )
+    for data in TWO_DOMAINS
+}
+TABLES |= {
+    f"agents-{data}": Table(
+        f"agentcf-{data}",
+        tuple(f"test/{name}(9 negatives)" for name in ("MRR", "NDCG@1", "NDCG@5", "NDCG@10")),
+        {name: one for name, one in AGENTS.items() if not name.startswith(("dual", "private"))},
+    )
+    for data in ("cds100-dense", "cds100-sparse")
 }
 
 
