@@ -128,7 +128,7 @@ TABLES = {
 }
 
 
-KNOWN = {"newcomers": False}
+KNOWN = {"new_items": False}
 TWO_DOMAINS = ("movies-toys", "food-kitchen")
 TABLES |= {f"agents-{data}": Table(f"agentcf-{data}", OF_ROWS, AGENTS) for data in TWO_DOMAINS}
 TABLES |= {

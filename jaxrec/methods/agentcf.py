@@ -92,7 +92,7 @@ class Config:
     """Share of the training log, its newest, that the ranking's weights are fitted to."""
     rivals: int = 9
     """Items that each row of the tail is ranked against in that fit."""
-    newcomers: bool = True
+    new_items: bool = True
     """Whether the fit counts items without an earlier row, as a ranking of all items does. Those of
     a log are there because somebody takes them later: with catalogue = known, set it to false."""
     width: int = 128
@@ -239,7 +239,7 @@ def make(config: Config, sizes: Sizes) -> Method:
         )
         shown = jnp.concatenate([item[None], draws]).T  # [B, S], the chosen one first
         values = features(state, world, vectors(state, world, rates), user, shown)
-        counted = (state.popularity[shown] > 0) | config.newcomers
+        counted = (state.popularity[shown] > 0) | config.new_items
         if not config.groups:
             values = values.at[..., OF_GROUPS].set(0)
         if not config.popularity:

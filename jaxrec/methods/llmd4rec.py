@@ -48,7 +48,7 @@ from jaxrec.types import Data, DataError, History, Method, Sizes
 
 RUN = {
     "split": "leave-one-out",
-    "rounds": 24,
+    "rounds": 17,
     "evaluate_every": 1,
     "patience": 0,  # the model that serves stands still while the other one learns
     "baselines": ("popularity",),
@@ -70,21 +70,21 @@ class Config(LanguageConfig, sequential.Config):
     """The model that scores: C or L."""
     pretrain: int = 9
     """Epochs of C alone, before all others."""
-    loops: int = 3
+    loops: int = 1
     """Times that L and then C learn; without an up step, L learns on and on."""
-    epochs_down: int = 3
+    epochs_down: int = 5
     """Epochs of L in a loop."""
-    epochs_up: int = 2
+    epochs_up: int = 3
     """Epochs of C in a loop."""
     temperature_down: float = 2.0
     """T of the softmaxes that L learns from."""
-    temperature_up: float = 2.0
+    temperature_up: float = 1.0
     """T of the softmaxes that C learns from."""
-    dropout_up: float = 0.3
+    dropout_up: float = 0.15
     """`dropout` of C while L teaches it, whose softmax keeps C from learning rows by heart."""
     lambda_down: float = 1.0
     """Factor of what L learns from C."""
-    lambda_up: float = 1.0
+    lambda_up: float = 4.0
     """Factor of what C learns from L."""
     weights: Literal["online", "per_round", "none"] = "online"
     """Weights by ranks: of the pass that trains, of the models at the start of a phase, or 1."""

@@ -93,10 +93,10 @@ def test_the_weights_are_those_of_the_likeliest_choice():
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("newcomers", [True, False])
-def test_the_weights_are_fitted_before_the_tail_is_seen(newcomers):
+@pytest.mark.parametrize("new_items", [True, False])
+def test_the_weights_are_fitted_before_the_tail_is_seen(new_items):
     data, sizes = problem()
-    _, metrics, _ = small(groups=0, tail=0.2, newcomers=newcomers)
+    _, metrics, _ = small(groups=0, tail=0.2, new_items=new_items)
     key_negatives, _, key_rivals, _ = jax.random.split(jax.random.key(1), 4)
     order, domain = data.history.order, data.domain
     user, item = data.history.user[order], data.history.item[order]
@@ -120,7 +120,7 @@ def test_the_weights_are_fitted_before_the_tail_is_seen(newcomers):
         tastes = agentcf.vectors(state, world, rates)
         values = agentcf.features(state, world, tastes, user[head:], shown)
         values = values.at[..., agentcf.OF_GROUPS].set(0)
-        counted = (known[shown] > 0) | newcomers
+        counted = (known[shown] > 0) | new_items
         each = [agentcf._regression(values, domain[item[head:]] == d, counted) for d in range(2)]
         return jnp.stack(each)
 
