@@ -4,10 +4,12 @@
     result = jaxrec.train("fedcia", "synthetic", rounds=10)
     result.values["test/NDCG@10"]
 
-`load`, `train` and `METHODS` are the front door; everything below them is arrays in, arrays out.
+`load`, `train`, `compare` and `METHODS` are the front door; everything below them is arrays in,
+arrays out.
 """
 
 from jaxrec import data, evaluate, federated, models, ops
+from jaxrec.comparison import compare
 from jaxrec.data import load, pack, partition, split
 from jaxrec.methods import METHODS
 from jaxrec.run import Result, train
@@ -25,6 +27,7 @@ __all__ = [
     "Result",
     "SettingError",
     "Sizes",
+    "compare",
     "data",
     "evaluate",
     "federated",

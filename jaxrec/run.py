@@ -475,7 +475,7 @@ def read_record(out: Path) -> dict[str, Any]:
         record = json.loads(path.read_text())
         record["method"], record["settings"], record["data"]["digest"], record["versions"]
     except OSError as error:
-        raise checkpoint.CheckpointError(f"{path}: no run to resume ({error.strerror})") from error
+        raise checkpoint.CheckpointError(f"{path}: no run ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:
         raise checkpoint.CheckpointError(f"{path}: damaged ({error!r})") from error
     return record
