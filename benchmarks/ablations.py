@@ -139,6 +139,14 @@ TABLES |= {
     for data in TWO_DOMAINS
 }
 TABLES |= {
+    f"agents-{data}-known": Table(
+        f"agentcf-{data}",
+        OF_ROWS,
+        {name: variant | {"catalogue": "known"} for name, variant in AGENTS.items()},
+    )
+    for data in TWO_DOMAINS
+}
+TABLES |= {
     f"agents-{data}": Table(
         f"agentcf-{data}",
         tuple(f"test/{name}(9 negatives)" for name in ("MRR", "NDCG@1", "NDCG@5", "NDCG@10")),

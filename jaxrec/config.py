@@ -75,6 +75,9 @@ class RunConfig:
     domains, one held-out row among the items of its domain."""
     mask_history: bool = True
     """Leave the items a user already has out of the full ranking."""
+    catalogue: Literal["all", "known"] = "all"
+    """known: rank no item, and hold out none, that has no row in an earlier split. A log holds such
+    items only because somebody takes them later, which gives them away."""
     cold: int = 0
     """Also report test metrics on items with at most this many train rows; 0: do not."""
     baselines: tuple[str, ...] = ("fedavg", "local_only", "popularity")

@@ -42,7 +42,7 @@ class Plan:
     items: int
     ks: tuple[int, ...]
     candidates: int  # negatives a line; 0: full ranking
-    domain: np.ndarray | None = None  # [I], where the rivals are the items of the target's domain
+    domain: np.ndarray | None = None  # [I], where only items of the target's one are rivals
 
 
 class Evaluation(NamedTuple):
@@ -67,6 +67,7 @@ def make_plan(
     ranking: Literal["users", "rows", "domains"] = "users",
     only: np.ndarray | None = None,
     mask_history: bool = True,
+    catalogue: Literal["all", "known"] = "all",
 ) -> Plan:
     """Pack the users who have items in `split`; the others are left out.
 
@@ -90,6 +91,8 @@ def make_plan(
         beside them is a rival like any other item.
       mask_history: leave a user's earlier items out of the full ranking. Where users come back
         to the same items, those are part of what is to be predicted.
+      catalogue: "known" leaves out, as targets and as rivals, the items without an earlier row.
+        A log knows such an item only because it is held out, which gives it away.
 
     Raises:
       DataError: there is no column `split`, or it has no such rows, or no domains are known.
@@ -111,6 +114,11 @@ def make_plan(
             f"{'' if only is None else ' among the targets'}: make that part larger"
         )
     domain = _domains(dataset) if ranking == "domains" else None
+    if catalogue == "known":
+        seen = rows.loc[rows["split"] < split, "item"]
+        known = np.bincount(seen, minlength=dataset.num_items) > 0
+        wanted, where = wanted[known[wanted["item"]]], where[known[wanted["item"]]]
+        domain = np.where(known, 0 if domain is None else domain, -1)
     wanted = wanted.assign(line=wanted["user"] if ranking == "users" else where)
     lines = wanted.groupby("line").agg(user=("user", "first"), number=("user", "size"))
     if "client" in rows:

@@ -86,6 +86,7 @@ def prepare(
         seed=run.seed,
         ranking=run.ranking,
         mask_history=run.mask_history,
+        catalogue=run.catalogue,
     )
     apart = {name: plan(TEST, only=only) for name, only in _apart(dataset, run).items()}
     record = _record(dataset, sizes, run, how, who, described)
@@ -161,6 +162,8 @@ def _record(
         else f"full ranking{each[run.ranking]} over {sizes.items:,} items, "
         f"{'without' if run.mask_history else 'with'} those the user already has"
     )
+    if run.catalogue == "known":
+        against += ", none of them without an earlier row"
     return {
         "data": {
             "name": dataset.name,

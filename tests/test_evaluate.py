@@ -187,6 +187,37 @@ def test_the_datas_own_lists_are_taken_from_their_start_without_the_target():
         make_plan(replace(data, candidates=None), TEST, candidates=3, listed=True)
 
 
+@pytest.mark.parametrize("ranking", ["users", "rows", "domains"])
+@pytest.mark.parametrize("candidates", [0, 3])
+def test_a_known_catalogue_has_no_item_without_an_earlier_row(ranking, candidates):
+    data = dataset()
+    rows, scores = data.interactions, table()
+    rows = rows[rows.groupby("user").cumcount() < 15]
+    known = np.unique(rows.item[rows.split < TEST])
+    rows = rows[~rows.item.isin(known[::3]) | (rows.split == TEST)]  # a third is new in test
+    known = np.unique(rows.item[rows.split < TEST])
+    data = replace(data, interactions=rows, items=data.items.assign(domain=np.arange(ITEMS) % 2))
+    options = {"ks": (5,), "candidates": candidates, "ranking": ranking, "catalogue": "known"}
+    plan = make_plan(data, TEST, **options)
+    found = run(plan, scores).per_user
+    held = rows[(rows.split == TEST) & rows.item.isin(known)]
+    assert 0 < len(held) < (rows.split == TEST).sum()
+    if ranking != "users":
+        assert sorted(found.item) == sorted(held.item)
+    if candidates:
+        assert set(np.concatenate([*drawn(plan).values()])) <= set(known)
+        return
+    name = next(column for column in found if column.startswith("MRR"))
+    for line in found.itertuples():
+        own = rows[rows.user == line.user]
+        targets = {line.item} if ranking != "users" else set(held.item[held.user == line.user])
+        rivals = set(known) - set(own.item[own.split < TEST]) - targets
+        if ranking == "domains":
+            rivals = {item for item in rivals if item % 2 == line.item % 2}
+        expected = slow_user(scores[line.user], targets, rivals, (5,))["MRR"]
+        assert getattr(line, name) == pytest.approx(expected, rel=1e-5)
+
+
 def test_every_unseen_item_is_drawn_equally_often():
     rows = pd.DataFrame({"user": np.arange(4000), "item": 3, "split": TEST})
     items = pd.DataFrame({"item": range(7)})
