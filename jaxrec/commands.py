@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -33,7 +34,10 @@ def command(options: type, act: Callable[..., None], words: Sequence[str], about
         if not number:
             raise SettingError(f"no run folder given: {about.partition(chr(10))[0]}")
         act([Path(word) for word in words[:number]], read_options(options, words[number:]))
-    except REFUSALS as error:
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has had enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (*REFUSALS, OSError) as error:
         report.say(f"error: {error}")
         return 2
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +19,11 @@ from scipy import stats
 
 from jaxrec import report
 from jaxrec.checkpoint import CheckpointError
-from jaxrec.config import unknown
+from jaxrec.config import RunConfig, unknown
 from jaxrec.run import read_record
 from jaxrec.types import DataError, SettingError
 
-PROTOCOL = ("monitor", "ranking", "candidates", "listed", "mask_history")
+PROTOCOL = ("monitor", "ranking", "candidates", "listed", "mask_history", "catalogue")
 DATA = (
     "data", "split", "valid", "test", "min_user", "min_item", "partition", "clients", "alpha",
     "random_positives", "seed",
@@ -179,9 +180,9 @@ def _read(folder: Path) -> Run:
         ) from error
     except ValueError as error:
         raise CheckpointError(f"{folder}: damaged result ({error})") from error
-    return Run(
-        folder, record["method"], record["settings"], record["data"]["digest"], values, users
-    )
+    # an older version had fewer settings; what it did is the default of those that are new
+    settings = asdict(RunConfig()) | record["settings"]
+    return Run(folder, record["method"], settings, record["data"]["digest"], values, users)
 
 
 def _key(run: Run) -> tuple[str, str]:
