@@ -12,6 +12,7 @@ from jaxrec import data, evaluate, federated, models, ops
 from jaxrec.comparison import compare
 from jaxrec.data import load, pack, partition, split
 from jaxrec.methods import METHODS
+from jaxrec.new_users import newcomers
 from jaxrec.run import Result, reopen, train
 from jaxrec.serve import recommend
 from jaxrec.types import Clients, Data, DataError, Dataset, Method, SettingError, Sizes
@@ -34,6 +35,7 @@ __all__ = [
     "federated",
     "load",
     "models",
+    "newcomers",
     "ops",
     "pack",
     "partition",

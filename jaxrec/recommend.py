@@ -17,6 +17,7 @@ from rich.progress import track
 
 from jaxrec import report
 from jaxrec.commands import callable_module, command
+from jaxrec.new_users import newcomers
 from jaxrec.run import reopen
 from jaxrec.serve import lists, recommend
 from jaxrec.types import DataError, SettingError
@@ -34,6 +35,9 @@ class Options:
 
     users: Path | None = None
     """File of raw user ids, one a line; without it, all users."""
+    histories: Path | None = None
+    """CSV of new users, columns user and item, oldest first; they are served in place of the run's
+    users by methods that learn of items only."""
     k: int = 20
     """Items a user."""
     include_seen: bool = False
@@ -56,7 +60,10 @@ def act(runs: Sequence[Path], options: Options) -> None:
     if form == "parquet" and not options.out:
         raise SettingError("format = 'parquet': needs a file, --out lists.parquet")
     users = None if options.users is None else _read_ids(options.users)
+    histories = None if options.histories is None else _read_histories(options.histories)
     run = reopen(runs[0])
+    if histories is not None:
+        run = newcomers(run, histories)
     seen = {"exclude_seen": not options.include_seen}
     number, tables = lists(run, users, options.k, block=options.block, **seen)
     console = Console(stderr=True)
@@ -118,6 +125,17 @@ def _read_ids(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not text in utf-8 ({error})") from error
     return [line.strip() for line in lines if line.strip()]
+
+
+def _read_histories(path: Path) -> dict[str, list[str]]:
+    """The items of each user in the file's order."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as error:
+        raise DataError(f"{path}: not a CSV ({error})") from error
+    if not {"user", "item"} <= set(table):
+        raise DataError(f"{path}: needs columns user and item; found {list(table)}")
+    return table.groupby("user", sort=False)["item"].agg(list).to_dict()
 
 
 callable_module(__name__, recommend)

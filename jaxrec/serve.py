@@ -117,19 +117,25 @@ def known(dataset: Dataset, users: Sequence[Any] | None) -> np.ndarray:
     """The index of each user by raw id, whether it is given as a number or as text: int32."""
     if users is None:
         return np.arange(dataset.num_users, dtype=np.int32)
-    names = pd.Index(ids(dataset.users, "user").astype(str))
-    if not names.is_unique:
-        double = names[names.duplicated()][0]
-        raise DataError(f"{dataset.name}, users, column 'raw_id': {double} is of two users")
     asked = pd.unique(np.atleast_1d(np.asarray(users, object)).astype(str))
     if not asked.size:
         raise DataError("no user ids given; leave `users` out to serve all users")
+    return places(dataset.users, "user", asked)
+
+
+def places(table: pd.DataFrame, column: str, asked: np.ndarray) -> np.ndarray:
+    """The index of each raw id, given as text, of users or items: int32."""
+    names = pd.Index(ids(table, column).astype(str))
+    if not names.is_unique:
+        double = names[names.duplicated()][0]
+        raise DataError(f"the run's {column}s, column 'raw_id': {double} is of two {column}s")
     index = names.get_indexer(asked)
-    if (absent := asked[index < 0]).size:
+    if (absent := pd.unique(asked[index < 0])).size:
         first = ", ".join(absent[:5]) + (", ..." if absent.size > 5 else "")
         raise DataError(
-            f"{absent.size:,} of {len(asked):,} users are not among the {len(names):,} of the "
-            f"run's data: {first}; leave them out, or train again on data that have them"
+            f"{absent.size:,} of {len(pd.unique(asked)):,} {column}s are not among the "
+            f"{len(names):,} of the run's data: {first}; leave them out, or train again on data "
+            "that have them"
         )
     return index.astype(np.int32)
 
