@@ -128,6 +128,7 @@ TABLES = {
 }
 
 
+KNOWN = {"newcomers": False}
 TWO_DOMAINS = ("movies-toys", "food-kitchen")
 TABLES |= {f"agents-{data}": Table(f"agentcf-{data}", OF_ROWS, AGENTS) for data in TWO_DOMAINS}
 TABLES |= {
@@ -142,7 +143,10 @@ TABLES |= {
     f"agents-{data}-known": Table(
         f"agentcf-{data}",
         OF_ROWS,
-        {name: variant | {"catalogue": "known"} for name, variant in AGENTS.items()},
+        {
+            name: variant | {"catalogue": "known"} | ({} if "method" in variant else KNOWN)
+            for name, variant in AGENTS.items()
+        },
     )
     for data in TWO_DOMAINS
 }

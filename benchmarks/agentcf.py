@@ -4,7 +4,8 @@
 
 The log of a dataset folder (JAXREC_DATA), its vectors random unit ones, is replayed level by level
 at two widths of the vectors, and one event after another by a NumPy loop that does the same
-arithmetic, timed on its first events. Then random logs with more users and items.
+arithmetic, timed on its first events. Then random logs with more users and items, and what the text
+engine would take for all rows of the folder: rounds of calls in each order, and tokens.
 
 Work counted, for each event: FLOP of the filter (both private memories through the bases of all
 domains and back through one) and of the products of a choice; bytes of one user's memory and two
@@ -25,9 +26,11 @@ import jaxrec
 from benchmarks.common import Limits, Work, measure_limits, report, timed
 from jaxrec.data.pack import history
 from jaxrec.data.split import split
-from jaxrec.ops import memory, schedule
+from jaxrec.methods import agentcf_text
+from jaxrec.ops import dataflow, memory, schedule
 from jaxrec.ops.memory import Memory, Rates, World, unit
 from jaxrec.ops.schedule import Events, Memories
+from jaxrec.types import TEST, Data, Dataset, Sizes
 
 RANK, LINE, LOOP = 32, 128, 2_000
 RATES = Rates()
@@ -108,6 +111,25 @@ def plain_loop(events: Events, users: int, domain: jax.Array, width: int) -> flo
     return len(log) / (time.perf_counter() - begin)
 
 
+def text_engine(dataset: Dataset, domain: jax.Array, seeds: int = 20) -> None:
+    """Rounds of calls to a language model, median over negatives, and its tokens an event."""
+    rows = history(dataset, TEST + 1)
+    log = jax.jit(schedule.log)
+    logs = [log(jax.random.key(seed), rows, domain) for seed in range(seeds)]
+    number = len(rows.user)
+    print(f"\nText engine, {dataset.name}, {number:,} events, median of {seeds} seeds")
+    for order in ("sequential", "waves", "dataflow"):
+        rounds = [dataflow.call_rounds(each, np.asarray(domain), order) for each in logs]
+        print(
+            f"    {order}: {np.median(rounds):,.0f} rounds of calls, {min(rounds):,} to "
+            f"{max(rounds):,}; {4 * number / np.median(rounds):,.0f} calls at once"
+        )
+    sizes = Sizes(dataset.num_users, dataset.num_items, 1, int(domain.max()) + 1)
+    config = agentcf_text.Config(groups=-1)
+    method = agentcf_text.make(config, sizes, lambda prompts: [])
+    print(f"    {method.forecast(Data((), history=rows, domain=domain), 1, 0, 10)}")
+
+
 def random_log(users: int, items: int, number: int) -> Events:
     """Skewed items, even users, in random order."""
     rng = np.random.default_rng(0)
@@ -137,6 +159,7 @@ def main() -> None:
         if users <= 10_000 or not options.quick:
             log = random_log(users, items, 100_000)
             measure("random", log, users, jnp.arange(items) % 2, 128, limits)
+    text_engine(dataset, domain)
 
 
 if __name__ == "__main__":

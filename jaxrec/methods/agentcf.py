@@ -92,6 +92,9 @@ class Config:
     """Share of the training log, its newest, that the ranking's weights are fitted to."""
     rivals: int = 9
     """Items that each row of the tail is ranked against in that fit."""
+    newcomers: bool = True
+    """Whether the fit counts items without an earlier row, as a ranking of all items does. Those of
+    a log are there because somebody takes them later: with catalogue = known, set it to false."""
     width: int = 128
     """Events at once."""
     minibatch: bool = False
@@ -236,12 +239,13 @@ def make(config: Config, sizes: Sizes) -> Method:
         )
         shown = jnp.concatenate([item[None], draws]).T  # [B, S], the chosen one first
         values = features(state, world, vectors(state, world, rates), user, shown)
+        counted = (state.popularity[shown] > 0) | config.newcomers
         if not config.groups:
             values = values.at[..., OF_GROUPS].set(0)
         if not config.popularity:
             values = values.at[..., OF_COUNTS].set(0)
         mine = jnp.arange(sizes.domains)[:, None] == domain[item]
-        return jax.lax.map(lambda mine: _regression(values, mine), mine)
+        return jax.lax.map(lambda mine: _regression(values, mine, counted), mine)
 
     def prepare(state: State, data: Data) -> Served:
         past, world = data.history, world_of(data)
@@ -329,16 +333,22 @@ def _world(data: Data, domains: int, rank: int, single: bool) -> World:
     return World(content, domain, axes[:, :, ::-1][:, :, :rank])
 
 
-def _regression(values: jax.Array, mine: jax.Array, ridge: float = 1.0) -> jax.Array:
+def _regression(
+    values: jax.Array, mine: jax.Array, counted: jax.Array, ridge: float = 1.0
+) -> jax.Array:
     """Weights [K] of a softmax over candidates [B, S, K], the first being chosen, by Newton.
 
-    Rows that are not `mine` [B] do not count; `ridge` counts in events.
+    Rows that are not `mine` [B] do not count, nor do candidates that are not `counted` [B, S], nor
+    rows that chose one of those; `ridge` counts in events.
     """
+    mine &= counted[:, 0]
+    counted |= ~mine[:, None]  # so that each row has something to choose
     scale = jnp.sqrt(jnp.mean(values**2, axis=(0, 1))) + 1e-6
     values = values / scale
 
     def newton(weights, _):
-        chance = jax.nn.softmax(values @ weights) * mine[:, None]  # [B, S]
+        scores = jnp.where(counted, values @ weights, -jnp.inf)
+        chance = jax.nn.softmax(scores) * mine[:, None]  # [B, S]
         mean = jnp.einsum("bs,bsk->bk", chance, values)
         gradient = mean.sum(0) - mine @ values[:, 0] + ridge * weights
         curvature = jnp.einsum("bs,bsk,bsl->kl", chance, values, values) - mean.T @ mean

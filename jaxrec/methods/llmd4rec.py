@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -80,6 +80,8 @@ class Config(LanguageConfig, sequential.Config):
     """T of the softmaxes that L learns from."""
     temperature_up: float = 2.0
     """T of the softmaxes that C learns from."""
+    dropout_up: float = 0.3
+    """`dropout` of C while L teaches it, whose softmax keeps C from learning rows by heart."""
     lambda_down: float = 1.0
     """Factor of what L learns from C."""
     lambda_up: float = 1.0
@@ -140,15 +142,8 @@ def make(config: Config, sizes: Sizes) -> Method:
     share_up = config.lambda_up * up
     backbone = language.load(config, config.length) if down else None
     rows, items = config.batch // config.length, sizes.items
-    crm_graph = nnx.graphdef(
-        jax.eval_shape(lambda: sequential.build(jax.random.key(0), config, items))
-    )
-    crm = Side(
-        lambda params, rows, key: nnx.merge(crm_graph, params)(rows.item, rows.position, key=key),
-        lambda params: params["table"][...],
-        config.width,
-        sequential.adamw(config),
-    )
+    crm = _crm_side(config, items)
+    crm_up = _crm_side(replace(config, dropout=config.dropout_up), items)
     optimizer = optax.adamw(config.llm_learning_rate, weight_decay=config.llm_weight_decay)
 
     def llm_side(state: State, data: Data) -> Side:
@@ -310,7 +305,7 @@ def make(config: Config, sizes: Sizes) -> Method:
         state = jax.lax.cond(first, begin, lambda state: state, state)
         table = state.llm.table if share_up else None
         *learnt, means = epoch(
-            crm, *state.crm, state, table, share_up, config.temperature_up, past, key
+            crm_up, *state.crm, state, table, share_up, config.temperature_up, past, key
         )
         return state._replace(crm=sequential.State(*learnt)), Metrics(jnp.int32(UP), *means)
 
@@ -360,6 +355,16 @@ def make(config: Config, sizes: Sizes) -> Method:
     return Method(init, step, prepare, alone.score, forecast=forecast, account=account)
 
 
+def _crm_side(config: Config, items: int) -> Side:
+    graph = nnx.graphdef(jax.eval_shape(lambda: sequential.build(jax.random.key(0), config, items)))
+    return Side(
+        lambda params, rows, key: nnx.merge(graph, params)(rows.item, rows.position, key=key),
+        lambda params: params["table"][...],
+        config.width,
+        sequential.adamw(config),
+    )
+
+
 def _needs(config: Config) -> tuple[bool, bool]:
     """Whether L learns and whether C learns from it, for the sake of what serves."""
     up = config.mode in ("mutual", "llm_to_crm")
@@ -403,6 +408,7 @@ def _check(config: Config) -> None:
         require(0 < getattr(config, name) < math.inf, config, name, "above 0")
     for name in ("lambda_down", "lambda_up"):
         require(0 <= getattr(config, name) < math.inf, config, name, "at least 0")
+    require(0 <= config.dropout_up < 1, config, "dropout_up", "from 0 to below 1")
     if _needs(config)[1]:
         rule = "softmax, beside which C learns from L; or set mode to crm_to_llm or none"
         require(config.loss == "softmax", config, "loss", rule)

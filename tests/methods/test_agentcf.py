@@ -80,21 +80,23 @@ def test_the_weights_are_those_of_the_likeliest_choice():
     rng = np.random.default_rng(0)
     values, mine = rng.normal(size=(200, 6, 3)), rng.random(200) < 0.7
     values[:, 0] += [0.7, -0.4, 0.0]
+    counted = rng.random((200, 6)) < 0.8
     scale = np.sqrt((values**2).mean((0, 1))) + 1e-6
 
     def loss(weights):
         scores = (values / scale) @ weights
-        each = np.log(np.exp(scores).sum(1)) - scores[:, 0]
-        return each[mine].sum() + 0.5 * (weights**2).sum()
+        each = np.log((counted * np.exp(scores)).sum(1)) - scores[:, 0]
+        return each[mine & counted[:, 0]].sum() + 0.5 * (weights**2).sum()
 
     expected = minimize(loss, np.zeros(3), tol=1e-10).x / scale
-    found = agentcf._regression(jnp.asarray(values), jnp.asarray(mine))
+    found = agentcf._regression(*map(jnp.asarray, (values, mine, counted)))
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_the_weights_are_fitted_before_the_tail_is_seen():
+@pytest.mark.parametrize("newcomers", [True, False])
+def test_the_weights_are_fitted_before_the_tail_is_seen(newcomers):
     data, sizes = problem()
-    _, metrics, _ = small(groups=0, tail=0.2)
+    _, metrics, _ = small(groups=0, tail=0.2, newcomers=newcomers)
     key_negatives, _, key_rivals, _ = jax.random.split(jax.random.key(1), 4)
     order, domain = data.history.order, data.domain
     user, item = data.history.user[order], data.history.item[order]
@@ -118,7 +120,8 @@ def test_the_weights_are_fitted_before_the_tail_is_seen():
         tastes = agentcf.vectors(state, world, rates)
         values = agentcf.features(state, world, tastes, user[head:], shown)
         values = values.at[..., agentcf.OF_GROUPS].set(0)
-        each = [agentcf._regression(values, domain[item[head:]] == d) for d in range(2)]
+        counted = (known[shown] > 0) | newcomers
+        each = [agentcf._regression(values, domain[item[head:]] == d, counted) for d in range(2)]
         return jnp.stack(each)
 
     expected = jax.jit(by_hand, compiler_options=QUICK)(data)

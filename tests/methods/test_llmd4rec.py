@@ -168,7 +168,7 @@ def test_without_distillation_it_is_the_sequential_recommender():
 
 
 def test_an_up_step_of_factor_0_is_plain_training():
-    program = made(lambda_down=0.0, lambda_up=0.0, reset=False)
+    program = made(lambda_down=0.0, lambda_up=0.0, reset=False, dropout_up=0.5)
     states, metrics = walk(program, 3)
     expected, _ = walk(alone(), 1)
     wanted, _ = alone().step(expected[1], problem()[0], jax.random.key(2))
