@@ -13,10 +13,11 @@ from rich.console import Console
 from scipy import stats
 
 import jaxrec
-from jaxrec import comparison, report
+from jaxrec import report
 from jaxrec.checkpoint import CheckpointError
 from jaxrec.commands import command
-from jaxrec.comparison import compare, holm, paired_test
+from jaxrec.comparison import compare
+from jaxrec.significance import Test, holm, paired_test
 from jaxrec.types import DataError, SettingError
 
 module = importlib.import_module("jaxrec.compare")
@@ -75,7 +76,7 @@ def test_a_comparison_is_scipy_on_the_users_means_over_seeds(runs):
         assert row["sd"] == pytest.approx(means.std(ddof=1))
         assert (row["mb_per_client"], row["seconds"]) == (2.0, 2.5)
         if name == "a":
-            assert row[list(comparison.Test._fields)].isna().all()
+            assert row[list(Test._fields)].isna().all()
             continue
         each = VALUES[name].mean(0) - VALUES["a"].mean(0)
         each[abs(each) < 1e-9] = 0
