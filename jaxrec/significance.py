@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from jaxrec.types import DataError
 
@@ -31,6 +30,8 @@ class Test(NamedTuple):
 
 def paired_test(differences: pd.Series, resamples: int, seed: int = 0) -> Test:
     """Bootstrap, Wilcoxon and effect sizes of differences, whose first index level is the user."""
+    from scipy import stats  # a second that `import jaxrec` need not take
+
     # Values are of float32; what is below is the noise of a mean over seeds and would be no tie.
     by_user = differences.round(9).groupby(level=0)
     total, number = by_user.sum().to_numpy(), by_user.size().to_numpy()
