@@ -4,13 +4,17 @@
     result = jaxrec.train("fedcia", "synthetic", rounds=10)
     result.values["test/NDCG@10"]
 
-`load`, `train` and `METHODS` are the front door; everything below them is arrays in, arrays out.
+`load`, `train`, `recommend`, `compare` and `METHODS` are the front door; everything below them is
+arrays in, arrays out.
 """
 
 from jaxrec import data, evaluate, federated, models, ops
+from jaxrec.comparison import compare
 from jaxrec.data import load, pack, partition, split
 from jaxrec.methods import METHODS
-from jaxrec.run import Result, train
+from jaxrec.new_users import newcomers
+from jaxrec.run import Result, reopen, train
+from jaxrec.serve import recommend
 from jaxrec.types import Clients, Data, DataError, Dataset, Method, SettingError, Sizes
 
 __version__ = "0.1.0"
@@ -25,14 +29,18 @@ __all__ = [
     "Result",
     "SettingError",
     "Sizes",
+    "compare",
     "data",
     "evaluate",
     "federated",
     "load",
     "models",
+    "newcomers",
     "ops",
     "pack",
     "partition",
+    "recommend",
+    "reopen",
     "split",
     "train",
 ]

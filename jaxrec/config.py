@@ -248,6 +248,12 @@ def read_files(words: Sequence[str]) -> tuple[Files, list[str]]:
     return Files(**dict(_parse(group, known, "files") for group in named)), others
 
 
+def read_options(options: type, words: Sequence[str]) -> Any:
+    """Words that fill `options`, a dataclass with a default for every field."""
+    known = _fields(options)
+    return options(**dict(_parse(group, known, "this command") for group in _groups(words)))
+
+
 def print_help(method: str | None, program: str) -> None:
     """Print every setting of `method` with default, unit and meaning; without one, the methods."""
     import tyro

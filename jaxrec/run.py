@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from jaxrec import checkpoint, report
 from jaxrec.config import (
     RunConfig,
     baseline_settings,
+    build,
     check_data,
     method_module,
     read_settings,
@@ -36,6 +37,7 @@ from jaxrec.config import (
     reads_text,
     reads_titles,
 )
+from jaxrec.data.pack import pack
 from jaxrec.evaluate import Evaluation, evaluator
 from jaxrec.federated import communication
 from jaxrec.federated.communication import Ledger
@@ -99,12 +101,7 @@ class Job(NamedTuple):
     def identity(self) -> dict[str, str]:
         """What a checkpoint must share with the run that continues it."""
         settings = asdict(self.run) | asdict(self.config)
-        kept = {name: v for name, v in settings.items() if name not in _resumable(self.name)}
-        digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-        return {
-            "method": self.name, "settings": digest,
-            "data": self.prepared.record["data"]["digest"],
-        }  # fmt: skip
+        return _identity(self.name, settings, self.prepared.record["data"]["digest"])
 
     def done(self, memory: Memory) -> bool:
         patience = self.run.patience
@@ -113,6 +110,12 @@ class Job(NamedTuple):
 
 RESUMABLE = ("rounds", "patience")
 """The settings that may change when a run is resumed; a method's module may name more."""
+
+
+def _identity(method: str, settings: dict[str, Any], data: str) -> dict[str, str]:
+    kept = {name: value for name, value in settings.items() if name not in _resumable(method)}
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    return {"method": method, "settings": digest, "data": data}
 
 
 def _resumable(method: str) -> tuple[str, ...]:
@@ -182,6 +185,39 @@ def train(
         clients = communication.members(prepared.data)
         report.write_curve(out / "curve.png", curves, run.monitor, clients)
     return result._replace(baselines=baselines)
+
+
+def reopen(out: str | Path, data: Dataset | None = None, *, progress: bool = True) -> Result:
+    """The run in a folder at its best round so far, without training and without its baselines.
+
+    `data` is given where the run was given a Dataset. A run that has not ended has no `values` and
+    no `users` yet. A run on many devices is opened on one.
+
+    Raises CheckpointError if the folder holds no run, a damaged one, or one on other data.
+    """
+    out = Path(out)
+    record = read_record(out)
+    name = record["method"]
+    run, config = build(name, read_values(name, record["settings"], f"{out / 'config.json'}: "))
+    text, titles = reads_text(name, config), reads_titles(name)
+    here = replace(run, mesh="")
+    prepared = prepare(here, data, text=text, titles=titles, progress=progress)
+    if run.devices > 1:  # states have the mesh's padding
+        clients = pack(prepared.dataset, multiple=run.devices)[0].clients
+        prepared = prepared._replace(data=prepared.data._replace(clients=clients))
+    _check_record(record, prepared, out)
+    method = method_module(name).make(config, prepared.sizes)
+    # of the settings as they were written: an older version had fewer, today's defaults fill in
+    identity = _identity(name, record["settings"], record["data"]["digest"])
+    if (remembered := checkpoint.read_memory(out / "checkpoint", identity)) is None:
+        raise checkpoint.CheckpointError(f"{out}: nothing is saved yet; wait for an evaluation")
+    start = _starter(method, jax.random.key(run.seed), prepared)
+    like = jax.eval_shape(start) if method.compiled else start()
+    best = checkpoint.restore(out / "checkpoint", "best", like)
+    memory = Memory(round=remembered["round"], best_round=remembered["best_round"])
+    stored = _stored(out, memory) or ({}, pd.DataFrame())
+    job = Job(name, method, run, config, prepared, out, progress)
+    return _result(job, *stored, _rows(out, memory), best)
 
 
 def _train_one(
@@ -475,7 +511,7 @@ def read_record(out: Path) -> dict[str, Any]:
         record = json.loads(path.read_text())
         record["method"], record["settings"], record["data"]["digest"], record["versions"]
     except OSError as error:
-        raise checkpoint.CheckpointError(f"{path}: no run to resume ({error.strerror})") from error
+        raise checkpoint.CheckpointError(f"{path}: no run ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:
         raise checkpoint.CheckpointError(f"{path}: damaged ({error!r})") from error
     return record

@@ -13,11 +13,10 @@ from pathlib import Path
 from rich.console import Console
 
 from jaxrec import report
-from jaxrec.checkpoint import CheckpointError
+from jaxrec.commands import REFUSALS, callable_module
 from jaxrec.config import method_module, print_help, read_files, read_toml, read_words
 from jaxrec.llm import LLMError
 from jaxrec.run import read_record, train
-from jaxrec.types import DataError, SettingError
 
 PROGRAM = "python -m jaxrec.train"
 
@@ -44,7 +43,7 @@ def main(words: Sequence[str]) -> int:
         out = files.resume or files.out or _new_folder(method or "fedcia", settings)
         given = {} if files.resume else {"out": out}
         result = train(method, settings.pop("data", None), resume=files.resume, **given, **settings)
-    except (SettingError, DataError, CheckpointError, FloatingPointError) as error:
+    except REFUSALS as error:
         report.say(f"error: {error}")
         _drop_empty(out)
         return 2
@@ -86,6 +85,8 @@ def _drop_empty(folder: Path | None) -> None:
         with suppress(OSError):
             folder.rmdir()
 
+
+callable_module(__name__, train)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -59,7 +59,7 @@ def test_a_run_ends_with_a_table_and_a_folder(data, tmp_path):
         (["toy", "--width", "0"], "width = 0: must be at least 1"),
         (["toy", "--config", "absent.toml"], "absent.toml: cannot be read"),
         (["toy", "--data", "absent"], "absent"),
-        (["--resume", "absent"], "config.json: no run to resume"),
+        (["--resume", "absent"], "config.json: no run ("),
         (["toy", "--mesh", "clients=99"], "mesh = 'clients=99'"),
         (["toy", "--nan-at", "1", *QUICK], "round 1: loss is nan"),
     ],

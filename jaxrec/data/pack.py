@@ -10,7 +10,7 @@ import pandas as pd
 from jaxrec.types import TRAIN, VALID, Clients, Data, DataError, Dataset, History, Sizes
 
 
-def pack(dataset: Dataset, *, multiple: int = 1) -> tuple[Data, Sizes]:
+def pack(dataset: Dataset, *, multiple: int = 1, before: int = VALID) -> tuple[Data, Sizes]:
     """The train rows as buckets of Clients, smallest first, and the static sizes.
 
     A bucket holds the clients whose number of train rows has the same next power of two, N, in
@@ -19,42 +19,47 @@ def pack(dataset: Dataset, *, multiple: int = 1) -> tuple[Data, Sizes]:
     with clients of weight 0, ids from the number of clients on. A client without train rows has
     weight 0 and keeps its users. Beside them lie the same rows by time, and the items' domains.
 
+    With another `before` than VALID the buckets hold the same clients, with all their rows of the
+    splits before it, and are as wide as that takes.
+
     Raises DataError if `split` or `client` is missing or a user has no client.
     """
     num_users, num_items = dataset.num_users, dataset.num_items
     ids, client = np.unique(_owners(dataset), return_inverse=True)  # client [U]
-    train = dataset.interactions[dataset.interactions["split"] == TRAIN]
-    sizes = np.bincount(client[train["user"]], minlength=len(ids))
+    part = dataset.interactions["split"]
+    train, held = (dataset.interactions[rows] for rows in (part == TRAIN, part < before))
+    sizes, counts = (np.bincount(client[r["user"]], minlength=len(ids)) for r in (train, held))
     by_size = np.lexsort((ids, sizes))
     place = np.argsort(by_size)[client]  # [U] of each user's client among the sorted ones
     users = np.argsort(place, kind="stable")
-    ids, sizes, owned = ids[by_size], sizes[by_size], np.bincount(place, minlength=len(ids))
+    ids, sizes, counts = ids[by_size], sizes[by_size], counts[by_size]
+    owned = np.bincount(place, minlength=len(ids))
     local = np.arange(num_users) - np.repeat(np.cumsum(owned) - owned, owned)
 
     # One sort of one key puts the rows in order of (client, user, item).
-    key = np.argsort(users)[train["user"]] * num_items + train["item"].to_numpy()
+    key = np.argsort(users)[held["user"]] * num_items + held["item"].to_numpy()
     order = np.argsort(key)
     rank, item = np.divmod(key[order], num_items)
-    age = _ages(train)[order] if "timestamp" in train else None
+    age = _ages(held)[order] if "timestamp" in held else None
 
     width = 2 ** np.frexp(np.maximum(sizes, 1) - 0.5)[1]  # the next power of two, exactly
     buckets = []
     for n in np.unique(width):
         lo, hi = np.searchsorted(width, [n, n + 1])
-        rows, own = (slice(x[:lo].sum(), x[:hi].sum()) for x in (sizes, owned))
-        shape = (-(-(hi - lo) // multiple) * multiple, n)
+        rows, own = (slice(x[:lo].sum(), x[:hi].sum()) for x in (counts, owned))
+        shape = (-(-(hi - lo) // multiple) * multiple, max(n, counts[lo:hi].max()))
         padding = shape[0] - (hi - lo)
         bucket = Clients(
-            user=_padded(local[rank[rows]], sizes[lo:hi], shape, 0),
-            item=_padded(item[rows], sizes[lo:hi], shape, 0),
-            mask=_padded(np.ones_like(item[rows]), sizes[lo:hi], shape, 0).astype(bool),
+            user=_padded(local[rank[rows]], counts[lo:hi], shape, 0),
+            item=_padded(item[rows], counts[lo:hi], shape, 0),
+            mask=_padded(np.ones_like(item[rows]), counts[lo:hi], shape, 0).astype(bool),
             users=_padded(users[own], owned[lo:hi], (shape[0], owned[lo:hi].max()), num_users),
             client=np.append(ids[lo:hi], len(ids) + np.arange(padding)).astype(np.int32),
             weight=np.append(sizes[lo:hi], np.zeros(padding)).astype(np.float32),
-            age=None if age is None else _padded(age[rows], sizes[lo:hi], shape, 0),
+            age=None if age is None else _padded(age[rows], counts[lo:hi], shape, 0),
         )
         buckets.append(jax.tree.map(jnp.asarray, bucket))
-    data = Data(tuple(buckets), history(dataset))
+    data = Data(tuple(buckets), history(dataset, before))
     sizes = Sizes(num_users, num_items, len(ids))
     if "domain" in dataset.items:
         domain = dataset.items["domain"].to_numpy()
@@ -110,12 +115,12 @@ def _owners(dataset: Dataset) -> np.ndarray:
     return owner
 
 
-def _ages(train: pd.DataFrame) -> np.ndarray:
+def _ages(rows: pd.DataFrame) -> np.ndarray:
     """How many later rows each row's user has; of equal times the last in the file is newest."""
-    order = np.lexsort((train["timestamp"], train["user"]))
-    counts = np.unique(train["user"], return_counts=True)[1]
-    ages = np.empty(len(train), np.int32)
-    ages[order] = np.repeat(np.cumsum(counts), counts) - 1 - np.arange(len(train))
+    order = np.lexsort((rows["timestamp"], rows["user"]))
+    counts = np.unique(rows["user"], return_counts=True)[1]
+    ages = np.empty(len(rows), np.int32)
+    ages[order] = np.repeat(np.cumsum(counts), counts) - 1 - np.arange(len(rows))
     return ages
 
 

@@ -74,6 +74,24 @@ def test_every_train_row_lies_in_its_clients_line_once(users, multiple):
     assert waste < 0
 
 
+@settings(deadline=None, max_examples=60)
+@given(federations, st.sampled_from([1, 2]))
+def test_rows_of_later_splits_lie_in_the_same_clients_lines(users, multiple):
+    data = dataset(users, 12)
+    train, sizes = pack(data, multiple=multiple)
+    whole, same = pack(data, multiple=multiple, before=TEST + 1)
+    assert same == sizes
+    found = []
+    for bucket, wide in zip(train.clients, whole.clients, strict=True):
+        for name in ("users", "client", "weight"):
+            np.testing.assert_array_equal(getattr(bucket, name), getattr(wide, name))
+        b = jax.tree.map(np.asarray, wide)
+        line, column = np.nonzero(b.mask)
+        found += zip(b.users[line, b.user[line, column]], b.item[line, column], strict=True)
+    rows = data.interactions[["user", "item"]]
+    assert sorted(found) == sorted(rows.itertuples(index=False, name=None))
+
+
 def test_rows_in_any_order_pack_to_the_same_bits():
     data = partition(split(synthetic(60, 50, clients=6, length=20)), "given")
     mixed = data.interactions.sample(frac=1, random_state=0)

@@ -1,0 +1,211 @@
+"""Is a difference real? Runs that differ only in their seed, set side by side user by user.
+
+With x_u and y_u the values of user u under two settings, each the mean over the seeds, the pairs
+(x_u, y_u) are what is tested: seeds are no independent users, and users are no independent seeds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from jaxrec import report
+from jaxrec.checkpoint import CheckpointError
+from jaxrec.config import RunConfig, unknown
+from jaxrec.run import read_record
+from jaxrec.significance import Test, holm, paired_test
+from jaxrec.types import DataError, SettingError
+
+PROTOCOL = ("monitor", "ranking", "candidates", "listed", "mask_history", "catalogue")
+DATA = (
+    "data", "split", "valid", "test", "min_user", "min_item", "partition", "clients", "alpha",
+    "random_positives", "seed",
+)  # fmt: skip
+APART = ("seed", "baselines", "mesh")  # settings that runs of one group may differ in
+
+
+class Run(NamedTuple):
+    """What an ended run says in its folder."""
+
+    folder: Path
+    method: str
+    settings: dict[str, Any]
+    digest: str
+    values: dict[str, Any]
+    users: pd.DataFrame
+
+    @property
+    def ground(self) -> tuple:
+        """Runs on the same ground rank the same rivals: same rows, and same negatives if drawn."""
+        drawn = self.settings["candidates"] and not self.settings["listed"]
+        return self.digest, self.settings["seed"] if drawn else None
+
+
+class Comparison(NamedTuple):
+    """Each group of runs, and how its users' values differ from those of the first group.
+
+    Columns of `table`, a row a group: runs, mean and sd over its runs, mb_per_client, seconds; and
+    difference (to the first), low and high of its 95 % interval, p of Wilcoxon's signed rank test,
+    p_holm, cohen_d of the paired differences, rank_biserial; NaN for the first group.
+    """
+
+    table: pd.DataFrame
+    metric: str
+    users: int
+
+
+def compare(
+    runs: Iterable[str | Path], metric: str | None = None, *, resamples: int = 2000, seed: int = 0
+) -> Comparison:
+    """Compare run folders; their baselines count as runs of their own.
+
+    Args:
+      runs: folders of ended runs; those of the same method and settings but the seed are a group.
+      metric: a per-user test metric, such as "NDCG@10"; by default the one the runs monitor.
+      resamples: of the percentile bootstrap over users.
+      seed: of the bootstrap.
+
+    Raises:
+      CheckpointError: a folder is no run, or of one that has not ended.
+      DataError: not all groups are of the same data, or their protocols differ; says in what.
+      SettingError: the metric was not measured; a run occurs twice; there is nothing to compare.
+    """
+    found = _with_baselines([Path(run) for run in runs])
+    if resamples < 1 or not found:
+        raise SettingError(f"resamples = {resamples}, {len(found)} runs: needs 1 or more of each")
+    _check_protocol(found)
+    groups = _grouped(found)
+    _check_ground(groups)
+    metric = _metric(found, metric or found[0].settings["monitor"])
+    lines = {label: _lines(group, metric) for label, group in groups.items()}
+    first, *others = lines
+    tests = {}
+    for label in others:
+        if not lines[label].index.equals(lines[first].index):
+            raise DataError(f"{first} and {label} were measured on different users or rows")
+        tests[label] = paired_test(lines[label] - lines[first], resamples, seed)
+    table = pd.DataFrame({label: _summary(group, metric) for label, group in groups.items()}).T
+    table = table.astype({"runs": int})
+    tested = pd.DataFrame.from_dict(tests, orient="index", columns=list(Test._fields))
+    tested.insert(4, "p_holm", holm(tested["p"].to_numpy(float)))
+    return Comparison(table.join(tested), metric, lines[first].index.get_level_values(0).nunique())
+
+
+def _with_baselines(folders: Sequence[Path]) -> list[Run]:
+    """The runs, each once, and those of their baselines that are not among them."""
+    given = [_read(folder) for folder in folders]
+    beside = [_read(path) for run in folders for path in sorted(run.glob("baselines/*"))]
+    found: dict[tuple, Run] = {}
+    for number, run in enumerate(given + beside):
+        key = _key(run), run.settings["seed"], run.ground
+        if key in found and number < len(given):
+            raise SettingError(
+                f"{found[key].folder} and {run.folder}: the same run twice, {run.method} with seed "
+                f"{run.settings['seed']}; leave one out"
+            )
+        found.setdefault(key, run)
+    return list(found.values())
+
+
+def _read(folder: Path) -> Run:
+    record = read_record(folder)
+    try:
+        values = json.loads((folder / "result.json").read_text())
+        users = pd.read_parquet(folder / "users.parquet")
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or folder}: missing, the run has not ended; "
+            f"continue with: python -m jaxrec.train --resume {folder}"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: damaged result ({error})") from error
+    # an older version had fewer settings; what it did is the default of those that are new
+    settings = asdict(RunConfig()) | record["settings"]
+    return Run(folder, record["method"], settings, record["data"]["digest"], values, users)
+
+
+def _key(run: Run) -> tuple[str, str]:
+    kept = {name: value for name, value in run.settings.items() if name not in APART}
+    return run.method, json.dumps(kept, sort_keys=True)
+
+
+def _grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs by a label: the method and, where several groups share it, the settings they vary."""
+    groups: dict[tuple, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(_key(run), []).append(run)
+    labelled = {}
+    for (method, _), group in groups.items():
+        same = [other[0].settings for key, other in groups.items() if key[0] == method]
+        own = group[0].settings
+        names = dict.fromkeys(name for other in same for name in other if name not in APART)
+        varied = [n for n in names if any(other.get(n) != own.get(n) for other in same)]
+        told = ", ".join(f"{name}={own.get(name)}" for name in varied)
+        labelled[f"{method} {told}".strip()] = group
+    return labelled
+
+
+def _check_protocol(runs: Sequence[Run]) -> None:
+    for run in runs:
+        if differ := _differing(runs[0], run, PROTOCOL):
+            raise DataError(f"{runs[0].folder} and {run.folder} have different protocols: {differ}")
+
+
+def _check_ground(groups: dict[str, list[Run]]) -> None:
+    """Every group must have runs on the same grounds as the first."""
+    grounds = {label: {run.ground for run in group} for label, group in groups.items()}
+    for label, group in groups.items():
+        for run in group:
+            for other, theirs in grounds.items():
+                if run.ground in theirs:
+                    continue
+                nearest = min(groups[other], key=lambda one: len(_differing(run, one, DATA)))
+                differ = _differing(run, nearest, DATA) or "the data have changed between them"
+                raise DataError(
+                    f"{run.folder} ({label}) has data of digest {run.digest[:12]}, on which there "
+                    f"is no run of {other}; {nearest.folder} has {nearest.digest[:12]}: {differ}"
+                )
+
+
+def _differing(one: Run, other: Run, names: Sequence[str]) -> str:
+    pairs = {name: (one.settings.get(name), other.settings.get(name)) for name in names}
+    return ", ".join(f"{name} = {a!r} and {b!r}" for name, (a, b) in pairs.items() if a != b)
+
+
+def _metric(runs: Sequence[Run], wanted: str) -> str:
+    for run in runs:
+        names = list(run.users.select_dtypes("float").columns)
+        if not (found := report.measured(wanted, names)):
+            message = f"metric = {wanted!r}: {run.folder} has no such value of each user"
+            raise unknown(message, wanted, names)
+    return found
+
+
+def _lines(group: Sequence[Run], metric: str) -> pd.Series:
+    """The metric of each user (row of a user) and ground, the mean over seeds."""
+    names = ["user", *(["item"] if "item" in group[0].users else []), "ground"]
+    each = [run.users.assign(ground=str(run.ground)) for run in group]
+    return pd.concat(each).groupby(names)[metric].mean()
+
+
+def _summary(group: Sequence[Run], metric: str) -> dict[str, float]:
+    values = [run.values[f"test/{metric}"] for run in group]
+    if metric.startswith("meanF1") or None in values:
+        values = [run.users[metric].mean() for run in group]
+    seconds = [
+        sum(run.values[f"seconds/{part}"] for part in ("compile", "train", "evaluate"))
+        for run in group
+    ]
+    return {
+        "runs": len(group),
+        "mean": float(np.mean(values)),
+        "sd": float(np.std(values, ddof=1)) if len(values) > 1 else np.nan,
+        "mb_per_client": np.mean([run.values["bytes/per_client"] for run in group]) / 1e6,
+        "seconds": float(np.mean(seconds)),
+    }

@@ -1,0 +1,109 @@
+"""What is exported multiplies to the run's scores, and an index says what it finds."""
+
+import importlib
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+
+import jaxrec
+from jaxrec.data.synthetic import synthetic
+from jaxrec.federated import local
+from jaxrec.methods import sequential
+from jaxrec.types import SettingError
+
+module = importlib.import_module("jaxrec.export")
+USERS, ITEMS = 60, 40
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    data = synthetic(users=USERS, items=ITEMS, clients=6, length=16)
+    out = tmp_path_factory.mktemp("run") / "run"
+    settings = {"rounds": 2, "width": 4, "baselines": (), "progress": False}
+    return jaxrec.train("fedavg", data, out=out, **settings)
+
+
+def serving(result, served):
+    """The result, as of a method that serves `served`."""
+    return result._replace(method=result.method._replace(prepare=lambda state, data: served))
+
+
+@pytest.mark.parametrize("to", ["npz", "safetensors"])
+def test_rows_multiply_to_the_scores_and_are_named(trained, tmp_path, to):
+    told = module.export(trained, tmp_path / "export", to)
+    path = tmp_path / "export" / f"vectors.{to}"
+    arrays = dict(np.load(path)) if to == "npz" else load_file(path)
+    served = trained.method.prepare(trained.state, trained.data)
+    scores = trained.method.score(served, jnp.arange(USERS))
+    np.testing.assert_allclose(arrays["user"] @ arrays["item"].T, scores, rtol=1e-5, atol=1e-6)
+    assert told == json.loads((tmp_path / "export" / "export.json").read_text())
+    assert told == {"users": USERS, "items": ITEMS, "width": 4}
+    users, items = (
+        pd.read_parquet(tmp_path / "export" / f"{n}.parquet") for n in ("users", "items")
+    )
+    assert list(users["user"]) == list(trained.dataset.users["raw_id"])
+    assert list(items["title"]) == list(trained.dataset.items["title"])
+
+
+def test_histories_serve_their_own_vectors(trained):
+    served = sequential.Served(jnp.ones((USERS, 3)), jnp.arange(ITEMS * 3.0).reshape(ITEMS, 3))
+    user, item = module.vectors(serving(trained, served))
+    np.testing.assert_array_equal(user, served.user)
+    np.testing.assert_array_equal(item, served.item)
+
+
+def test_a_score_that_is_no_inner_product_is_refused(trained):
+    own = local.Served(jnp.ones((6, 2)), jnp.ones((3, ITEMS, 2)), jnp.arange(6), jnp.arange(6))
+    with pytest.raises(SettingError, match="each client has item vectors of its own"):
+        module.vectors(serving(trained, own))
+    with pytest.raises(SettingError, match="no two vectors stand for a user and an item"):
+        module.vectors(serving(trained, jnp.ones((USERS, ITEMS))))
+    ranks = trained.method._replace(rank=trained.method.score)
+    with pytest.raises(SettingError, match="no two vectors"):
+        module.vectors(trained._replace(method=ranks))
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivfpq"])
+def test_recall_is_the_share_of_the_best_that_an_index_finds(kind):
+    rng = np.random.default_rng(0)
+    user, item = (rng.normal(size=(n, 12)).astype(np.float32) for n in (150, 400))
+    index = pytest.importorskip("faiss") and module.faiss_index(item, kind)
+    found = index.search(user, 20)[1]
+    shares = [
+        len(set(np.argsort(-(item @ one))[:20]) & set(own)) / 20
+        for one, own in zip(user, found, strict=True)
+    ]
+    assert module.recall(index, user, item) == pytest.approx(np.mean(shares))
+    assert (np.mean(shares) == 1) == (kind != "ivfpq")
+    assert np.mean(shares) > 0.4
+
+
+def test_an_index_is_written_with_its_recall(trained, tmp_path):
+    faiss = pytest.importorskip("faiss")
+    told = module.export(trained, tmp_path, "faiss", "hnsw")
+    assert told["recall@20"] == pytest.approx(1)
+    index = faiss.read_index(str(tmp_path / "items.faiss"))
+    user, item = module.vectors(trained)
+    _, (first,) = index.search(user[7:8], 1)
+    assert first[0] == np.argmax(item @ user[7])
+    with pytest.raises(SettingError, match="40 items are fewer than its 256 codes"):
+        module.export(trained, tmp_path, "faiss", "ivfpq")
+    with pytest.raises(SettingError, match="index = 'tree'"):
+        module.export(trained, tmp_path, "faiss", "tree")
+    for to, kind in (("onnx", "flat"), ("npz", "hnsw")):
+        with pytest.raises(SettingError, match=f"to = '{to}', index = '{kind}'"):
+            module.export(trained, tmp_path, to, kind)
+
+
+def test_the_command_writes_beside_the_run(trained, monkeypatch, capsys):
+    monkeypatch.setattr(module, "reopen", lambda out: trained)
+    module.act([trained.out], module.Options())
+    assert capsys.readouterr().out.startswith("users 60, items 40, width 4\n")
+    names = {path.name for path in (trained.out / "export").iterdir()}
+    assert names == {"vectors.npz", "users.parquet", "items.parquet", "export.json"}
+    with pytest.raises(SettingError, match="2 run folders"):
+        module.act([trained.out, trained.out], module.Options())
