@@ -165,11 +165,12 @@ def with_clients(change):
 
 
 def assert_same(found, expected):
+    found, expected = map(checkpoint.to_arrays, (found, expected))  # of a key, its words
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def assert_finite(tree):
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
+    assert all(np.isfinite(leaf).all() for leaf in checkpoint.to_arrays(tree).values())
 
 
 HOSTED = {"agentcf_text"}  # methods that talk to a host are tested apart
