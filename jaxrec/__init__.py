@@ -12,7 +12,7 @@ from jaxrec import data, evaluate, federated, models, ops
 from jaxrec.comparison import compare
 from jaxrec.data import load, pack, partition, split
 from jaxrec.methods import METHODS
-from jaxrec.new_users import newcomers
+from jaxrec.new_users import newcomers, recommend_from_items
 from jaxrec.run import Result, reopen, train
 from jaxrec.serve import recommend
 from jaxrec.types import Clients, Data, DataError, Dataset, Method, SettingError, Sizes
@@ -40,6 +40,7 @@ __all__ = [
     "pack",
     "partition",
     "recommend",
+    "recommend_from_items",
     "reopen",
     "split",
     "train",

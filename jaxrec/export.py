@@ -18,8 +18,6 @@ import pandas as pd
 
 from jaxrec import report
 from jaxrec.commands import callable_module, command
-from jaxrec.federated import local
-from jaxrec.methods import sequential
 from jaxrec.run import Result, reopen
 from jaxrec.serve import ids, whole
 from jaxrec.types import Dataset, SettingError
@@ -109,22 +107,14 @@ def vectors(run: Result) -> tuple[np.ndarray, np.ndarray]:
 
     Raises SettingError where no such vectors exist.
     """
-    prepare, data = jax.jit(run.method.prepare), whole(run)
-    shape = None if run.method.rank else jax.eval_shape(prepare, run.state, data)
-    shared = isinstance(shape, local.Served) and shape.item.ndim == 2
-    if not shared and not isinstance(shape, sequential.Served):
-        why = (
-            "each client has item vectors of its own"
-            if isinstance(shape, local.Served)
-            else "no two vectors stand for a user and an item"
-        )
+    factors = run.method.vectors
+    if isinstance(factors, str):
         raise SettingError(
-            f"{why}: the score is no inner product, and there is nothing to export; "
-            "jaxrec.recommend serves every method that scores all items"
+            f"there is nothing to export: {factors}; jaxrec.recommend serves every method that "
+            "scores all items"
         )
-    served = prepare(run.state, data)
-    user = served.user[served.slot] if shared else served.user
-    return tuple(np.ascontiguousarray(array, np.float32) for array in (user, served.item))
+    served = jax.jit(run.method.prepare)(run.state, whole(run))
+    return tuple(np.ascontiguousarray(array, np.float32) for array in factors(served))
 
 
 def faiss_index(item: np.ndarray, kind: str) -> Any:

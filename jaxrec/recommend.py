@@ -35,9 +35,10 @@ class Options:
 
     users: Path | None = None
     """File of raw user ids, one a line; without it, all users."""
+    items: Path | None = None
+    """File of raw item ids, one a line, oldest first: what a new user has, who alone is served."""
     histories: Path | None = None
-    """CSV of new users, columns user and item, oldest first; they are served in place of the run's
-    users by methods that learn of items only."""
+    """CSV of several new users, columns user and item, oldest first."""
     k: int = 20
     """Items a user."""
     include_seen: bool = False
@@ -59,8 +60,11 @@ def act(runs: Sequence[Path], options: Options) -> None:
     form = options.format or (suffix if suffix in FORMATS else "csv")
     if form == "parquet" and not options.out:
         raise SettingError("format = 'parquet': needs a file, --out lists.parquet")
+    if options.items and (options.users or options.histories):
+        raise SettingError("--items: serves one new user; leave out --users and --histories")
     users = None if options.users is None else _read_ids(options.users)
     histories = None if options.histories is None else _read_histories(options.histories)
+    histories = {"new": _read_ids(options.items)} if options.items else histories
     run = reopen(runs[0])
     if histories is not None:
         run = newcomers(run, histories)

@@ -16,6 +16,7 @@ import jax
 import pandas as pd
 
 TRAIN, VALID, TEST = 0, 1, 2
+EVER = TEST + 1  # rows before it are those of every split
 
 
 class DataError(ValueError):
@@ -134,6 +135,10 @@ class Method(NamedTuple):
 
     A method that is not compiled, because its step talks to a host, may rank candidates in place
     of scoring every item, tell beforehand what a run will take, and account for it afterwards.
+
+    Where scores are inner products, `vectors(served) -> (user [U, D], item [I, D])` are their
+    factors; where new users need no training, `fold_in(state, data) -> Served` is `prepare` for the
+    users of `data`, one a client, none of whom the state knows. Else each says why, in words.
     """
 
     init: Callable[[jax.Array, Any], Any]  # (key, data) -> State
@@ -146,3 +151,5 @@ class Method(NamedTuple):
     rank: Callable | None = None  # (served, users [B], candidates [B, S]) -> f32 [B, S]
     forecast: Callable | None = None  # (data, steps, lists to rank, their length) -> words
     account: Callable | None = None  # (best state, last state, data) -> values, pages
+    vectors: Callable | str = "its score is no inner product of a user's and an item's vector"
+    fold_in: Callable | str = "its users are learned in training, with everything else"

@@ -11,8 +11,6 @@ from safetensors.numpy import load_file
 
 import jaxrec
 from jaxrec.data.synthetic import synthetic
-from jaxrec.federated import local
-from jaxrec.methods import sequential
 from jaxrec.types import SettingError
 
 module = importlib.import_module("jaxrec.export")
@@ -25,11 +23,6 @@ def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "run"
     settings = {"rounds": 2, "width": 4, "baselines": (), "progress": False}
     return jaxrec.train("fedavg", data, out=out, **settings)
-
-
-def serving(result, served):
-    """The result, as of a method that serves `served`."""
-    return result._replace(method=result.method._replace(prepare=lambda state, data: served))
 
 
 @pytest.mark.parametrize("to", ["npz", "safetensors"])
@@ -49,22 +42,10 @@ def test_rows_multiply_to_the_scores_and_are_named(trained, tmp_path, to):
     assert list(items["title"]) == list(trained.dataset.items["title"])
 
 
-def test_histories_serve_their_own_vectors(trained):
-    served = sequential.Served(jnp.ones((USERS, 3)), jnp.arange(ITEMS * 3.0).reshape(ITEMS, 3))
-    user, item = module.vectors(serving(trained, served))
-    np.testing.assert_array_equal(user, served.user)
-    np.testing.assert_array_equal(item, served.item)
-
-
 def test_a_score_that_is_no_inner_product_is_refused(trained):
-    own = local.Served(jnp.ones((6, 2)), jnp.ones((3, ITEMS, 2)), jnp.arange(6), jnp.arange(6))
-    with pytest.raises(SettingError, match="each client has item vectors of its own"):
-        module.vectors(serving(trained, own))
-    with pytest.raises(SettingError, match="no two vectors stand for a user and an item"):
-        module.vectors(serving(trained, jnp.ones((USERS, ITEMS))))
-    ranks = trained.method._replace(rank=trained.method.score)
-    with pytest.raises(SettingError, match="no two vectors"):
-        module.vectors(trained._replace(method=ranks))
+    words = trained.method._replace(vectors="a score is a mood")
+    with pytest.raises(SettingError, match="nothing to export: a score is a mood; jaxrec"):
+        module.vectors(trained._replace(method=words))
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivfpq"])

@@ -1,6 +1,6 @@
 """One suite of behaviours that every method must show, over METHODS and their variants."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -95,6 +95,7 @@ class Outcome(NamedTuple):
     start: object  # the state before the first round
     state: object
     metrics: object  # of the last round
+    served: object
     scores: jax.Array  # f32 [U, I]
     some: jax.Array  # the scores of users 3, 3 and 0, asked for together
 
@@ -122,7 +123,8 @@ def program(variant, sizes, **settings):
         )
         served = method.prepare(state, data)
         scores = method.score(served, jnp.arange(sizes.users))
-        return Outcome(start, state, metrics, scores, method.score(served, jnp.array([3, 3, 0])))
+        some = method.score(served, jnp.array([3, 3, 0]))
+        return Outcome(start, state, metrics, served, scores, some)
 
     return jax.jit(fit, compiler_options=QUICK)
 
@@ -163,11 +165,12 @@ def with_clients(change):
 
 
 def assert_same(found, expected):
+    found, expected = map(checkpoint.to_arrays, (found, expected))  # of a key, its words
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def assert_finite(tree):
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
+    assert all(np.isfinite(leaf).all() for leaf in checkpoint.to_arrays(tree).values())
 
 
 HOSTED = {"agentcf_text"}  # methods that talk to a host are tested apart
@@ -284,6 +287,67 @@ def test_a_state_survives_a_checkpoint(name):
         leaf.dtype for leaf in jax.tree.leaves(state)
     ]
     assert_same(found, state)
+
+
+NO_FACTORS = {
+    "popularity",
+    "agentcf",
+    "agentcf-single",
+    "gfcf",
+    "gfcf-paper",
+    "ease",
+    "ease-sketch",
+}
+TABLES_APART = {"local_only", "fedcia-lightgcn", "fedcia-mixed"}
+
+
+@every_variant
+def test_vectors_are_the_factors_of_the_scores_or_there_is_a_reason(name):
+    outcome, vectors = trained(name), VARIANTS[name].make(problem()[2]).vectors
+    if name in NO_FACTORS:
+        assert isinstance(vectors, str)
+    elif name in TABLES_APART:
+        with pytest.raises(SettingError, match="an item table of its own, and no common one"):
+            vectors(outcome.served)
+    else:
+        user, item = vectors(outcome.served)
+        scale = np.abs(outcome.scores).max()
+        np.testing.assert_allclose(user @ item.T, outcome.scores, atol=1e-4 * scale)
+
+
+NO_NEWCOMERS = {
+    "agentcf",
+    "agentcf-single",
+    "local_only",
+    "fedcia-lightgcn",
+    "fedcia-mixed",
+    "gfcf-paper",
+}
+KNOWN_BY_ROWS = {"popularity", "gfcf", "ease", "ease-sketch", "sasrec", "gru4rec", "llmd4rec"}
+
+
+@every_variant
+def test_new_users_get_lists_worth_having_or_there_is_a_reason(name):
+    (dataset, data, _), outcome = problem(), trained(name)
+    fold_in = VARIANTS[name].make(problem()[2]).fold_in
+    if name in NO_NEWCOMERS:
+        assert isinstance(fold_in, str)
+        return
+    rows = dataset.interactions  # everybody once more, as a client and as nobody the state knows
+    alone = replace(dataset, interactions=rows.assign(client=rows["user"]))
+    packed, sizes = pack(alone)
+    newcomers = data._replace(clients=packed.clients, history=packed.history)
+
+    def scores(state, newcomers):
+        method = VARIANTS[name].make(Sizes(7, sizes.items, 3))  # whatever the number of users
+        return method.score(method.fold_in(state, newcomers), jnp.arange(sizes.users))
+
+    found = jax.jit(scores, compiler_options=QUICK)(outcome.state, newcomers)
+    if name in KNOWN_BY_ROWS:
+        scale = np.abs(outcome.scores).max()
+        np.testing.assert_allclose(found, outcome.scores, atol=1e-4 * scale)
+    else:
+        assert ndcg(found) > ndcg(trained("popularity").scores) + (VARIANTS[name].margin or 0) / 2
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import optimize, special
 
 import jaxrec
-from jaxrec import newcomers, recommend
+from jaxrec import newcomers, recommend, recommend_from_items
 from jaxrec.commands import command
 from jaxrec.data.synthetic import synthetic
-from jaxrec.methods import agentcf
+from jaxrec.serve import whole
 from jaxrec.types import DataError, SettingError
 
 module = importlib.import_module("jaxrec.recommend")
@@ -56,19 +57,46 @@ def test_histories_keep_their_order(ease):
     np.testing.assert_array_equal(past.item, [3, 9, 27, 5, 2, 1])  # a repeated item stands last
 
 
-@pytest.mark.parametrize("number", [3, USERS])
-def test_a_method_with_users_of_its_own_is_refused(number):
-    run = trained("fedavg", width=4, partition="user")
-    own = dict(
-        enumerate(np.unique(rows) for _, rows in run.dataset.interactions.groupby("user")["item"])
-    )
-    with pytest.raises(SettingError, match="learns something of each user"):
-        newcomers(run, dict(list(own.items())[:number]))
+def test_a_method_that_cannot_says_why(ease):
+    shut = ease._replace(method=ease.method._replace(fold_in="the door is shut"))
+    with pytest.raises(SettingError, match="new users: the door is shut; train it again"):
+        newcomers(shut, HISTORIES)
 
 
-def test_more_groups_than_users_are_refused_in_the_same_words(ease):
-    with pytest.raises(SettingError, match="learns something of each user"):
-        newcomers(ease._replace(config=agentcf.Config(groups=20)), HISTORIES)
+def test_least_squares_finds_the_vector_of_the_least_loss():
+    run = trained("fedavg", width=8, negative_weight=0.2, l2_user=0.7)
+    item, new = np.asarray(run.state.shared.item, float), newcomers(run, HISTORIES)
+    served = new.method.prepare(new.state, whole(new))
+    for user, own in enumerate(ROWS):
+        weight, target = np.full(ITEMS, 0.2), np.zeros(ITEMS)
+        weight[own] = target[own] = 1
+        lines = np.concatenate([np.sqrt(weight)[:, None] * item, np.sqrt(0.7) * np.eye(8)])
+        expected = np.linalg.lstsq(lines, np.append(np.sqrt(weight) * target, np.zeros(8)))[0]
+        found = served.user[served.slot[user]]
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "l2", "prior"),
+    [
+        ("fedavg", {"partition": "user", "l2_user": 2.0}, 4.0, 0.0),
+        ("rqfedrec", {"codes": 8, "levels": 2, "width": 8, "text": "tfidf"}, 1.0, 1.0),
+    ],
+)
+def test_a_softmax_comes_near_the_least_loss(method, settings, l2, prior):
+    run, own = trained(method, **settings), ROWS[0]
+    new = newcomers(run, {"new": own})
+    served = new.method.prepare(new.state, whole(new))
+    features = np.asarray(served.item, float)
+    start = np.zeros(features.shape[1])
+    start[-1] = prior  # RQFedRec's weight of popularity
+
+    def loss(x):
+        scores, away = features @ x, x - start
+        return len(own) * special.logsumexp(scores) - scores[own].sum() + l2 / 2 * (away @ away)
+
+    least = optimize.minimize(loss, start).fun
+    assert loss(np.asarray(served.user[0], float)) < least + 1e-3 * (loss(start) - least)
 
 
 def test_unknown_items_and_empty_histories_are_refused(ease):
@@ -98,3 +126,17 @@ def test_the_command_reads_a_csv(ease, tmp_path, monkeypatch, capsys):
     path.write_text("user,film\nann,3\n")
     assert run() == 2
     assert "needs columns user and item; found ['user', 'film']" in capsys.readouterr().err
+
+
+def test_one_new_user_comes_with_a_list_of_items(ease, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "reopen", lambda out: ease)
+    path = tmp_path / "basket.txt"
+    path.write_text("3\n9\n27\n")
+    assert command(module.Options, module.act, ["run", "--items", str(path)], module.ABOUT) == 0
+    found = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    expected = recommend_from_items(ease, [3, 9, 27])
+    pd.testing.assert_frame_equal(found, expected, check_dtype=False, rtol=1e-5)
+    assert set(expected["user"]) == {"new"}
+    words = ["run", "--items", str(path), "--users", str(path)]
+    assert command(module.Options, module.act, words, module.ABOUT) == 2
+    assert "--items: serves one new user" in capsys.readouterr().err

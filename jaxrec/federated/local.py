@@ -6,11 +6,13 @@ FedAvg, FedCIA and local-only differ in what they send, not in this. Loss, per c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxrec.federated.engine import dense_rows
@@ -181,6 +183,71 @@ def serve(data: Data, tables: tuple[Tables, ...], users: int) -> Served:
         total_repeat_length=len(user),
     )
     return Served(user, item, client, user_slots(data, users))
+
+
+def vectors(served: Served) -> tuple[np.ndarray, np.ndarray]:
+    """User [U, D] and item vectors [I, D] whose inner products are the scores, on the host.
+
+    Where each client has its own item table, the first client's stands for all if the others' are
+    that table times a D x D matrix, as FedCIA's are when every client has just aligned its own to
+    the same similarity. SettingError if they are not.
+    """
+    user, item, client, slot = map(np.asarray, served)
+    if item.ndim == 2:
+        return user[slot], item
+    common, user = item[0].astype(np.float64), user.copy()
+    inverse = np.linalg.pinv(common)
+    for number, own in enumerate(item):
+        turn = inverse @ own
+        apart = np.linalg.norm(common @ turn - own) / max(np.linalg.norm(own), 1e-30)
+        if apart > 1e-3:
+            raise SettingError(
+                f"every client has an item table of its own, and no common one stands for them: "
+                f"that of client {number} differs by {apart:.0%} of its length from the first one's"
+            )
+        user[client == number] @= turn.T.astype(user.dtype)
+    return user[slot], item[0]
+
+
+def folding(
+    config: LocalConfig, layers: int, table: Callable[[Any], jax.Array]
+) -> Callable[[Any, Data], Served] | str:
+    """How a method takes in new users: `fold_in` with the items of `table(state)`, or why not."""
+    if layers:
+        return "LightGCN needs the new users' graph in training"
+    if config.loss != "square":
+        return f"loss = {config.loss!r}: only the square loss gives a new user's vector at once"
+
+    def fold_in_users(state: Any, data: Data) -> Served:
+        item = table(state)
+        tables = tuple(Tables(fold_in(item, each, config), item) for each in data.clients)
+        return serve(data, tables, number(data))
+
+    return fold_in_users
+
+
+def fold_in(item: jax.Array, clients: Clients, config: LocalConfig) -> jax.Array:
+    """User tables [C, U, D] that minimise the square loss, the item table E [I, D] standing still.
+
+    With w the weight of an unobserved entry and J the user's items,
+
+        x = (w E^T E + (1 - w) sum_{j in J} e_j e_j^T + l2 I)^-1 sum_{j in J} e_j.
+    """
+    width = item.shape[1]
+    common = config.negative_weight * item.T @ item + (config.l2_user + 1e-6) * jnp.eye(width)
+
+    def fit(clients: Clients) -> jax.Array:
+        rows = dense_rows(clients, len(item))  # [U, I]
+        gram = jax.vmap(lambda own: (own[:, None] * item).T @ item)(rows)
+        gram = common + (1 - config.negative_weight) * gram
+        return jnp.linalg.solve(gram, (rows @ item)[..., None])[..., 0]
+
+    return jax.lax.map(fit, clients)
+
+
+def number(data: Data) -> int:
+    """How many places for users there are, padding included."""
+    return sum(clients.users.size for clients in data.clients)
 
 
 def user_slots(data: Data, users: int) -> jax.Array:

@@ -272,7 +272,9 @@ def make(config: Config, sizes: Sizes) -> Method:
         )  # [B, M]
         return found + chance[:, domain]
 
-    return Method(init, step, prepare, score, one_shot=True)
+    parts = "a score adds counts of a user's group and the odds of a domain to inner products"
+    alone = "an agent's memories come from living through events, one after another"
+    return Method(init, step, prepare, score, one_shot=True, vectors=parts, fold_in=alone)
 
 
 def vectors(state: State, world: World, rates: Rates) -> tuple[jax.Array, ...]:

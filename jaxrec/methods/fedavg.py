@@ -159,7 +159,11 @@ def make(config: Config, sizes: Sizes) -> Method:
         return local.serve(data, tables, sizes.users)
 
     table = 4.0 * sizes.items * config.width
-    return Method(init, step, prepare, local.score, traffic=Traffic(up=table, down=table))
+    return Method(
+        init, step, prepare, local.score, traffic=Traffic(up=table, down=table),
+        vectors=local.vectors,
+        fold_in=local.folding(config, config.layers, lambda state: state.shared.item),
+    )  # fmt: skip
 
 
 def _resolved(config: Config, sizes: Sizes) -> Config:

@@ -246,7 +246,17 @@ def make(config: Config, sizes: Sizes) -> Method:
         up=4.0 * sizes.items * rank + 4 if additive else 4.0 * sizes.items * width,
         down=4.0 * rank * (sizes.items + 1),
     )
-    return Method(init, step, prepare, local.score, traffic=traffic)
+
+    def newest(state: State) -> jax.Array:
+        """The item table of a client that joins now: a minimiser of ||E E^T - S||_F."""
+        vectors, values = state.shared.similarity
+        width = max(model.width for model in models)
+        return vectors[:, :width] * jnp.sqrt(values[:width])
+
+    fold_in = local.folding(config, max(model.layers for model in models), newest)
+    return Method(
+        init, step, prepare, local.score, traffic=traffic, vectors=local.vectors, fold_in=fold_in
+    )
 
 
 def _models(config: Config) -> tuple[Model, ...]:

@@ -26,9 +26,9 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrec.federated import local
 from jaxrec.federated.cooccurrence import item_counts
 from jaxrec.federated.engine import dense_rows
-from jaxrec.federated.local import user_slots
 from jaxrec.models.collaborative import inverse_root, normalise
 from jaxrec.ops import linalg, similarity
 from jaxrec.types import Clients, Data, Method, SettingError, Sizes, Traffic
@@ -103,8 +103,8 @@ def make(config: LinearConfig, sizes: Sizes) -> Method:
         build = _gfcf if config.model == "gfcf" else _ease
         return Model(build(gram, degree, config, key), jnp.zeros((0, items))), whole
 
-    def prepare(model: Model, data: Data):
-        slot = user_slots(data, sizes.users)
+    def prepare(model: Model, data: Data, users: int = sizes.users):
+        slot = local.user_slots(data, users)
         if paper:
             scores = [model.left[:0]]
             for clients in data.clients:
@@ -125,7 +125,15 @@ def make(config: LinearConfig, sizes: Sizes) -> Method:
         # A low-rank B has no zero diagonal of its own: take an item's effect on itself out.
         return rows @ model.left @ model.right - rows * jnp.sum(model.left * model.right.T, 1)
 
-    return Method(init, step, prepare, score, one_shot=True, traffic=_traffic(config, items))
+    def fold_in(model: Model, data: Data):
+        return prepare(model, data, local.number(data))
+
+    rows = "what it knows of a user is the whole row of interactions, as long as the catalogue"
+    own = "form = 'paper' has every client normalise by its own degrees"
+    return Method(
+        init, step, prepare, score, one_shot=True, traffic=_traffic(config, items),
+        vectors=rows, fold_in=own if paper else fold_in,
+    )  # fmt: skip
 
 
 def _check(config: LinearConfig, sizes: Sizes) -> None:

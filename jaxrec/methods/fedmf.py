@@ -28,6 +28,8 @@ from jaxrec.models.collaborative import Tables
 from jaxrec.ops import fold_in
 from jaxrec.types import Clients, Data, Method, SettingError, Sizes, Traffic
 
+FITS = 4  # times that a new user is fitted anew, from where the last time ended
+
 
 class Shared(NamedTuple):
     item: jax.Array  # f32 [I, D]
@@ -116,9 +118,22 @@ def make(config: Any, sizes: Sizes, cohort: Cohort, server: optax.GradientTransf
         users = catalogue.each_client(one, state.user, data, sizes.items)
         return tuple(Tables(user, state.shared.item) for user in users)
 
+    def fold_in_users(state: State, data: Data) -> local.Served:
+        curvature = fold_in.curvature(state.shared.item, state.shared.shares)
+        state = state._replace(
+            user=tuple(jnp.zeros((*c.users.shape, config.width)) for c in data.clients)
+        )
+        for _ in range(FITS):
+            tables = fitted(state, data, curvature)
+            state = state._replace(user=tuple(table.user for table in tables))
+        return local.serve(data, tables, local.number(data))
+
     table, counts = 4.0 * sizes.items * config.width, 4.0 * sizes.items
     traffic = Traffic(up=table, down=table, setup_up=counts, setup_down=counts)
-    return Method(init, step, prepare, local.score, traffic=traffic)
+    return Method(
+        init, step, prepare, local.score, traffic=traffic, vectors=local.vectors,
+        fold_in=fold_in_users,
+    )  # fmt: skip
 
 
 def item_gradient(

@@ -352,7 +352,10 @@ def make(config: Config, sizes: Sizes) -> Method:
 
     label = _label(config) if down else {}
     forecast = (lambda *_: RANDOM) if label else None
-    return Method(init, step, prepare, alone.score, forecast=forecast, account=account)
+    return Method(
+        init, step, prepare, alone.score, forecast=forecast, account=account, vectors=tuple,
+        fold_in=prepare,
+    )  # fmt: skip
 
 
 def _crm_side(config: Config, items: int) -> Side:

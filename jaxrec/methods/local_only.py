@@ -91,4 +91,5 @@ def make(config: Config, sizes: Sizes) -> Method:
         )
         return local.serve(data, tables, sizes.users)
 
-    return Method(init, step, prepare, local.score)
+    alone = "clients share nothing that a new one could begin with"
+    return Method(init, step, prepare, local.score, vectors=local.vectors, fold_in=alone)

@@ -49,4 +49,7 @@ def make(config: Config, sizes: Sizes) -> Method:
         return jnp.broadcast_to(served.counts, (len(users), sizes.items))
 
     traffic = Traffic(up=4.0 * sizes.items, down=4.0 * sizes.items)
-    return Method(init, step, prepare, score, one_shot=True, traffic=traffic)
+    same = "every user has the same scores"
+    return Method(
+        init, step, prepare, score, one_shot=True, traffic=traffic, vectors=same, fold_in=prepare
+    )

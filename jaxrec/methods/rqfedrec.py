@@ -334,7 +334,17 @@ def make(config: Config, sizes: Sizes) -> Method:
     def prepare(state: State, data: Data) -> local.Served:
         return local.serve(data, fitted(state.shared, state.user, data), sizes.users)
 
-    return Method(init, step, prepare, local.score, traffic=_traffic(config, sizes, shape))
+    def fold_in_users(state: State, data: Data) -> local.Served:
+        users = tuple(jnp.broadcast_to(prior, (*c.users.shape, len(prior))) for c in data.clients)
+        for _ in range(fedmf.FITS):
+            tables = fitted(state.shared, users, data)
+            users = tuple(table.user for table in tables)
+        return local.serve(data, tables, local.number(data))
+
+    return Method(
+        init, step, prepare, local.score, traffic=_traffic(config, sizes, shape),
+        vectors=local.vectors, fold_in=fold_in_users,
+    )  # fmt: skip
 
 
 def _without_doubtful(user: jax.Array, view: View, clients: Clients, config: Config) -> View:
