@@ -69,7 +69,7 @@ class Config:
     groups: int = 20
     """G, interest groups; 0: none."""
     popularity: bool = True
-    """Whether the ranking reads how many train rows an item has."""
+    """Whether the ranking reads how many rows an item has so far."""
     half_life: float = 0.0
     """Rows of the log after which a row counts half in a group; 0: all count alike."""
     recent: int = 20
@@ -91,7 +91,7 @@ class Config:
     tail: float = 0.1
     """Share of the training log, its newest, that the ranking's weights are fitted to."""
     rivals: int = 9
-    """Items that each row of the tail is ranked against in that fit."""
+    """Items that each row of the tail is ranked against in that fit, at most."""
     new_items: bool = True
     """Whether the fit counts items without an earlier row, as a ranking of all items does. Those of
     a log are there because somebody takes them later: with catalogue = known, set it to false."""
@@ -104,9 +104,9 @@ class Config:
 class State(NamedTuple):
     memories: Memories  # Memory of users [U, M, ...], memory of items [I, D]
     groups: Groups
-    popularity: jax.Array  # f32 [I]  train rows
+    popularity: jax.Array  # f32 [I]  rows lived through
     weights: jax.Array  # f32 [M, K]
-    rejected: jax.Array  # int32 [R]  the item that each train row was preferred to, by time
+    seen: History  # the rows lived through
     key: jax.Array  # of what is drawn when life goes on
 
 
@@ -160,7 +160,8 @@ def make(config: Config, sizes: Sizes) -> Method:
     groups = max(config.groups, 1)
 
     def init(key: jax.Array, data: Data) -> State:
-        past, world = history_of(data), world_of(data)
+        _check_columns(data)
+        world = world_of(data)
         nothing = jnp.zeros((sizes.users, domains, world.content.shape[1]))
         users = Memory(nothing, nothing, nothing[..., 0], jnp.stack([nothing, nothing], axis=2))
         nobody = Groups(
@@ -169,8 +170,8 @@ def make(config: Config, sizes: Sizes) -> Method:
             jnp.full((groups, sizes.domains, config.recent), sizes.items, jnp.int32),
         )
         weights = jnp.zeros((sizes.domains, len(FEATURES)))
-        memories, rejected = Memories(users, world.content), jnp.zeros_like(past.item)
-        return State(memories, nobody, jnp.zeros(sizes.items), weights, rejected, key)
+        memories, seen = Memories(users, world.content), jax.tree.map(jnp.zeros_like, data.history)
+        return State(memories, nobody, jnp.zeros(sizes.items), weights, seen, key)
 
     def step(state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
         world = world_of(data)
@@ -178,11 +179,12 @@ def make(config: Config, sizes: Sizes) -> Method:
         events = schedule.log(key_negatives, data.history, world.domain)
         user, item, number = events.user, events.item, len(events.user)
         head = number - max(1, int(config.tail * number))
-        level = levels(events)
-        part = lambda begin, end: jax.tree.map(lambda leaf: leaf[begin:end], (events, level))
+        level = schedule.levels(events, sizes.users, sizes.items)
+        timed = events, when(level)
+        part = lambda begin, end: jax.tree.map(lambda leaf: leaf[begin:end], timed)
 
         memories, early = replay(state.memories, *part(0, head), shared=world)
-        state = state._replace(memories=memories, rejected=events.negative, key=key)
+        state = state._replace(memories=memories, seen=data.history, key=key)
         state = gathered(state, world, user[:head], item[:head], key_groups)
         weights = fitted(state, world, user[head:], item[head:], data.history, key_rivals)
         memories, late = replay(state.memories, *part(head, number), shared=world)
@@ -194,26 +196,25 @@ def make(config: Config, sizes: Sizes) -> Method:
         return state, Metrics(jnp.mean(likely > 0.5), loss, level.max() + 1, weights)
 
     def lived(state: State, world: World, past: History) -> State:
-        """The state after all of a history that goes on after the rows that the state has seen."""
-        more = len(past.item) - len(state.rejected)
+        """The state after the rows of a history that it has not seen, in the order of time."""
+        more = len(past.item) - len(state.seen.item)
         if not more:
             return state
         key_negatives, key_groups = jax.random.split(state.key)
         user, item = past.user[past.order], past.item[past.order]
-        seen = state.memories.user.count.sum(axis=1)  # of each user's rows
-        new = (past.order - past.start[user]) >= seen[user]
-        rows = jnp.nonzero(new, size=more)[0]
+        rows = jnp.nonzero(~schedule.has(state.seen, user, item), size=more)[0]
         drawn = schedule.negatives(key_negatives, user[rows], item[rows], world.domain, past)
         events = Events(user[rows], item[rows], drawn)
-        memories, _ = replay(state.memories, events, levels(events), shared=world)
+        level = when(schedule.levels(events, sizes.users, sizes.items))
+        memories, _ = replay(state.memories, events, level, shared=world)
         return gathered(state._replace(memories=memories), world, user, item, key_groups)
 
-    def levels(events: Events) -> jax.Array:
-        if config.minibatch:
-            return jnp.arange(len(events.user)) // config.width
-        return schedule.levels(events, sizes.users, sizes.items)
+    def when(level: jax.Array) -> jax.Array:
+        return jnp.arange(len(level)) // config.width if config.minibatch else level
 
-    def gathered(state: State, world: World, user: jax.Array, item: jax.Array, key: jax.Array):
+    def gathered(
+        state: State, world: World, user: jax.Array, item: jax.Array, key: jax.Array
+    ) -> State:
         """The state with counts and groups of these rows."""
         popularity = jnp.zeros(sizes.items).at[item].add(1)
         state = state._replace(popularity=popularity)
@@ -231,7 +232,14 @@ def make(config: Config, sizes: Sizes) -> Method:
         )  # fmt: skip
         return state._replace(groups=found)
 
-    def fitted(state: State, world: World, user, item, history: History, key: jax.Array):
+    def fitted(
+        state: State,
+        world: World,
+        user: jax.Array,
+        item: jax.Array,
+        history: History,
+        key: jax.Array,
+    ) -> jax.Array:
         """The weights [M, K] under which the rows' items are likeliest among some rivals."""
         domain = world.domain
         draws = jax.vmap(lambda key: schedule.negatives(key, user, item, domain, history))(
@@ -343,8 +351,8 @@ def _regression(
     Rows that are not `mine` [B] do not count, nor do candidates that are not `counted` [B, S], nor
     rows that chose one of those; `ridge` counts in events.
     """
-    mine &= counted[:, 0]
-    counted |= ~mine[:, None]  # so that each row has something to choose
+    mine = mine & counted[:, 0]
+    counted = counted | ~mine[:, None]  # so that each row has something to choose
     scale = jnp.sqrt(jnp.mean(values**2, axis=(0, 1))) + 1e-6
     values = values / scale
 

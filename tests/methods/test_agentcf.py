@@ -25,14 +25,14 @@ SMALL = {"groups": 4, "rank": 6, "width": 16}
 
 
 @cache
-def held_out():
-    return split(synthetic(users=60, items=50, clients=6, length=16), "leave-one-out")
+def held_out(how="leave-one-out"):
+    return split(synthetic(users=60, items=50, clients=6, length=16), how)
 
 
 @cache
-def problem():
-    data, sizes = pack(held_out())
-    return data._replace(text=jnp.asarray(tfidf(texts(held_out().items)), jnp.float32)), sizes
+def problem(how="leave-one-out"):
+    data, sizes = pack(held_out(how))
+    return data._replace(text=jnp.asarray(tfidf(texts(held_out(how).items)), jnp.float32)), sizes
 
 
 def trained(data, sizes, **settings):
@@ -137,16 +137,17 @@ def test_events_one_at_a_time_are_the_same_log():
     assert 1e-3 < difference < 1.5
 
 
-def test_at_test_time_the_agents_have_lived_through_the_validation_rows():
-    data, sizes = problem()
-    known = data._replace(history=history(held_out(), TEST))
+@pytest.mark.parametrize("how", ["leave-one-out", "ratio"])
+def test_at_test_time_the_agents_have_lived_through_the_validation_rows(how):
+    data, sizes = problem(how)
+    known = data._replace(history=history(held_out(how), TEST))
     method = agentcf.make(agentcf.Config(**SMALL), sizes)
-    state, _, _ = small()
+    state, _, _ = trained(data, sizes)
     served = jax.jit(method.prepare, compiler_options=QUICK)
     unchanged = served(state, data).state
     np.testing.assert_array_equal(unchanged.memories.item, state.memories.item)
 
-    rows = held_out().interactions
+    rows = held_out(how).interactions
     late = rows[rows["split"] == VALID].sort_values("timestamp", kind="stable")
     user, item = (jnp.asarray(late[column].to_numpy()) for column in ("user", "item"))
     key_negatives, _ = jax.random.split(state.key)
