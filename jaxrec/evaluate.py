@@ -42,7 +42,7 @@ class Plan:
     items: int
     ks: tuple[int, ...]
     candidates: int  # negatives a line; 0: full ranking
-    domain: np.ndarray | None = None  # [I], where only items of the target's one are rivals
+    domain: np.ndarray | None = None  # [I], where rivals are of the target's one; -1: no rival
 
 
 class Evaluation(NamedTuple):
@@ -95,8 +95,10 @@ def make_plan(
         A log knows such an item only because it is held out, which gives it away.
 
     Raises:
-      DataError: there is no column `split`, or it has no such rows, or no domains are known.
-      SettingError: a number is out of range, or a line has too few negatives to draw from.
+      DataError: there is no column `split`, or it has no such rows, or no domains are known, or no
+        lists of candidates.
+      SettingError: a number is out of range, or a line has too few negatives to draw from or in its
+        list.
     """
     if not ks or min(ks) < 1 or block < 1 or candidates < 0:
         raise SettingError(
@@ -106,19 +108,19 @@ def make_plan(
     rows, part = dataset.interactions, {VALID: "valid", TEST: "test"}[split]
     if "split" not in rows:
         raise DataError(f"{dataset.name}: interactions have no column split: split them first")
-    where = np.flatnonzero((rows["split"] == split) & (True if only is None else only))
+    held = held_out(dataset, split, catalogue)
+    where = np.flatnonzero(held & (True if only is None else only))
     wanted = rows.iloc[where]
     if wanted.empty:
         raise DataError(
             f"{dataset.name}: column split has no {part} rows ({split})"
-            f"{'' if only is None else ' among the targets'}: make that part larger"
+            f"{'' if only is None else ' among the targets'}"
+            f"{'' if catalogue == 'all' else ' with an item of an earlier split'}: "
+            "make that part larger"
         )
     domain = _domains(dataset) if ranking == "domains" else None
     if catalogue == "known":
-        seen = rows.loc[rows["split"] < split, "item"]
-        known = np.bincount(seen, minlength=dataset.num_items) > 0
-        wanted, where = wanted[known[wanted["item"]]], where[known[wanted["item"]]]
-        domain = np.where(known, 0 if domain is None else domain, -1)
+        domain = np.where(_known(dataset, split), 0 if domain is None else domain, -1)
     wanted = wanted.assign(line=wanted["user"] if ranking == "users" else where)
     lines = wanted.groupby("line").agg(user=("user", "first"), number=("user", "size"))
     if "client" in rows:
@@ -130,7 +132,7 @@ def make_plan(
 
     if candidates:
         pairs = (
-            _listed(dataset, lines, wanted, candidates)
+            _listed(dataset, lines, wanted, candidates, domain)
             if listed
             else _negatives(dataset, lines, candidates, seed, domain)
         )
@@ -149,6 +151,20 @@ def make_plan(
         candidates=candidates,
         domain=None if candidates else domain,
     )
+
+
+def held_out(dataset: Dataset, split: int, catalogue: str = "all") -> np.ndarray:
+    """The rows of `split` that may be targets: bool [R]."""
+    rows = dataset.interactions
+    held = (rows["split"] == split).to_numpy()
+    return held & _known(dataset, split)[rows["item"]] if catalogue == "known" else held
+
+
+def _known(dataset: Dataset, split: int) -> np.ndarray:
+    """Whether each item has a row in a split before `split`: bool [I]."""
+    rows = dataset.interactions
+    earlier = rows.loc[rows["split"] < split, "item"]
+    return np.bincount(earlier, minlength=dataset.num_items) > 0
 
 
 def _domains(dataset: Dataset) -> np.ndarray:
@@ -216,9 +232,8 @@ def _negatives(
     own = dataset.interactions.groupby("user")["item"].unique()
     domain = np.zeros(dataset.num_items, int) if domain is None else domain
     pools = [np.flatnonzero(domain == d) for d in range(domain.max() + 1)]
-    of = domain[lines["item"]] if "item" in lines else np.zeros(len(lines), int)
     drawn = []
-    for line, user, d in zip(lines.index, lines["user"], of, strict=True):
+    for line, user, d in zip(lines.index, lines["user"], _of(lines, domain), strict=True):
         seen = np.searchsorted(pools[d], np.sort(own[user][domain[own[user]] == d]))
         unseen = len(pools[d]) - len(seen)
         if unseen < number:
@@ -235,15 +250,25 @@ def _negatives(
 
 
 def _listed(
-    dataset: Dataset, lines: pd.DataFrame, wanted: pd.DataFrame, number: int
+    dataset: Dataset,
+    lines: pd.DataFrame,
+    wanted: pd.DataFrame,
+    number: int,
+    domain: np.ndarray | None,
 ) -> pd.DataFrame:
-    """The first `number` items of each line's list that are not what the line has to find."""
+    """The first `number` items of each line's list that are not what the line has to find.
+
+    With `domain` [I] they are of the domain of the line's item.
+    """
     if dataset.candidates is None:
         raise DataError(
             f"{dataset.name}: listed = True needs lists of candidates, a file candidates.parquet "
             "with columns user and candidates beside the interactions; or set listed = False"
         )
     pairs = lines[["user"]].rename_axis("line").reset_index().merge(dataset.candidates, on="user")
+    if domain is not None:
+        of = pd.Series(_of(lines, domain), lines.index)
+        pairs = pairs[domain[pairs["item"]] == of[pairs["line"]].to_numpy()]
     found = pairs[["line", "item"]].merge(wanted[["line", "item"]], how="left", indicator=True)
     pairs = found.loc[found["_merge"] == "left_only", ["line", "item"]]
     counts = pairs["line"].value_counts().reindex(lines.index, fill_value=0)
@@ -254,6 +279,11 @@ def _listed(
             f"{counts[short]} candidates beside what is to be found; ask for at most that many"
         )
     return pairs.groupby("line").head(number)
+
+
+def _of(lines: pd.DataFrame, domain: np.ndarray) -> np.ndarray:
+    """The domain of each line's item; 0 where lines are users."""
+    return domain[lines["item"]] if "item" in lines else np.zeros(len(lines), int)
 
 
 def evaluator(

@@ -22,7 +22,7 @@ from jaxrec.data.partition import partition
 from jaxrec.data.sources import load
 from jaxrec.data.split import core, split, with_random_positives
 from jaxrec.data.text import ItemText, titled, vectors
-from jaxrec.evaluate import Plan, make_plan
+from jaxrec.evaluate import Plan, held_out, make_plan
 from jaxrec.ops import strings
 from jaxrec.types import TEST, TRAIN, VALID, Data, Dataset, SettingError, Sizes
 
@@ -119,7 +119,7 @@ def _apart(dataset: Dataset, run: RunConfig) -> dict[str, np.ndarray]:
         domain = dataset.items["domain"].to_numpy()[rows["item"]]
         pair = rows["user"].to_numpy() * (domain.max() + 1) + domain
         found["new to domain"] = ~np.isin(pair, pair[train])
-        if not (found["new to domain"] & (rows["split"] == TEST)).any():
+        if not (found["new to domain"] & held_out(dataset, TEST, run.catalogue)).any():
             del found["new to domain"]
     return found
 
@@ -163,7 +163,7 @@ def _record(
         f"{'without' if run.mask_history else 'with'} those the user already has"
     )
     if run.catalogue == "known":
-        against += ", none of them without an earlier row"
+        against += ", items without an earlier row left out"
     return {
         "data": {
             "name": dataset.name,

@@ -187,6 +187,33 @@ def test_the_datas_own_lists_are_taken_from_their_start_without_the_target():
         make_plan(replace(data, candidates=None), TEST, candidates=3, listed=True)
 
 
+def test_the_datas_own_lists_keep_to_the_domain_and_to_known_items():
+    rows = pd.DataFrame({"user": [0, 0, 1, 1], "item": [2, 1, 3, 6], "split": [TRAIN, TEST] * 2})
+    rows = pd.concat([rows, pd.DataFrame({"user": 1, "item": [1, 5, 6], "split": TRAIN})])
+    rows = rows.drop_duplicates(["user", "item"]).reset_index(drop=True)
+    items = pd.DataFrame({"item": range(8), "domain": np.arange(8) % 2})
+    lists = pd.DataFrame({"user": [0] * 6, "item": [4, 7, 2, 3, 1, 5]})
+    data = Dataset("lists", rows, items, pd.DataFrame({"user": range(2)}), lists)
+    only = (rows["user"] == 0).to_numpy()
+    find = lambda number, **more: drawn(
+        make_plan(data, TEST, ks=(2,), candidates=number, listed=True, only=only, **more)
+    )
+    assert find(3, ranking="domains") == {0: [7, 3, 5]}
+    assert find(3, ranking="rows", catalogue="known") == {0: [2, 3, 5]}
+    assert find(3, catalogue="known") == {0: [2, 3, 5]}
+    assert find(2, ranking="domains", catalogue="known") == {0: [3, 5]}
+    with pytest.raises(SettingError, match="candidates = 3: the list of user 0 has only 2"):
+        find(3, ranking="domains", catalogue="known")
+
+
+def test_a_known_catalogue_without_anything_to_find_is_refused():
+    rows = pd.DataFrame({"user": [0, 0], "item": [0, 1], "split": [TRAIN, TEST]})
+    items, users = pd.DataFrame({"item": range(3)}), pd.DataFrame({"user": [0]})
+    message = r"no test rows \(2\) with an item of an earlier split: make that part larger"
+    with pytest.raises(DataError, match=message):
+        make_plan(Dataset("new", rows, items, users), TEST, catalogue="known")
+
+
 @pytest.mark.parametrize("ranking", ["users", "rows", "domains"])
 @pytest.mark.parametrize("candidates", [0, 3])
 def test_a_known_catalogue_has_no_item_without_an_earlier_row(ranking, candidates):
