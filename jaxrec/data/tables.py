@@ -31,6 +31,7 @@ ITEMS = {
     "raw_id": ("rawid", "originid", "asin"),
 }
 USERS = {"user": INTERACTIONS["user"], "raw_id": ("rawid", "originid")}
+LISTS = {"user": INTERACTIONS["user"], "candidates": ("candidates", "candidateitems")}
 SPLITS = {"train": 0, "valid": 1, "test": 2, "0": 0, "1": 1, "2": 2}
 
 
@@ -113,15 +114,17 @@ def assemble(
 
 def _lists(table: Table, ids: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """One row for each user and item of the lists, as indices; a list keeps its order."""
-    table = table.renamed({"user": INTERACTIONS["user"], "item": ("candidates",)}, ("user", "item"))
+    table = table.renamed(LISTS, tuple(LISTS))
     table.refuse(table.frame["user"].duplicated(), "user", "occurs twice: one list for each user")
-    listed = table.frame[["user", "item"]].explode("item")
-    for column, known in ids.items():
-        place = pd.Index(known).get_indexer(listed[column])
-        outside = f"is not among the {len(known)} ids of the data"
-        table._replace(frame=listed).refuse(place < 0, column, outside)
-        listed[column] = place.astype("int32")
-    return listed.drop_duplicates().reset_index(drop=True)
+    table = table._replace(frame=table.frame[list(LISTS)].explode("candidates"))
+    columns = {}
+    for column, name in (("user", "user"), ("candidates", "item")):
+        codes, raw = _raw_ids(table, column)
+        raw = raw.astype(str) if ids[name].dtype == object else raw
+        place = pd.Index(ids[name]).get_indexer(raw)[codes]
+        table.refuse(place < 0, column, f"is not among the {len(ids[name])} ids of the data")
+        columns[name] = place.astype("int32")
+    return pd.DataFrame(columns).drop_duplicates(ignore_index=True)
 
 
 def _numbers(table: Table, column: str) -> np.ndarray:

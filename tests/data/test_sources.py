@@ -95,6 +95,21 @@ def test_lists_of_candidates_are_read_in_their_order_and_follow_the_core(tmp_pat
     assert data.digest != load(folder(tmp_path / "without", rows)).digest
     wrong = lists.assign(candidates=[["a"], ["q"]])
     refused(folder(tmp_path / "wrong", rows, candidates=wrong), "q is not among the 3 ids", "row 1")
+    empty = lists.assign(candidates=[["a"], []])
+    refused(folder(tmp_path / "empty", rows, candidates=empty), "'candidates', row 1", "is missing")
+
+
+@pytest.mark.parametrize("number", [str, int])
+def test_ids_of_candidates_are_numbers_where_those_of_the_rows_are(tmp_path, number):
+    rows = ROWS.assign(user=["7", "7", "8", "9", "9"], item=["1", "3", "2", "1", "2"])
+    lists = [[number(each) for each in own] for own in ((3, 1), (2,))]
+    lists = pd.DataFrame({"user": [number(9), number(7)], "candidates": lists, "item": [1, 2]})
+    data = load(folder(tmp_path, rows, candidates=lists))
+    assert data.candidates.to_numpy().tolist() == [[2, 2], [2, 0], [0, 1]]
+    mixed = rows.assign(item=["1", "3", "b", "1", "b"])
+    lists = lists.assign(candidates=[[number(3)], [number(1)]])
+    data = load(folder(tmp_path / "mixed", mixed, candidates=lists))
+    assert data.candidates.to_numpy().tolist() == [[2, 1], [0, 0]]
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".tsv"])
