@@ -128,7 +128,6 @@ TABLES = {
 }
 
 
-KNOWN = {"new_items": False}
 TWO_DOMAINS = ("movies-toys", "food-kitchen")
 TABLES |= {f"agents-{data}": Table(f"agentcf-{data}", OF_ROWS, AGENTS) for data in TWO_DOMAINS}
 TABLES |= {
@@ -144,7 +143,9 @@ TABLES |= {
         f"agentcf-{data}",
         OF_ROWS,
         {
-            name: variant | {"catalogue": "known"} | ({} if "method" in variant else KNOWN)
+            name: variant
+            | {"catalogue": "known"}
+            | ({} if "method" in variant else {"new_items": False})
             for name, variant in AGENTS.items()
         },
     )

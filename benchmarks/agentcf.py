@@ -30,7 +30,7 @@ from jaxrec.methods import agentcf_text
 from jaxrec.ops import dataflow, memory, schedule
 from jaxrec.ops.memory import Memory, Rates, World, unit
 from jaxrec.ops.schedule import Events, Memories
-from jaxrec.types import TEST, Data, Dataset, Sizes
+from jaxrec.types import EVER, Data, Dataset, Sizes
 
 RANK, LINE, LOOP = 32, 128, 2_000
 RATES = Rates()
@@ -113,7 +113,7 @@ def plain_loop(events: Events, users: int, domain: jax.Array, width: int) -> flo
 
 def text_engine(dataset: Dataset, domain: jax.Array, seeds: int = 20) -> None:
     """Rounds of calls to a language model, median over negatives, and its tokens an event."""
-    rows = history(dataset, TEST + 1)
+    rows = history(dataset, EVER)
     log = jax.jit(schedule.log)
     logs = [log(jax.random.key(seed), rows, domain) for seed in range(seeds)]
     number = len(rows.user)

@@ -10,13 +10,12 @@ parity. Compiling is apart, tokenising is counted.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 
 import jax
 import numpy as np
 
 import jaxrec
+from benchmarks.common import timed
 from jaxrec.data.text import minilm, texts
 from jaxrec.models import encoder
 
@@ -67,16 +66,11 @@ def main() -> None:
     }
     found = []
     for name, encode in forms.items():
-        seconds = []
-        for _ in range(1 + RUNS):
-            start = time.perf_counter()
-            vectors = encode(described)
-            seconds.append(time.perf_counter() - start)
-        first, middle = seconds[0], statistics.median(seconds[1:])
+        vectors, timing = timed(encode, described, runs=RUNS, host=True)
         found.append(vectors)
         print(
-            f"{name}: {len(described) / middle:,.0f} titles/s, {middle:.2f} s for "
-            f"{len(described):,}, the first time {first - middle:+.2f} s",
+            f"{name}: {len(described) / timing.median:,.0f} titles/s, {timing.median:.2f} s +- "
+            f"{timing.spread:.2f} for {len(described):,}, compiled in {timing.compile:.2f} s",
             flush=True,
         )
     print(f"largest difference {np.abs(found[0] - found[1]).max():.1e}")

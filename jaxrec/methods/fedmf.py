@@ -14,6 +14,7 @@ term of its own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -120,13 +121,8 @@ def make(config: Any, sizes: Sizes, cohort: Cohort, server: optax.GradientTransf
 
     def fold_in_users(state: State, data: Data) -> local.Served:
         curvature = fold_in.curvature(state.shared.item, state.shared.shares)
-        state = state._replace(
-            user=tuple(jnp.zeros((*c.users.shape, config.width)) for c in data.clients)
-        )
-        for _ in range(FITS):
-            tables = fitted(state, data, curvature)
-            state = state._replace(user=tuple(table.user for table in tables))
-        return local.serve(data, tables, local.number(data))
+        refit = lambda users: fitted(state._replace(user=users), data, curvature)
+        return serve_new(refit, jnp.zeros(config.width), data)
 
     table, counts = 4.0 * sizes.items * config.width, 4.0 * sizes.items
     traffic = Traffic(up=table, down=table, setup_up=counts, setup_down=counts)
@@ -134,6 +130,17 @@ def make(config: Any, sizes: Sizes, cohort: Cohort, server: optax.GradientTransf
         init, step, prepare, local.score, traffic=traffic, vectors=local.vectors,
         fold_in=fold_in_users,
     )  # fmt: skip
+
+
+def serve_new(
+    refit: Callable[[tuple[jax.Array, ...]], tuple[Tables, ...]], start: jax.Array, data: Data
+) -> local.Served:
+    """The users of `data` as they serve, each fitted from `start` [D] by `refit` (user tables)."""
+    users = tuple(jnp.broadcast_to(start, (*c.users.shape, len(start))) for c in data.clients)
+    for _ in range(FITS):
+        tables = refit(users)
+        users = tuple(table.user for table in tables)
+    return local.serve(data, tables, local.number(data))
 
 
 def item_gradient(

@@ -81,7 +81,7 @@ class Config(LanguageConfig, sequential.Config):
     temperature_up: float = 1.0
     """T of the softmaxes that C learns from."""
     dropout_up: float = 0.15
-    """`dropout` of C while L teaches it, whose softmax keeps C from learning rows by heart."""
+    """`dropout` of C in an up step, where L's softmax keeps C from learning rows by heart."""
     lambda_down: float = 1.0
     """Factor of what L learns from C."""
     lambda_up: float = 4.0

@@ -335,11 +335,7 @@ def make(config: Config, sizes: Sizes) -> Method:
         return local.serve(data, fitted(state.shared, state.user, data), sizes.users)
 
     def fold_in_users(state: State, data: Data) -> local.Served:
-        users = tuple(jnp.broadcast_to(prior, (*c.users.shape, len(prior))) for c in data.clients)
-        for _ in range(fedmf.FITS):
-            tables = fitted(state.shared, users, data)
-            users = tuple(table.user for table in tables)
-        return local.serve(data, tables, local.number(data))
+        return fedmf.serve_new(lambda users: fitted(state.shared, users, data), prior, data)
 
     return Method(
         init, step, prepare, local.score, traffic=_traffic(config, sizes, shape),
