@@ -23,6 +23,14 @@ def private_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXREC_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_end_with_their_file():
+    """A process may map 65,530 pieces of memory on Linux, a program takes several, and XLA crashes
+    where there are no more: a worker of the whole suite would get there."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def loopback():
     """The module of the scripted model and its server."""
