@@ -362,8 +362,6 @@ def test_a_run_killed_within_an_epoch_goes_on_and_pays_nothing_twice(
 def test_a_run_without_its_server_ends_with_one_error_and_can_be_resumed(
     folder, serve, tmp_path, monkeypatch, capsys
 ):
-    # Importing the command puts the module where users have the function of that name.
-    monkeypatch.setattr(jaxrec, "train", jaxrec.train)
     main = importlib.import_module("jaxrec.train").main
     monkeypatch.setenv("MY_KEY", KEY)
     gone, other = serve(), serve()
