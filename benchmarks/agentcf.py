@@ -1,11 +1,12 @@
 """AgentCF++'s log: events per second against a plain loop, as users and items grow.
 
-    python -m benchmarks.agentcf [--quick] [--data movies-toys]
+    python -m benchmarks agentcf [--quick]
 
-The log of a dataset folder (JAXREC_DATA), its vectors random unit ones, is replayed level by level
-at two widths of the vectors, and one event after another by a NumPy loop that does the same
-arithmetic, timed on its first events. Then random logs with more users and items, and what the text
-engine would take for all rows of the folder: rounds of calls in each order, and tokens.
+Random logs first. Then the log of movies-toys (JAXREC_DATA), its vectors random unit ones, is
+replayed level by level at two widths of the vectors, and one event after another by a NumPy loop
+that does the same arithmetic, timed on its first events; and what the text engine would take for
+all rows of the folder: rounds of calls in each order, and tokens. `--quick` leaves the largest
+random log out.
 
 Work counted, for each event: FLOP of the filter (both private memories through the bases of all
 domains and back through one) and of the products of a choice; bytes of one user's memory and two
@@ -14,7 +15,6 @@ items' memories, read and written, and two contents, read.
 
 from __future__ import annotations
 
-import argparse
 import time
 from functools import partial
 
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxrec
-from benchmarks.common import Limits, Work, measure_limits, report, timed
+from benchmarks.common import Bench, Work, timed
 from jaxrec.data.pack import history
 from jaxrec.data.split import split
 from jaxrec.methods import agentcf_text
@@ -32,7 +32,7 @@ from jaxrec.ops.memory import Memory, Rates, World, unit
 from jaxrec.ops.schedule import Events, Memories
 from jaxrec.types import EVER, Data, Dataset, Sizes
 
-RANK, LINE, LOOP = 32, 128, 2_000
+DATA, RANK, LINE, LOOP = "movies-toys", 32, 128, 2_000
 RATES = Rates()
 
 
@@ -54,7 +54,7 @@ def work(events: int, domains: int, width: int) -> Work:
     return Work(flop=float(events * flop), bytes=4.0 * events * floats)
 
 
-def measure(name: str, events: Events, users: int, domain, width: int, limits: Limits) -> float:
+def measure(name: str, events: Events, users: int, domain, width: int, bench: Bench) -> float:
     """Replay a log; prints and returns events per second."""
     start, world = problem(events, users, domain, width)
     rule = partial(memory.interact, rates=RATES)
@@ -64,12 +64,12 @@ def measure(name: str, events: Events, users: int, domain, width: int, limits: L
         found, likely = schedule.replay(rule, start, events, level, LINE, world)
         return found.item.sum(), likely
 
-    _, timing = timed(replay, start, events, level, world, runs=3)
+    _, timing = timed(replay, start, events, level, world)
     number = len(events.user)
-    report(
+    bench.report(
         f"{name}: {number:,} events, {users:,} users, {len(domain):,} items, D = {width}, "
         f"{int(level.max()) + 1:,} levels",
-        timing, work(number, int(domain.max()) + 1, width), limits,
+        timing, work(number, int(domain.max()) + 1, width),
     )  # fmt: skip
     print(f"    {number / timing.median:,.0f} events/s", flush=True)
     return number / timing.median
@@ -111,7 +111,7 @@ def plain_loop(events: Events, users: int, domain: jax.Array, width: int) -> flo
     return len(log) / (time.perf_counter() - begin)
 
 
-def text_engine(dataset: Dataset, domain: jax.Array, seeds: int = 20) -> None:
+def text_engine(dataset: Dataset, domain: jax.Array, seeds: int) -> None:
     """Rounds of calls to a language model, median over negatives, and its tokens an event."""
     rows = history(dataset, EVER)
     log = jax.jit(schedule.log)
@@ -141,26 +141,15 @@ def random_log(users: int, items: int, number: int) -> Events:
     return Events(*(jnp.asarray(array, jnp.int32) for array in arrays))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="movies-toys", help="a dataset folder with two domains")
-    parser.add_argument("--quick", action="store_true", help="without the larger random logs")
-    options = parser.parse_args()
-    limits = measure_limits()
-    dataset = split(jaxrec.load(options.data), "leave-one-out")
+def main(bench: Bench, quick: bool) -> None:
+    for users, items in ((1_000, 1_000), (10_000, 10_000), (100_000, 100_000))[: 2 if quick else 3]:
+        log = random_log(users, items, 100_000)
+        measure("random", log, users, jnp.arange(items) % 2, 128, bench)
+    dataset = split(jaxrec.load(DATA), "leave-one-out")
     domain = jnp.asarray(dataset.items["domain"].to_numpy(), jnp.int32)
-    rows = history(dataset)
-    events = jax.jit(schedule.log)(jax.random.key(0), rows, domain)
+    events = jax.jit(schedule.log)(jax.random.key(0), history(dataset), domain)
     for width in (384, 128):
-        speed = measure(options.data, events, dataset.num_users, domain, width, limits)
+        speed = measure(DATA, events, dataset.num_users, domain, width, bench)
         loop = plain_loop(events, dataset.num_users, domain, width)
         print(f"    plain loop {loop:,.0f} events/s: {speed / loop:.0f}x", flush=True)
-    for users, items in ((1_000, 1_000), (10_000, 10_000), (100_000, 100_000)):
-        if users <= 10_000 or not options.quick:
-            log = random_log(users, items, 100_000)
-            measure("random", log, users, jnp.arange(items) % 2, 128, limits)
-    text_engine(dataset, domain)
-
-
-if __name__ == "__main__":
-    main()
+    text_engine(dataset, domain, 3 if quick else 20)

@@ -1,8 +1,9 @@
 """LoRA steps of a decoder with and without a shared prompt, and generation. Weights are random.
 
-    python -m benchmarks.decoder [--small] [--dtype bfloat16]
+    python -m benchmarks decoder [--quick]
 
-The decoder has the sizes of Qwen1.5-0.5B (24 layers, D = 1,024; `--small`: 6 layers, D = 384). A
+The decoder has the sizes of Qwen1.5-0.5B (24 layers, D = 1,024) in bfloat16, on a CPU and with
+`--quick` 6 layers of D = 384 in float32. A
 step is E4SRec's: a prompt of 48 tokens, 50 vectors of items and 4 tokens for each of 16 users,
 cross-entropy of the last state over 12,101 items, gradients to rank-16 pairs beside gate, up and
 down alone, Adam. "joined" puts the prompt in every row, "shared" computes its keys and values once.
@@ -13,7 +14,6 @@ kernel of n numbers takes 2 n flop a token forward and 2 n back, a pair 6 n, att
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 
 import jax
@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from benchmarks.common import Work, measure_limits, report, timed
+from benchmarks.common import Bench, Work, timed
 from jaxrec.models import decoder, lora
 from jaxrec.models.generate import generate
 
@@ -61,7 +61,7 @@ def step_flop(config, batch, shared):
     return trunk + 4.0 * batch * config.width * ITEMS
 
 
-def steps(config, model, batch, limits):
+def steps(config, model, batch, bench):
     """Time a step in both forms, and say how far their losses and new pairs differ."""
     rng = np.random.default_rng(0)
     prompt = jnp.asarray(rng.integers(0, config.vocabulary, (1, PROMPT)))
@@ -91,9 +91,10 @@ def steps(config, model, batch, limits):
     results = {}
     for name, shared in (("joined", False), ("shared", True)):
         form = lambda *args, shared=shared: step(shared, *args)
-        results[name], timing = timed(form, *args, runs=5)
+        results[name], timing = timed(form, *args)
         flop = step_flop(config, batch, shared)
-        report(f"LoRA step, {name}, {batch} users", timing, Work(flop=flop), limits)
+        work = Work(flop=flop, dtype=model.params["embedding"].dtype.name)
+        bench.report(f"LoRA step, {name}, {batch} users", timing, work)
         print(f"    {flop / timing.median / 1e12:,.3f} TFLOP/s; loss {results[name][0]:.6f}")
     joined, shared = (jax.tree.leaves(results[name][3]) for name in ("joined", "shared"))
     largest = max(float(jnp.abs(a).max()) for a in joined)
@@ -101,33 +102,27 @@ def steps(config, model, batch, limits):
     print(f"    gradients of both differ by {difference:.1e}; the largest is {largest:.1e}")
 
 
-def generation(config, model, limits, new=32, length=64):
+def generation(config, model, bench, new=32, length=64):
     """Time greedy answers of `new` tokens to prompts of `length`, for a few batches."""
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
     numbers = kernels(config)[0] + config.vocabulary * config.width
     for batch in (1, 16):
         tokens = jax.random.randint(jax.random.key(0), (batch, length), 0, config.vocabulary)
         answer = lambda tokens=tokens: generate(model, tokens, max_new=new, stop=())
-        _, timing = timed(answer, runs=5, host=True)
+        _, timing = timed(answer, host=True)
         prefill = 2.0 * batch * length * kernels(config)[0]
-        work = Work(flop=prefill + 2.0 * batch * new * numbers, bytes=float(weights * new))
-        report(f"generate, {batch} x {new} tokens after {length}", timing, work, limits)
+        flop = prefill + 2.0 * batch * new * numbers
+        work = Work(flop, float(weights * new), model.params["embedding"].dtype.name)
+        bench.report(f"generate, {batch} x {new} tokens after {length}", timing, work)
         print(f"    {batch * new / timing.median:,.0f} tokens/s")
 
 
-def main(small: bool = False, dtype: str = "float32", batch: int = 16):
-    """Time both; `dtype` is that of the decoder's weights and states."""
-    limits, config = measure_limits(dtype=dtype), SMALL if small else LARGE
+def main(bench: Bench, quick: bool) -> None:
+    small = quick or jax.default_backend() == "cpu"
+    config, dtype, batches = (SMALL, "float32", (16,)) if small else (LARGE, "bfloat16", (16, 128))
     model = decoder.random(config, jax.random.key(0), dtype)
     count = sum(leaf.size for leaf in jax.tree.leaves(model.params)) / 1e6
     print(f"\n{config.layers} layers, D = {config.width}, {count:,.0f} M random {dtype} weights")
-    steps(config, model, batch, limits)
-    generation(config, model, limits)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="for a CPU")
-    parser.add_argument("--dtype", default="float32", help="of the decoder: float32 or bfloat16")
-    args = parser.parse_args()
-    main(args.small, args.dtype)
+    for batch in batches:
+        steps(config, model, batch, bench)
+    generation(config, model, bench)

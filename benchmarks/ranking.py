@@ -1,6 +1,6 @@
 """Full ranking of 6,040 users x 3,706 items at D = 64, beside a ranking by argsort.
 
-    python -m benchmarks.ranking [--quick]
+    python -m benchmarks ranking [--quick]
 
 Work counted: the score product, 2 U I D flop; one comparison (counted as one flop) for each user,
 target and item; 9 bytes for each user and item (its score written and read, its mark read).
@@ -10,14 +10,12 @@ Where scores tie, a sort goes by item id and ours against the target: those rank
 
 from __future__ import annotations
 
-import argparse
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from benchmarks.common import Work, measure_limits, report, timed
+from benchmarks.common import Bench, Work, timed
 from jaxrec.evaluate import evaluator, make_plan
 from jaxrec.ops.ranking import mark, ranks
 from jaxrec.types import TEST, TRAIN, Dataset, Method
@@ -81,11 +79,8 @@ def interactions(users, rng):
     return Dataset("random", rows, items, users)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a tenth of the users")
-    users = USERS // 10 if parser.parse_args().quick else USERS
-    limits, rng = measure_limits(), np.random.default_rng(0)
+def main(bench: Bench, quick: bool) -> None:
+    users, rng = USERS // 10 if quick else USERS, np.random.default_rng(0)
 
     for number in (1, 32):
         inputs = problem(users, number, rng)
@@ -95,16 +90,16 @@ def main():
         work = Work(flop=product + total * ITEMS * number, bytes=9.0 * total * ITEMS)
         print(f"\n{total:,} users x {ITEMS:,} items, {number} targets a user, {SEEN} items seen")
         found, ours = timed(by_counting, *on_device)
-        report("scores + ranks by counting (ours)", ours, work, limits)
+        bench.report(f"scores + ranks by counting (ours), {number} targets a user", ours, work)
         scores = lambda user, item: jax.lax.map(lambda u: jnp.max(u @ item.T, axis=-1), user)
         _, timing = timed(scores, *on_device[:2])
-        report("scores alone (their maximum kept)", timing, Work(flop=product), limits)
-        for name, naive, args, runs, host in (
-            ("argsort of the scores (jax, 3 runs)", by_argsort, on_device, 3, False),
-            ("argsort of the scores (numpy)", by_numpy, inputs, 10, True),
+        bench.report("scores alone (their maximum kept)", timing, Work(flop=product))
+        for name, naive, args, host in (
+            ("argsort of the scores (jax)", by_argsort, on_device, False),
+            ("argsort of the scores (numpy)", by_numpy, inputs, True),
         ):
-            expected, timing = timed(naive, *args, runs=runs, host=host)
-            report(name, timing, Work(), limits)
+            expected, timing = timed(naive, *args, host=host)
+            bench.report(name, timing)
             differ = np.abs(np.asarray(found) - expected)
             print(
                 f"    ours is {timing.median / ours.median:,.0f} times as fast; "
@@ -126,8 +121,4 @@ def main():
     for lists, name in ((False, "evaluator"), (True, "evaluator with coverage and Gini")):
         evaluate = evaluator(method, plan, lists=lists)
         _, timing = timed(evaluate, jax.device_put(vectors), None, host=True)
-        report(name, timing, work, limits)
-
-
-if __name__ == "__main__":
-    main()
+        bench.report(name, timing, work)

@@ -1,11 +1,10 @@
 """One RQFedRec round of 600 of 6,040 one-user clients, ML-1M's shape: full catalogue, and sampled.
 
-    python -m benchmarks.rqfedrec [--quick]
+    python -m benchmarks rqfedrec [--quick]
 
 Forms of the round side by side, FedMF's beside them, and the naive form: one client after another,
 the code vectors of all items gathered [I, P, D], gradients by automatic differentiation; timed on
-21 clients and multiplied. Then rounds with 1,024 sampled rivals as the catalogue grows, and
-`benchmarks.quantize`, whose faiss fits are the quantiser's yardstick.
+21 clients and multiplied. Then rounds with 1,024 sampled rivals as the catalogue grows.
 
 Work counted. FLOP of the products as computed: two for each user step and one for the scores, with
 [J, D + 1] features; each client's sums by code, with the 0/1 matrix [I, P K]; or, where plain
@@ -17,7 +16,6 @@ the larger catalogues, the naive form and most codecs.
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from dataclasses import replace
@@ -29,8 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from benchmarks import quantize as quantizer_benchmark  # before faiss: sets how its threads wait
-from benchmarks.common import Limits, Timing, Work, measure_limits, repeated, report, timed
+from benchmarks.common import Bench, Timing, Work, repeated, timed
 from jaxrec.data.pack import pack
 from jaxrec.federated import codecs
 from jaxrec.methods import fedavg, rqfedrec
@@ -113,7 +110,7 @@ def say_traffic(method: Method) -> None:
     print(f"    a client and round: {up:,.0f} B up, {down:,.0f} B down", flush=True)
 
 
-def full_catalogue(limits: Limits, quick: bool) -> None:
+def full_catalogue(bench: Bench, quick: bool) -> None:
     """The forms of a round, FedMF's, the largest product alone, and the naive form."""
     setting = problem(USERS, ITEMS)
     data, sizes = setting
@@ -142,7 +139,7 @@ def full_catalogue(limits: Limits, quick: bool) -> None:
             error = tuple(jnp.zeros((len(c.client), *shape)) for c in data.clients)
             state = state._replace(error=error)
         _, timing = rounds(method, data, state)
-        report(name, timing, work(config, ITEMS), limits)
+        bench.report(name, timing, work(config, ITEMS))
         say_traffic(method)
         ours = ours or timing
 
@@ -150,18 +147,18 @@ def full_catalogue(limits: Limits, quick: bool) -> None:
     _, timing = rounds(method, data, first_state(setting, method))
     # FedMF's features lack the popularity column: D in place of D + 1.
     products = 2.0 * COHORT * ITEMS * CONFIG.width * (2 * CONFIG.user_steps + 2)
-    report("FedMF", timing, Work(products, work(CONFIG, ITEMS).bytes), limits)
+    bench.report("FedMF", timing, Work(products, work(CONFIG, ITEMS).bytes))
     say_traffic(method)
 
     user, table = jnp.ones((COHORT, CONFIG.width + 1)), jnp.ones((CONFIG.width + 1, ITEMS))
-    _, timing = timed(jnp.matmul, user, table, runs=20)
+    _, timing = timed(jnp.matmul, user, table)
     flop, moved = 2.0 * user.size * ITEMS, 4.0 * (user.size + table.size + COHORT * ITEMS)
-    report("the product of users and features alone", timing, Work(flop, moved), limits)
+    bench.report("the product of users and features alone", timing, Work(flop, moved))
     if not quick:
-        compare_naive(setting, start[CONFIG.codes], ours, limits)
+        compare_naive(setting, start[CONFIG.codes], ours, bench)
 
 
-def compare_naive(setting: Problem, state: rqfedrec.State, ours: Timing, limits: Limits) -> None:
+def compare_naive(setting: Problem, state: rqfedrec.State, ours: Timing, bench: Bench) -> None:
     """The naive form on a few clients, the same that ours takes all at once for the comparison."""
     few = lambda tree: jax.tree.map(lambda leaf: leaf[:NAIVE], tree)
     data = setting.data._replace(clients=tuple(few(c) for c in setting.data.clients))
@@ -188,8 +185,8 @@ def compare_naive(setting: Problem, state: rqfedrec.State, ours: Timing, limits:
             seconds.append(COHORT * (time.perf_counter() - begin))
             weight += clients.weight[c]
     low, middle, high = np.percentile(seconds, [25, 50, 75])
-    timing = Timing(0.0, middle, (high - low) / 2)
-    report(f"naive, K=64, float32 uplink (from {len(seconds)} clients)", timing, Work(), limits)
+    timing = Timing(0.0, middle, (high - low) / 2, len(seconds))
+    bench.report(f"naive, K=64, float32 uplink (from {len(seconds)} clients)", timing, Work())
     gap = jnp.linalg.norm(total / weight - change) / jnp.linalg.norm(change)
     print(
         f"    ours is {middle / ours.median:,.0f} times as fast; their mean codebook gradients of "
@@ -214,7 +211,7 @@ def naive_client(codebooks, user, chosen, codes, popularity, curvature, config) 
     return jax.grad(loss)(codebooks, user)
 
 
-def sampled_catalogues(limits: Limits, quick: bool) -> None:
+def sampled_catalogues(bench: Bench, quick: bool) -> None:
     """A round with sampled rivals as only the number of items grows."""
     config = replace(CONFIG, negatives=NEGATIVES, participation=COHORT / SAMPLED_USERS)
     for items in CATALOGUES[: 2 if quick else None]:
@@ -229,7 +226,7 @@ def sampled_catalogues(limits: Limits, quick: bool) -> None:
         products = 2.0 * scores * columns * (2 * config.user_steps + 1)
         moved = 4.0 * scores * (2 + config.user_steps + 2 * columns + 2 * config.levels)
         uploads = 8.0 * COHORT * 2 * config.levels * config.codes * config.width
-        report(f"I={items:,}", timing, Work(products, moved + uploads), limits)
+        bench.report(f"I={items:,}", timing, Work(products, moved + uploads))
         plan = step.memory_analysis()
         print(
             f"    {resident() / 1e9:.2f} GB resident; XLA: state and data "
@@ -246,18 +243,6 @@ def resident() -> float:
         return float(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two forms and two catalogues")
-    quick = parser.parse_args().quick
-    print("load of the machine over 1, 5 and 15 minutes:", *np.round(os.getloadavg(), 2))
-    limits = measure_limits()
-    full_catalogue(limits, quick)
-    sampled_catalogues(limits, quick)
-    print("\nThe quantiser beside faiss")
-    quantizer_benchmark.main(quick)
-    print("load of the machine over 1, 5 and 15 minutes:", *np.round(os.getloadavg(), 2))
-
-
-if __name__ == "__main__":
-    main()
+def main(bench: Bench, quick: bool) -> None:
+    full_catalogue(bench, quick)
+    sampled_catalogues(bench, quick)

@@ -1,6 +1,6 @@
 """A SASRec epoch of ML-1M's shape: B = 128 rows, L = 200, D = 64, softmax over the full catalogue.
 
-    python -m benchmarks.sequential [--small]
+    python -m benchmarks sequential [--quick]
 
 The epoch as `methods/sequential.py` takes it, then its parts on the first batch: the network, and
 the loss with its gradients in three forms: by rows (`losses.next_item`), by automatic
@@ -11,12 +11,11 @@ Work counted. FLOP: the products of real places, forward and twice again backwar
 all L places of a row. Bytes, the memory floor: weights, gradients and AdamW's two moments, read and
 written once a step; what a layer makes, [N, D] and [N, L], and its gradient, written and read once;
 the scores [N, I], written and read once. By rows they stay in the cache and cost nothing there.
-`--small` takes a twentieth of the users.
+`--quick` takes a twentieth of the users.
 """
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 from typing import Any
 
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.common import Limits, Work, measure_limits, report, timed
+from benchmarks.common import Bench, Work, timed
 from jaxrec.data.rows import Rows, lay
 from jaxrec.methods import sequential
 from jaxrec.ops import losses
@@ -86,14 +85,14 @@ def by_columns(hidden, table, target, *, where, chunk=1_024):
     return jnp.sum(jnp.log(total) + top - own, where=where)
 
 
-def epoch(limits: Limits, data: Data, runs: int) -> tuple[Rows, Any]:
+def epoch(bench: Bench, data: Data) -> tuple[Rows, Any]:
     """The method's own epoch; returns its rows and the model's weights."""
     users = len(data.history.start) - 1
     method = sequential.make(CONFIG, Sizes(users, ITEMS, users))
     state = jax.jit(method.init)(jax.random.key(0), data)
     order = jax.random.permutation(jax.random.key(2), users)
     fill = partial(lay, items=ITEMS, length=LENGTH, ahead=1, multiple=ROWS)
-    (rows, used), laying = timed(fill, data.history, order, runs=runs)
+    (rows, used), laying = timed(fill, data.history, order)
     places, steps = int((rows.item < ITEMS).sum()), -(-int(used) // ROWS)
     weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(
@@ -102,17 +101,17 @@ def epoch(limits: Limits, data: Data, runs: int) -> tuple[Rows, Any]:
         f"{places / (users * LENGTH):.0%}), laid in {laying.median * 1e3:.0f} ms; "
         f"{steps} steps, {weights:,} weights"
     )
-    _, timing = timed(method.step, state, data, jax.random.key(1), runs=runs)
+    _, timing = timed(method.step, state, data, jax.random.key(1))
     parts = softmax_work(places), network_work(places, steps * ROWS * LENGTH)
-    flop, moved = map(sum, zip(*parts, strict=True))
-    moved += 4.0 * 8 * steps * weights
-    report("SASRec epoch", timing, Work(flop, moved), limits)
-    floor = moved / limits.bytes
+    flop = sum(part.flop for part in parts)
+    moved = sum(part.bytes for part in parts) + 4.0 * 8 * steps * weights
+    bench.report("SASRec epoch", timing, Work(flop, moved))
+    floor = moved / bench.copy
     print(f"    {timing.median / floor:.2f} times the memory floor, {floor:.2f} s", flush=True)
     return rows, state.params
 
 
-def parts(limits: Limits, rows: Rows, params: Any, runs: int) -> None:
+def parts(bench: Bench, rows: Rows, params: Any) -> None:
     """The network and the loss on one batch, forward and backward."""
     batch = rows.batch(jnp.int32(0), ROWS)
     target, where = batch.target.ravel(), batch.item.ravel() < ITEMS
@@ -121,8 +120,8 @@ def parts(limits: Limits, rows: Rows, params: Any, runs: int) -> None:
     run = lambda params, key: nnx.merge(graphdef, params)(batch.item, batch.position, key=key)
     train = jax.grad(lambda params, key: jnp.sum(run(params, key) ** 2))
     print(f"\nA batch: {ROWS} rows, {places:,} places of {target.size:,}")
-    _, timing = timed(train, params, jax.random.key(0), runs=runs)
-    report("network with dropout", timing, network_work(places, target.size), limits)
+    _, timing = timed(train, params, jax.random.key(0))
+    bench.report("network with dropout", timing, network_work(places, target.size))
 
     hidden, table = run(params, None).reshape(-1, WIDTH), params["table"][...]
     forms = {
@@ -132,18 +131,9 @@ def parts(limits: Limits, rows: Rows, params: Any, runs: int) -> None:
     }
     for name, loss in forms.items():
         both = jax.value_and_grad(lambda h, e, loss=loss: loss(h, e, target, where=where), (0, 1))
-        _, timing = timed(both, hidden, table, runs=runs)
-        report(name, timing, softmax_work(places), limits)
+        _, timing = timed(both, hidden, table)
+        bench.report(name, timing, softmax_work(places))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--small", action="store_true", help="a twentieth of the users")
-    small = parser.parse_args().small
-    limits = measure_limits()
-    rows, params = epoch(limits, problem(USERS // 20 if small else USERS), runs=2)
-    parts(limits, rows, params, runs=3)
-
-
-if __name__ == "__main__":
-    main()
+def main(bench: Bench, quick: bool) -> None:
+    parts(bench, *epoch(bench, problem(USERS // 20 if quick else USERS)))

@@ -177,6 +177,13 @@ def _record(
             f"{how} split {shares}; {against}, ties against the target; "
             f"{'; '.join(notes)}"
         ),
+        **environment(),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """What a number depends on beside its settings: versions, and the devices."""
+    return {
         "versions": {
             "jaxrec": jaxrec.__version__,
             "jax": jax.__version__,
