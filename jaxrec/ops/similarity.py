@@ -196,5 +196,4 @@ def procrustes(table: jax.Array, similarity: Similarity, step: float) -> jax.Arr
     """
     width = table.shape[1]
     root = similarity.vectors[:, :width] * jnp.sqrt(similarity.values[:width])  # [I, min(R, D)]
-    left, _, right = linalg.svd(root.T @ table)
-    return (1 - step) * table + step * (root @ (left @ right))
+    return (1 - step) * table + step * (root @ linalg.polar(root.T @ table))

@@ -44,6 +44,26 @@ def test_factors_give_the_matrix_back():
     assert (jnp.diff(values) >= 0).all()
 
 
+@pytest.mark.parametrize("shape", [(9, 9), (12, 5), (4, 11)])
+@pytest.mark.parametrize("least", [1.0, 1e-2, 1e-5])
+def test_polar_is_the_orthogonal_factor_of_the_svd(shape, least):
+    rng = np.random.default_rng(1)
+    rank = min(shape)
+    left, _, right = np.linalg.svd(rng.normal(size=shape), full_matrices=False)
+    matrix = left * np.geomspace(1, least, rank) @ right
+    found = linalg.polar(jnp.asarray(7 * matrix, jnp.float32))
+    # Two dozen products round; a small singular value's directions are known to that over its size.
+    np.testing.assert_allclose(found, left @ right, atol=3e-6 / least)
+    np.testing.assert_allclose(np.linalg.svd(found)[1], 1, atol=1e-5)
+
+
+def test_polar_of_a_batch_with_a_zero_matrix():
+    batch = jnp.asarray(BATCH).at[1].set(0)
+    found = jax.jit(jax.vmap(linalg.polar))(batch)
+    np.testing.assert_array_equal(found[1], 0)
+    np.testing.assert_allclose(found[2], linalg.polar(batch[2]), atol=1e-6)
+
+
 def test_after_changes_no_value():
     inputs = {"a": jnp.arange(3), "b": (jnp.ones(2),)}
     found = jax.jit(linalg.after)(jnp.zeros(5), inputs)
