@@ -58,7 +58,8 @@ def figure(chart: Chart) -> Figure:
         axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small")
+    if any(line.label for line in chart.lines):
+        axes.legend(frameon=False, fontsize="small")
     return made
 
 
@@ -67,11 +68,12 @@ def svg(chart: Chart) -> Html:
     lines = [_visible(line, log=chart.log) for line in chart.lines]
     labels = [_cut(line.label) for line in lines]
     right = WIDTH - 12 - LETTER * max(map(len, labels))
-    x_ticks, across = _axis([line.x for line in lines], LEFT, right, log=chart.log)
+    x_ticks, across = _axis([line.x for line in lines], LEFT, right, snug=True, log=chart.log)
     y_ticks, up = _axis([line.y for line in lines], BOTTOM, TOP)
+    digits = max(len(f"{tick:.9f}".rstrip("0").partition(".")[2]) for tick in y_ticks)
     ends = _apart([up(line.y[-1]) for line in lines if line.label])
     parts = [
-        *(_rule(f"{tick:g}", up(tick), right) for tick in y_ticks),
+        *(_rule(f"{tick:,.{digits}f}", up(tick), right) for tick in y_ticks),
         *(_text(f"{tick:,g}", across(tick), BOTTOM + 16, "middle") for tick in x_ticks),
         _text(chart.y, 0, 14, "start"),
         _text(chart.x, right, HEIGHT - 6, "end"),
@@ -102,22 +104,32 @@ def _cut(label: str) -> str:
 
 
 def _axis(
-    values: Sequence[np.ndarray], start: float, end: float, *, log: bool = False
+    values: Sequence[np.ndarray], start: float, end: float, *, snug: bool = False, log: bool = False
 ) -> tuple[list[float], Place]:
     """Ticks, and where a value lies between `start` and `end`."""
     every = np.concatenate(values)
     if log:
         every = every[every > 0] if (every > 0).any() else np.ones(1)
         low, high = np.log10(every.min()) - 0.05, np.log10(every.max()) + 0.05
-        fine = [m * 10.0**e for e in range(-9, 16) for m in (1, 2, 5)]
-        ticks = [tick for tick in fine if low <= np.log10(tick) <= high]
-        ticks = [tick for tick in ticks if np.log10(tick) % 1 == 0] if len(ticks) > 6 else ticks
+        fine, coarse = (
+            [
+                part * 10.0**e
+                for e in range(-9, 16)
+                for part in parts
+                if low <= np.log10(part) + e <= high
+            ]
+            for parts in ((1, 2, 5), (1,))
+        )
+        ticks = fine if len(fine) <= 6 else coarse
         return ticks, lambda value: start + (np.log10(value) - low) / (high - low) * (end - start)
     low, high = every.min(), every.max()
     if 0 <= low < high / 2 or low == high:
-        low, high = min(low, 0), high or 1
+        low, high = min(low, 0), max(high, 0) or 1
     ticks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-    low, high = ticks[0], ticks[-1]
+    if snug:
+        ticks = [tick for tick in ticks if low <= tick <= high]
+    else:
+        low, high = ticks[0], ticks[-1]
     return list(ticks), lambda value: start + (value - low) / (high - low) * (end - start)
 
 

@@ -6,6 +6,7 @@ What a run lacks is left out with a sentence that says why, so that a page can b
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import itertools
 import json
@@ -17,7 +18,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxrec.checkpoint import CheckpointError
 from jaxrec.commands import REFUSALS
 from jaxrec.config import settings
 from jaxrec.report import charts, overview
@@ -25,7 +25,7 @@ from jaxrec.report.charts import Chart
 from jaxrec.report.markup import Html, card, cards, element, folded, joined, ranked, sentence, table
 from jaxrec.report.overview import Field, Series
 from jaxrec.report.sections import SECTIONS, Open, Parts, titles
-from jaxrec.run import Result, reopen
+from jaxrec.run import reopen
 from jaxrec.serve import ids, recommend
 from jaxrec.types import Dataset, SettingError
 
@@ -106,18 +106,7 @@ def _section(title: str, draw: Callable[[], Parts]) -> Section:
 
 def _alone(one: Series, metric: str, users: int, k: int, data: Dataset | None) -> Iterable[Section]:
     """The sections of one run."""
-    state: list[Result | Exception] = []
-
-    def opened() -> Result:
-        if not state:
-            try:
-                state.append(reopen(one.run.folder, data, progress=False))
-            except (*REFUSALS, OSError) as error:
-                state.append(CheckpointError(str(error)))
-        if isinstance(state[0], Exception):
-            raise state[0]
-        return state[0]
-
+    opened = functools.cache(lambda: reopen(one.run.folder, data, progress=False))
     if one.run.method in SECTIONS:
         title, own = SECTIONS[one.run.method]
         yield _section(title, lambda: own(one.run, opened))
@@ -131,8 +120,7 @@ def _lists(one: Series, opened: Open, metric: str, users: int, k: int) -> Parts:
     dataset, rows = result.dataset, result.dataset.interactions
     value = overview.of_each(one.run, metric, "user").sort_values(kind="stable")
     from_worst = value.index.to_numpy() if len(value) else np.arange(dataset.num_users)
-    chosen = from_worst[np.linspace(0, len(from_worst) - 1, users + 2).astype(int)[1:-1]]
-    chosen = np.array([*dict.fromkeys(chosen.tolist())])
+    chosen = from_worst[np.unique(np.linspace(0, len(from_worst) - 1, users).astype(int))]
     raw = ids(dataset.users, "user")[chosen]
     found = recommend(result, raw.tolist(), k)
     names = titles(dataset)
@@ -164,32 +152,27 @@ def _settings(one: Series) -> Parts:
     here = {**one.record["data"], **one.record["versions"], "device": one.record.get("device", "")}
     parts = [folded("Settings; bold: not the default", table(["setting", "value"], rows))]
     parts += [folded("Data and environment", table(["of", "value"], here.items()))]
-    if one.run.values:
-        parts += [
-            folded("Every number of the result", table(["name", "value"], one.run.values.items()))
-        ]
-    return parts
+    numbers = one.run.values.items()
+    every = [folded("Every number of the result", table(["name", "value"], numbers))]
+    return parts + every * bool(numbers)
 
 
 def _assemble(title: str, sections: list[Section]) -> Page:
     """The document; neighbouring charts stand side by side."""
     found: dict[str, Chart] = {}
-    blocks, links, run = [], [], ""
+    blocks, links, above = [], [], ""
     for number, (name, parts, level) in enumerate(sections):
-        run = name if level == 2 else run
         body = [element(f"h{level}", name, id=f"part-{number}")]
         for drawn, group in itertools.groupby(parts, lambda part: isinstance(part, Chart)):
-            if not drawn:
-                body += group
-                continue
             group = list(group)
-            body.append(element("div", *map(charts.svg, group), class_="figures"))
-            for chart in group:
-                stem = chart.title if level == 2 else f"{run} {chart.title}"
-                found[re.sub(r"\W+", "-", stem).strip("-").lower()] = chart
-        blocks.append(element("section", *body))
+            figures = element("div", *map(charts.svg, group if drawn else ()), class_="figures")
+            body += [figures] if drawn else group
+            for chart in group if drawn else ():
+                found[re.sub(r"\W+", "-", f"{above} {chart.title}").strip("-").lower()] = chart
         if level == 2:
+            above = name
             links.append(element("a", name, href=f"#part-{number}"))
+        blocks.append(element("section", *body))
     text = TEMPLATE.read_text(encoding="utf-8")
     script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

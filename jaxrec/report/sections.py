@@ -16,14 +16,15 @@ from jaxrec import report
 from jaxrec.comparison import Run
 from jaxrec.methods import fedcia_linear, llmd4rec
 from jaxrec.report.charts import Chart, Line
-from jaxrec.report.markup import Html, card, cards, element, ranked, sentence, table
+from jaxrec.report.markup import Html, card, cards, element, joined, ranked, sentence, table
 from jaxrec.run import Result
 from jaxrec.serve import ids
 from jaxrec.types import TRAIN, DataError, Dataset
 
 ITEMS, NEIGHBOURS = 6, 5  # whose neighbours are shown, and how many
-CODES, BEHIND = 4, 6  # of a level, and items behind a code
+CODES, BEHIND = 3, 6  # of a level, and items behind a code
 GROUPS = 6
+WEIGHTS = "0", "0 to 1", "1", "1 to 2", "2"  # the kinds that LLMD4Rec counts
 Open = Callable[[], Result]
 Parts = list[Html | Chart]
 
@@ -37,10 +38,21 @@ def titles(dataset: Dataset) -> np.ndarray:
     return np.where(given == "", raw, given)
 
 
-def taken(dataset: Dataset) -> np.ndarray:
-    """Train rows of each item, int [I]."""
-    rows = dataset.interactions
-    return np.bincount(rows.loc[rows["split"] == TRAIN, "item"], minlength=dataset.num_items)
+def neighbours(run: Run, opened: Open) -> Parts:
+    """FedCIA: the items nearest to those that are taken most."""
+    result = opened()
+    names, items = titles(result.dataset), most(_taken(result.dataset), ITEMS)
+    linear = isinstance(result.state, fedcia_linear.Model)
+    found = similarities(result.state, items)
+    found[np.arange(len(items)), items] = -np.inf
+    what = "what having it adds to the score of others" if linear else "cosines in what is shared"
+    lists = []
+    for item, own in zip(items, found, strict=True):
+        near = most(own, NEIGHBOURS)
+        lists.append(
+            card(names[item], ranked(names[near], (f"{value:.2f}" for value in own[near])))
+        )
+    return [sentence(f"Of the {len(items)} items with the most train rows: {what}."), cards(lists)]
 
 
 def similarities(state: Any, items: np.ndarray) -> np.ndarray:
@@ -58,56 +70,26 @@ def similarities(state: Any, items: np.ndarray) -> np.ndarray:
     return factor[items] @ factor.T
 
 
-def neighbours(run: Run, opened: Open) -> Parts:
-    """The items nearest to those that are taken most."""
-    result = opened()
-    names, items = titles(result.dataset), _most(taken(result.dataset), ITEMS)
-    found = similarities(result.state, items)
-    found[np.arange(len(items)), items] = -np.inf
-    linear = isinstance(result.state, fedcia_linear.Model)
-    what = (
-        "What having an item adds to the score of others"
-        if linear
-        else "Cosine in the server's similarity"
-    )
-    told = sentence(what, f", for the {len(items)} items with the most train rows.")
-    lists = [
-        card(names[item], ranked(names[near], (f"{own[n]:.2f}" for n in near)))
-        for item, own in zip(items, found, strict=True)
-        for near in [_most(own, NEIGHBOURS)]
-    ]
-    return [told, cards(lists)]
-
-
 def codes(run: Run, opened: Open) -> Parts:
-    """RQFedRec's codes: how evenly items use them, and what is behind the most used ones."""
-    result = opened()
+    """RQFedRec: how evenly items use their codes, and what is behind the most used ones."""
+    result, given = opened(), run.settings
     coded = np.asarray(result.state.shared.codes.table)  # [I, P]
-    number, levels = run.settings["codes"], run.settings["levels"]
-    channels = {"dual": ("semantic", "collaborative")}.get(run.settings["channels"])
-    channels = channels or (run.settings["channels"],)
-    level = [f"{channel} {n + 1}" for channel in channels for n in range(levels)]
-    usage = np.stack([np.bincount(column, minlength=number) for column in coded.T])  # [P, K]
-    share = usage / len(coded)
-    bits = -np.sum(share * np.log2(np.where(share > 0, share, 1)), axis=1)
-    rows = [
-        (name, f"{(used > 0).sum()} of {number}", f"{bit:.2f} of {np.log2(number):.2f}", used.max())
-        for name, used, bit in zip(level, usage, bits, strict=True)
-    ]
-    order = np.arange(1, number + 1)
-    lines = [
-        Line(name, order, np.sort(used)[::-1], place, name)
-        for place, (name, used) in enumerate(zip(level, usage, strict=True))
-    ]
-    names, popular = titles(result.dataset), taken(result.dataset)
-
-    def behind(column: int, code: int) -> Html:
-        items = np.flatnonzero(coded[:, column] == code)
-        best = items[_most(popular[items], BEHIND)]
-        return card(f"{level[column]}, code {code}: {len(items)} items", ranked(names[best]))
-
-    first = range(0, len(level), levels)
-    lists = [behind(column, code) for column in first for code in _most(usage[column], CODES)]
+    dual = given["channels"] == "dual"
+    channels = ("semantic", "collaborative") if dual else (given["channels"],)
+    levels = [f"{name} {number + 1}" for name in channels for number in range(given["levels"])]
+    usage = np.stack([np.bincount(column, minlength=given["codes"]) for column in coded.T])
+    rows, lines, lists = [], [], []
+    names, popular = titles(result.dataset), _taken(result.dataset)
+    for place, (level, used) in enumerate(zip(levels, usage, strict=True)):
+        share = used[used > 0] / used.sum()
+        bits = f"{-np.sum(share * np.log2(share)):.2f} of {np.log2(len(used)):.2f}"
+        rows.append((level, f"{len(share):,} of {len(used):,}", bits, f"{used.max():,}"))
+        order = np.arange(1, len(used) + 1)
+        lines.append(Line(level, order, np.sort(used)[::-1], place, level))
+        for code in most(used, CODES) if place % given["levels"] == 0 else ():
+            items = np.flatnonzero(coded[:, place] == code)
+            best = names[items[most(popular[items], BEHIND)]]
+            lists.append(card(f"{level}, code {code}: {len(items):,} items", ranked(best)))
     return [
         table(["level", "codes in use", "entropy, bits", "items of the most used"], rows),
         Chart("Items behind each code", "code, most used first", "items", lines),
@@ -117,106 +99,98 @@ def codes(run: Run, opened: Open) -> Parts:
 
 
 def distillation(run: Run, opened: Open) -> Parts:
-    """LLMD4Rec's distilled loss, ranks and weights over the epochs in which one model learns."""
+    """LLMD4Rec: what is distilled, ranks and weights, over the epochs in which one is taught."""
     rows = report.read_rows(run.folder / "metrics.jsonl")
-    learns = {llmd4rec.DOWN: "L learns", llmd4rec.UP: "C learns"}
-    parts = {name: [r for r in rows if r["train/phase"] == phase] for phase, name in learns.items()}
-    parts = {name: own for name, own in parts.items() if own}
-    if not parts:
-        raise DataError("no evaluation yet of an epoch in which one model learns from the other")
-    both = [row for row in rows if row["train/phase"] in learns]
-    kinds = "0", "0 to 1", "1", "1 to 2", "2"
-
-    def lines(name: str, keys: dict[str, str]) -> list[Line]:
-        each = [
-            (f"{key}, {phase}".strip(", "), field, own)
-            for key, field in keys.items()
-            for phase, own in parts.items()
-        ]
-        return [
-            Line(
-                name, [row["round"] for row in own], [row[f"train/{field}"] for row in own], n, name
-            )
-            for n, (name, field, own) in enumerate(each)
-        ]
-
-    weights = [
-        Line(
-            f"weight {kind}",
-            [row["round"] for row in both],
-            [100 * row["train/weights"][n] for row in both],
-            n,
-            kind,
+    phases = llmd4rec.DOWN, llmd4rec.UP
+    rows = [r for r in rows if r["train/phase"] in phases and r["train/rank_teacher"] > 0]
+    if not rows:
+        raise DataError(
+            "there is no evaluation yet of an epoch in which one model teaches the other"
         )
-        for n, kind in enumerate(kinds)
-    ]
+
+    def lines(label: str, colour: int, value: Callable[[report.Row], float | None]) -> list[Line]:
+        pairs = [(row["round"], found) for row in rows if (found := value(row)) is not None]
+        return [Line(label, *zip(*pairs, strict=True), colour, label)] if pairs else []
+
+    def learns(phase: int) -> Callable[[report.Row], float | None]:
+        return lambda row: row["train/distilled"] if row["train/phase"] == phase else None
+
+    def rank(phase: int) -> Callable[[report.Row], float]:
+        return lambda row: row[
+            f"train/rank_{'student' if row['train/phase'] == phase else 'teacher'}"
+        ]
+
+    weight = lambda kind: lambda row: 100 * row["train/weights"][kind]
+    kinds = [line for n, kind in enumerate(WEIGHTS) for line in lines(kind, n, weight(n))]
+    both = lambda value, told: [
+        *lines(f"L{told}", 0, value(llmd4rec.DOWN)), *lines(f"C{told}", 1, value(llmd4rec.UP)),
+    ]  # fmt: skip
     return [
         sentence("C is the sequential recommender, L the language model."),
         Chart(
-            "What is distilled", "round", "KD per place, weighted", lines("KD", {"": "distilled"})
-        ),
-        Chart(
-            "Rank of the next item",
+            "What is distilled",
             "round",
-            "mean rank",
-            lines("", {"student": "rank_student", "teacher": "rank_teacher"}),
+            "KL divergence of a place, weighted",
+            both(learns, " learns"),
         ),
-        Chart("Weights of the places", "round", "share of the places, %", weights),
+        Chart("Rank of the next item", "round", "mean rank", both(rank, "")),
+        Chart("Weights of the places", "round", "share of the places, %", kinds),
     ]
 
 
 def trends(run: Run, opened: Open) -> Parts:
-    """AgentCF++'s groups: what their members took most often, more than others, and lately."""
-    result = opened()
+    """AgentCF++: what each group's members took most often, more than others, and lately."""
     if not run.settings["groups"]:
         raise DataError("groups = 0: this run has none")
-    groups, names = result.state.groups, titles(result.dataset)
-    slot, count, recent = (np.asarray(part) for part in groups)
+    result = opened()
+    names, everybody = titles(result.dataset), np.asarray(result.state.popularity)
+    slot, count, recent = map(np.asarray, result.state.groups)  # [U, M], [G, I], [G, M, R]
     members = np.array([(slot == group).any(1).sum() for group in range(len(count))])
-    everybody = np.asarray(result.state.popularity)
-    expected = count.sum(1, keepdims=True) * everybody / max(everybody.sum(), 1)
-
-    def one(group: int) -> Html:
-        lists = [("most often", names[_most(count[group], NEIGHBOURS)])]
-        lists += [("more than others do", names[_most(count[group] - expected[group], NEIGHBOURS)])]
+    count, everybody = count.astype(float), everybody.astype(float)
+    excess = count * everybody.sum() - count.sum(1, keepdims=True) * everybody
+    lists = []
+    for group in most(members, GROUPS):
+        told = {"most often": most(count[group], NEIGHBOURS)}
+        told["more than others do"] = most(excess[group], NEIGHBOURS)
         for domain, items in enumerate(recent[group]):
-            new = [*dict.fromkeys(items[items < len(names)])][:NEIGHBOURS]
             where = f" in domain {domain}" if len(recent[group]) > 1 else ""
-            lists.append((f"lately{where}", names[new] if new else ["nothing"]))
-        inside = (part for name, best in lists for part in (element("h5", name), ranked(best)))
-        return card(f"Group {group}: {members[group]:,} members", *inside)
-
-    largest = _most(members, GROUPS)
-    told = sentence(
-        f"What the members of the {len(largest)} largest of {len(count)} groups took, train rows."
+            newest = [*dict.fromkeys(items[items < len(names)].tolist())]
+            told[f"lately{where}"] = np.array(newest[:NEIGHBOURS], int)
+        inside = [
+            part for h, items in told.items() for part in (element("h5", h), ranked(names[items]))
+        ]
+        lists.append(card(f"Group {group}: {members[group]:,} members", *inside))
+    what = (
+        f"What members of the {len(lists)} largest of {len(count)} groups took in the train rows."
     )
-    return [told, cards(map(one, largest))]
+    return [sentence(what), cards(lists)]
 
 
 def stories(run: Run, opened: Open) -> Parts:
-    """The users of `stories.md`: what the agents remembered before, what happened, and after."""
+    """AgentCF++ with text: what some users remembered before, what happened, and after."""
     path = run.folder / "stories.md"
     if not path.exists():
-        raise DataError(
-            f"{path}: missing; it is written when a run ends, for the setting stories > 0"
-        )
-    return [
-        element(
-            "div", *map(_markdown, path.read_text(encoding="utf-8").splitlines()), class_="story"
-        )
-    ]
+        raise DataError(f"{path}: missing; it is written when a run ends, if stories > 0")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [element("div", *map(_markdown, filter(None, lines)), class_="story")]
 
 
 def _markdown(line: str) -> Html:
-    strong = re.split(r"\*\*(.+?)\*\*", line.removeprefix("# ").removeprefix("- "))
-    inside = [element("b", part) if n % 2 else part for n, part in enumerate(strong)]
-    kind = "h4" if line.startswith("# ") else "p"
-    return element(kind, *inside, class_="event" if line.startswith("- ") else "told")
+    kind = {"# ": ("h4", ""), "- ": ("p", "event")}.get(line[:2])
+    parts = re.split(r"\*\*(.+?)\*\*", line[2:] if kind else line)
+    inside = joined(element("b", part) if n % 2 else part for n, part in enumerate(parts))
+    name, style = kind or ("p", "")
+    return element(name, inside, class_=style)
 
 
-def _most(values: Sequence[float] | np.ndarray, number: int) -> np.ndarray:
-    """Places of the largest, the first of equals first."""
+def most(values: Sequence[float] | np.ndarray, number: int) -> np.ndarray:
+    """Places of the largest values, the first of equals first."""
     return np.argsort(-np.asarray(values, float), kind="stable")[:number]
+
+
+def _taken(dataset: Dataset) -> np.ndarray:
+    rows = dataset.interactions
+    return np.bincount(rows.loc[rows["split"] == TRAIN, "item"], minlength=dataset.num_items)
 
 
 SECTIONS: dict[str, tuple[str, Callable[[Run, Open], Parts]]] = {
