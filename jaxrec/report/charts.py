@@ -17,7 +17,7 @@ from jaxrec.report.markup import Html, element
 LIGHT = ["#2f67b1", "#c2512f", "#1d8462", "#7d55a8", "#a06c12", "#14808f", "#b23d6e", "#66707c"]
 DARK = ["#78a9ee", "#ec8a68", "#56bd96", "#b595e0", "#d6a548", "#54bccb", "#e882ab", "#a0aab6"]
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 400, 256, 42, 28, 216
-LETTER, LETTERS = 6.4, 16  # width of one in a label, and how many are written
+LETTER, LETTERS = 7, 16  # width of one in a label, and how many are written
 GAP = 13  # between two labels
 DOTS = 50  # that a line is read at, about
 
@@ -31,7 +31,7 @@ class Line(NamedTuple):
     x: Sequence[float]
     y: Sequence[float]
     colour: int
-    label: str = ""  # written at its end
+    label: str = ""  # written at its end, unless another line has the same
 
 
 class Chart(NamedTuple):
@@ -49,8 +49,8 @@ def figure(chart: Chart) -> Figure:
     made = Figure(figsize=(4.8, 3.2), layout="constrained")
     FigureCanvasAgg(made)
     axes = made.subplots()
-    for line in chart.lines:
-        style = {"color": LIGHT[line.colour % len(LIGHT)], "label": line.label or "_nolegend_"}
+    for line, label in zip(chart.lines, _labels(chart), strict=True):
+        style = {"color": LIGHT[line.colour % len(LIGHT)], "label": label or "_nolegend_"}
         report.draw(axes, line.x, line.y, style)
     axes.set(xlabel=chart.x, ylabel=chart.y)
     if chart.log:
@@ -58,7 +58,7 @@ def figure(chart: Chart) -> Figure:
         axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    if any(line.label for line in chart.lines):
+    if any(_labels(chart)):
         axes.legend(frameon=False, fontsize="small")
     return made
 
@@ -66,12 +66,14 @@ def figure(chart: Chart) -> Figure:
 def svg(chart: Chart) -> Html:
     """The chart for a page, to be read point by point with a pointer or the arrow keys."""
     lines = [_visible(line, log=chart.log) for line in chart.lines]
-    labels = [_cut(line.label) for line in lines]
-    right = WIDTH - 12 - LETTER * max(map(len, labels))
+    labels = [
+        (line, _cut(label)) for line, label in zip(lines, _labels(chart), strict=True) if label
+    ]
+    right = WIDTH - 12 - LETTER * max((len(label) for _, label in labels), default=0)
     x_ticks, across = _axis([line.x for line in lines], LEFT, right, snug=True, log=chart.log)
     y_ticks, up = _axis([line.y for line in lines], BOTTOM, TOP)
     digits = max(len(f"{tick:.9f}".rstrip("0").partition(".")[2]) for tick in y_ticks)
-    ends = _apart([up(line.y[-1]) for line in lines if line.label])
+    ends = _apart([up(line.y[-1]) for line, _ in labels])
     parts = [
         *(_rule(f"{tick:,.{digits}f}", up(tick), right) for tick in y_ticks),
         *(_text(f"{tick:,g}", across(tick), BOTTOM + 16, "middle") for tick in x_ticks),
@@ -80,13 +82,19 @@ def svg(chart: Chart) -> Html:
         *(_path(line, across, up, right) for line in lines),
         *(_dots(chart, line, across, up) for line in lines),
         *(
-            _text(_cut(line.label), right + 7, end + 4, "start", _shade(line))
-            for line, end in zip((line for line in lines if line.label), ends, strict=True)
+            _text(label, right + 7, end + 4, "start", _shade(line))
+            for (line, label), end in zip(labels, ends, strict=True)
         ),
     ]
     told = f"{chart.title}: {chart.y} over {chart.x}; the arrow keys go from point to point"
     drawn = element("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="group", aria_label=told)
     return element("figure", element("figcaption", chart.title), drawn, element("output"))
+
+
+def _labels(chart: Chart) -> list[str]:
+    """The label of each line, empty where an earlier line has it."""
+    given = [line.label for line in chart.lines]
+    return [label * (label not in given[:number]) for number, label in enumerate(given)]
 
 
 def _visible(line: Line, *, log: bool) -> Line:
@@ -125,7 +133,9 @@ def _axis(
     low, high = every.min(), every.max()
     if 0 <= low < high / 2 or low == high:
         low, high = min(low, 0), max(high, 0) or 1
-    ticks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    whole = bool((every == every.round()).all())
+    locator = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=whole)
+    ticks = locator.tick_values(low, high - 1e-6 * (high - low))
     if snug:
         ticks = [tick for tick in ticks if low <= tick <= high]
     else:

@@ -33,7 +33,7 @@ class Series(NamedTuple):
     rows: list[report.Row]
     record: dict[str, Any]
     colour: int
-    label: str  # written beside its line; of several seeds only the first has one
+    label: str  # of all runs that differ only in their seed
 
     @property
     def clients(self) -> float:
@@ -65,8 +65,7 @@ def _field(runs: Sequence[Run]) -> Field:
             name = label if len(group) == 1 else f"{label} seed={run.settings['seed']}"
             name = f"{name} ({run.folder})" if name in found else name
             rows, record = report.read_rows(run.folder / "metrics.jsonl"), read_record(run.folder)
-            written = label if run is group[0] else ""
-            found[name] = Series(run, rows, record, number % len(LIGHT), written)
+            found[name] = Series(run, rows, record, number % len(LIGHT), label)
     return found
 
 
@@ -110,16 +109,13 @@ def results(field: Field) -> list[Html]:
 
 def differences(field: Field, folders: Sequence[Path], metric: str) -> list[Html]:
     """Whether users fare differently, as `jaxrec.compare` says it."""
-    groups = {one.label for one in field.values() if one.label}
+    groups = {one.label for one in field.values()}
     if len(groups) == 1:
         raise DataError(f"{groups.pop()} is alone; give more runs to compare it with")
-    found = comparison.compare([path for path in folders if path in _folders(field)], metric)
+    here = [one.run.folder for one in field.values()]
+    found = comparison.compare([path for path in folders if path in here], metric)
     shown = tables(found)[len(groups) == len(field) :]  # of one run each, the means are above
     return [*map(of_rich, shown), sentence(caption(found))]
-
-
-def _folders(field: Field) -> list[Path]:
-    return [one.run.folder for one in field.values()]
 
 
 def curves(field: Field, metric: str) -> list[Html | Chart]:
@@ -133,9 +129,8 @@ def curves(field: Field, metric: str) -> list[Html | Chart]:
         values = [row[key] for row in points]
         size = [row["bytes"] / one.clients / 1e6 for row in points]
         sent = (size, values) if size[-1] else ([0], [max(values)])
-        over_rounds.append(
-            Line(name, [row["round"] for row in points], values, one.colour, one.label)
-        )
+        rounds = [row["round"] for row in points]
+        over_rounds.append(Line(name, rounds, values, one.colour, one.label))
         over_bytes.append(Line(name, *sent, one.colour, one.label))
     if not over_rounds:
         raise DataError(f"no evaluation has measured {metric} yet")
@@ -160,10 +155,9 @@ def spread(field: Field, metric: str) -> list[Html | Chart]:
                 cut = np.percentile(values, SHARES)
                 lines.append(Line(name, SHARES, cut, one.colour, one.label))
         if lines:
-            axis = f"share of {who}s, worst first, %"
-            parts += [
-                Chart(f"From the worst served {who} to the best", axis, f"{metric}, test", lines)
-            ]
+            title = f"From the worst served {who} to the best"
+            share = f"share of {who}s, worst first, %"
+            parts += [Chart(title, share, f"{metric}, test", lines)]
     if not parts:
         raise DataError("no run has ended with test values of its users")
     return parts
@@ -181,9 +175,9 @@ def times(field: Field) -> list[Html]:
 
     def line(name: str, one: Series) -> list[Any]:
         values, last = one.run.values, one.rows[-1] if one.rows else {"round": 0, "seconds": 0.0}
-        each = [values.get(f"seconds/{part}") for part in PARTS]
-        total = sum(each) if values else last["seconds"]
-        told = ["" if second is None else f"{second:,.1f}" for second in [*each, total]]
+        seconds = [values[f"seconds/{part}"] for part in PARTS] if values else []
+        told = [f"{second:,.1f}" for second in [*seconds, sum(seconds) or last["seconds"]]]
+        told = [""] * (len(PARTS) + 1 - len(told)) + told
         return [
             name,
             last["round"],

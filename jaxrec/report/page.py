@@ -168,7 +168,8 @@ def _assemble(title: str, sections: list[Section]) -> Page:
             figures = element("div", *map(charts.svg, group if drawn else ()), class_="figures")
             body += [figures] if drawn else group
             for chart in group if drawn else ():
-                found[re.sub(r"\W+", "-", f"{above} {chart.title}").strip("-").lower()] = chart
+                stem = re.sub(r"\W+", "-", f"{above} {chart.title}").strip("-").lower()
+                found[f"{stem}-{number}" if stem in found else stem] = chart
         if level == 2:
             above = name
             links.append(element("a", name, href=f"#part-{number}"))

@@ -50,7 +50,7 @@ def neighbours(run: Run, opened: Open) -> Parts:
     for item, own in zip(items, found, strict=True):
         near = most(own, NEIGHBOURS)
         lists.append(
-            card(names[item], ranked(names[near], (f"{value:.2f}" for value in own[near])))
+            card(names[item], ranked(names[near], (f"{value:.3f}" for value in own[near])))
         )
     return [sentence(f"Of the {len(items)} items with the most train rows: {what}."), cards(lists)]
 
