@@ -7,7 +7,7 @@ With x_u and y_u the values of user u under two settings, each the mean over the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,11 +76,11 @@ def compare(
       DataError: not all groups are of the same data, or their protocols differ; says in what.
       SettingError: the metric was not measured; a run occurs twice; there is nothing to compare.
     """
-    found = _with_baselines([Path(run) for run in runs])
+    found = with_baselines([Path(run) for run in runs], read)
     if resamples < 1 or not found:
         raise SettingError(f"resamples = {resamples}, {len(found)} runs: needs 1 or more of each")
     _check_protocol(found)
-    groups = _grouped(found)
+    groups = grouped(found)
     _check_ground(groups)
     metric = _metric(found, metric or found[0].settings["monitor"])
     lines = {label: _lines(group, metric) for label, group in groups.items()}
@@ -97,10 +97,13 @@ def compare(
     return Comparison(table.join(tested), metric, lines[first].index.get_level_values(0).nunique())
 
 
-def _with_baselines(folders: Sequence[Path]) -> list[Run]:
-    """The runs, each once, and those of their baselines that are not among them."""
-    given = [_read(folder) for folder in folders]
-    beside = [_read(path) for run in folders for path in sorted(run.glob("baselines/*"))]
+def with_baselines(folders: Sequence[Path], read: Callable[[Path], Run]) -> list[Run]:
+    """The runs, each once, and those of their baselines that are not among them.
+
+    Raises SettingError where the same run is given twice.
+    """
+    given = [read(folder) for folder in folders]
+    beside = [read(path) for run in folders for path in sorted(run.glob("baselines/*"))]
     found: dict[tuple, Run] = {}
     for number, run in enumerate(given + beside):
         key = _key(run), run.settings["seed"], run.ground
@@ -113,7 +116,8 @@ def _with_baselines(folders: Sequence[Path]) -> list[Run]:
     return list(found.values())
 
 
-def _read(folder: Path) -> Run:
+def read(folder: Path) -> Run:
+    """An ended run; CheckpointError where there is none."""
     record = read_record(folder)
     try:
         values = json.loads((folder / "result.json").read_text())
@@ -135,7 +139,7 @@ def _key(run: Run) -> tuple[str, str]:
     return run.method, json.dumps(kept, sort_keys=True)
 
 
-def _grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs by a label: the method and, where several groups share it, the settings they vary."""
     groups: dict[tuple, list[Run]] = {}
     for run in runs:

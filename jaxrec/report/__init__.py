@@ -45,7 +45,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """A page of text."""
-    write_atomic(path, lambda beside: beside.write_text(text))
+    write_atomic(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
 def say(text: str, *, shown: bool = True) -> None:
@@ -76,7 +76,7 @@ def read_rows(path: Path, until: int | None = None) -> list[Row]:
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """A whole JSONL file."""
     text = "".join(json.dumps(_plain(row), allow_nan=False) + "\n" for row in rows)
-    write_atomic(path, lambda beside: beside.write_text(text))
+    write_atomic(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
 def write_users(path: Path, users: pd.DataFrame) -> None:
@@ -108,8 +108,8 @@ def write_curve(
     for number, (method, rows) in enumerate(curves.items()):
         points = [row for row in rows if row.get(key) is not None]
         values, style = [row[key] for row in points], {"color": f"C{number}", "label": method}
-        _draw(over_rounds, [row["round"] for row in points], values, style)
-        _draw(over_bytes, [row["bytes"] / clients / 1e6 for row in points], values, style)
+        draw(over_rounds, [row["round"] for row in points], values, style)
+        draw(over_bytes, [row["bytes"] / clients / 1e6 for row in points], values, style)
     over_rounds.set(xlabel="round", ylabel=key.replace("/", " "))
     over_bytes.set(xlabel="MB per client, up and down", xscale="log")
     over_bytes.xaxis.set_major_formatter("{x:g}")
@@ -276,7 +276,7 @@ def _size(number: float) -> str:
     return f"{number:,.0f} TB"
 
 
-def _draw(axes: Any, x: Sequence[float], y: Sequence[float], style: Mapping[str, Any]) -> None:
+def draw(axes: Any, x: Sequence[float], y: Sequence[float], style: Mapping[str, Any]) -> None:
     """A line, or where there is none to draw the best value as a level, and a dot where x > 0."""
     if len(x) > 1 and x[-1] > 0:
         axes.plot(x, y, **style)
