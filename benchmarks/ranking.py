@@ -20,7 +20,7 @@ from jaxrec.evaluate import evaluator, make_plan
 from jaxrec.ops.ranking import mark, ranks
 from jaxrec.types import TEST, TRAIN, Dataset, Method
 
-USERS, ITEMS, WIDTH, SEEN, BLOCK = 6040, 3706, 64, 132, 512
+USERS, ITEMS, WIDTH, SEEN = 6040, 3706, 64, 132
 
 
 def by_counting(user, item, targets, seen):
@@ -61,7 +61,7 @@ def by_numpy(user, item, targets, seen):
 
 def problem(users, number, rng):
     """Random vectors, `number` targets and `SEEN` other items a user, in blocks."""
-    blocks = -(-users // BLOCK)
+    blocks = -(-users // 512) if jax.default_backend() == "cpu" else 1
     shape = (blocks, users // blocks)
     items = np.argsort(rng.random((*shape, ITEMS)), axis=-1).astype(np.int32)
     vectors = lambda *size: rng.standard_normal((*size, WIDTH)).astype(np.float32)

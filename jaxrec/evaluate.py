@@ -19,6 +19,8 @@ import pandas as pd
 from jaxrec.ops import ranking
 from jaxrec.types import TEST, VALID, DataError, Dataset, Method, SettingError
 
+BLOCK = 512
+
 
 class Bucket(NamedTuple):
     """Blocks of rankings with a similar number of targets; a padding line has none.
@@ -63,7 +65,7 @@ def make_plan(
     candidates: int = 0,
     listed: bool = False,
     seed: int = 0,
-    block: int = 512,
+    block: int | None = None,
     ranking: Literal["users", "rows", "domains"] = "users",
     only: np.ndarray | None = None,
     mask_history: bool = True,
@@ -84,7 +86,8 @@ def make_plan(
       listed: take the negatives from the dataset's `candidates`: the first of the user's list, but
         for the line's item, whatever else the user has of them.
       seed: of the negatives.
-      block: lines ranked at a time, which bounds memory to a few arrays [block, I].
+      block: lines ranked at a time, which bounds memory to a few arrays [block, I]; without it 512,
+        and on an accelerator as many as make 2^26 scores, if those are more.
       ranking: what one line of the ranking has to find: "users", all that a user has in `split`;
         "rows", one row of it; "domains", one row, among the items of its own domain.
       only: bool [R], the rows that may be targets; all without it. What a user has in `split`
@@ -100,6 +103,9 @@ def make_plan(
       SettingError: a number is out of range, or a line has too few negatives to draw from or in its
         list.
     """
+    if block is None:
+        room = 0 if jax.default_backend() == "cpu" else 2**26
+        block = max(BLOCK, room // max(dataset.num_items, 1))
     if not ks or min(ks) < 1 or block < 1 or candidates < 0:
         raise SettingError(
             f"ks = {tuple(ks)}, block = {block}, candidates = {candidates}: needs at least one "
@@ -127,7 +133,7 @@ def make_plan(
         lines["client"] = wanted.groupby("line")["client"].first()
     if ranking != "users":
         lines["item"] = wanted.set_index("line")["item"]
-    lines["width"] = _widths(lines.pop("number").to_numpy(), block)
+    lines["width"] = _widths(lines.pop("number").to_numpy(), min(block, BLOCK))
     lines = lines.sort_values(["width", *lines.columns.intersection(["client"])], kind="stable")
 
     if candidates:

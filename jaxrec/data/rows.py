@@ -64,14 +64,12 @@ def lay(
     size = -(-most_rows(history, length) // multiple) * multiple
     first, counts = spans(history, length, ahead=ahead)
 
-    def put(carry, count):
-        row, filled = carry
-        fits = filled + count <= length
-        row, filled = jnp.where(fits, row, row + 1), jnp.where(fits, filled, 0)
-        return (row, filled + count), row * length + filled
-
-    start = jnp.int32(0), jnp.int32(0)
-    (row, filled), place = jax.lax.scan(put, start, counts[order], unroll=8)
+    laid_counts = counts[order]
+    before = jnp.cumsum(laid_counts) - laid_counts
+    begins = _row_begins(laid_counts, length)
+    row = jnp.cumsum(begins) - 1
+    first_of_row = jax.lax.cummax(jnp.where(begins, before, 0))
+    place = row * length + before - first_of_row
     begin = jnp.zeros(users, jnp.int32).at[order].set(place)
 
     at = jnp.arange(total, dtype=jnp.int32)
@@ -87,4 +85,22 @@ def lay(
     target = padded(jnp.where(same, following[:total], items), items)
     position = padded(within, 0)
     rows = Rows(*(array[source].reshape(size, length) for array in (item, target, position, user)))
-    return rows, jnp.where(filled > 0, row + 1, row)
+    return rows, jnp.where(jnp.any(counts > 0), row[-1] + 1, 0)
+
+
+def _row_begins(counts: jax.Array, length: int) -> jax.Array:
+    """Which of the sequences, of `counts` int32 [U] from 0 to `length`, begins a row: bool [U].
+
+    Who begins the next row after a sequence that begins one is known for all of them at once; the
+    first begins one, and so does whoever follows in 1, 2, 4, ... steps those that are known to.
+    """
+    users, total = len(counts), jnp.cumsum(counts)
+    following = jnp.searchsorted(total, total - counts + length, side="right").astype(jnp.int32)
+
+    def double(_, carry):
+        begins, jump = carry
+        return begins.at[jump].max(begins), jump[jump]
+
+    begins = jnp.zeros(users + 1, bool).at[0].set(True)
+    jump = jnp.append(following, users)
+    return jax.lax.fori_loop(0, users.bit_length(), double, (begins, jump))[0][:-1]
