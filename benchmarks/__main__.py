@@ -35,8 +35,8 @@ NAMES = (
 )  # fmt: skip
 
 
-def run(bench: Bench, names: list[str], quick: bool) -> bool:
-    """Run the named benchmarks; whether none of them broke."""
+def run(bench: Bench, names: list[str], quick: bool, out: Path) -> bool:
+    """Run the named benchmarks, keeping what there is after each; whether none of them broke."""
     sound = True
     for name in names:
         bench.benchmark = name
@@ -48,7 +48,21 @@ def run(bench: Bench, names: list[str], quick: bool) -> bool:
         except Exception:
             traceback.print_exc()
             sound = False
+        keep(bench, out)
     return sound
+
+
+def keep(bench: Bench, out: Path) -> None:
+    """Write all rows so far, and the picture, into a folder."""
+    rows = [
+        row._asdict() | {"timing": row.timing._asdict(), "work": row.work._asdict()}
+        for row in bench.rows
+    ]
+    limits = {"copy": bench.copy, "product": bench.product}
+    kept = {"environment": environment(), "limits": limits, "rows": rows}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "benchmarks.json").write_text(json.dumps(kept, indent=1) + "\n")
+    picture(bench, out / "roofline.png")
 
 
 def table(bench: Bench) -> Table:
@@ -101,15 +115,7 @@ def main() -> None:
         parser.error(f"no benchmark {unknown.pop()!r}: there are {', '.join(NAMES)}")
     print("load of the machine over 1, 5 and 15 minutes:", *np.round(os.getloadavg(), 2))
     bench = measure()
-    sound = run(bench, options.names or list(NAMES), options.quick)
-    options.out.mkdir(parents=True, exist_ok=True)
-    rows = [
-        r._asdict() | {k: getattr(r, k)._asdict() for k in ("timing", "work")} for r in bench.rows
-    ]
-    limits = {"copy": bench.copy, "product": bench.product}
-    kept = {"environment": environment(), "limits": limits, "rows": rows}
-    (options.out / "benchmarks.json").write_text(json.dumps(kept, indent=1) + "\n")
-    picture(bench, options.out / "roofline.png")
+    sound = run(bench, options.names or list(NAMES), options.quick, options.out)
     print()
     Console(width=160).print(table(bench))
     print(f"\nload of the machine: {os.getloadavg()[0]:.2f}; written to {options.out}")
