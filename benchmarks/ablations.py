@@ -160,6 +160,24 @@ TABLES |= {
     for data in ("cds100-dense", "cds100-sparse")
 }
 
+TWO_LOOPS = {"loops": 2, "rounds": 25}
+TABLES["llmd4rec"] = Table(
+    "llmd4rec-beauty",
+    ("test/NDCG@10", "test/HR@10", "test/NDCG@10/cold"),
+    {
+        name: {"mode": "mutual"} | settings
+        for name, settings in {
+            "mutual": {},
+            "two loops": TWO_LOOPS,
+            "two loops, the first item table injected": TWO_LOOPS | {"inject": "fixed"},
+            "no weights by rank": {"weights": "none"},
+            "weights by rank once a phase": {"weights": "per_round"},
+            "C is not taught": {"lambda_up": 0.0},
+            "L is not taught": {"mode": "llm_to_crm"},
+        }.items()
+    },
+)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -86,7 +86,7 @@ def measure() -> Bench:
     cpu = device.platform == "cpu"
     # In place: a fresh 256 MB result for each copy would time the page faults.
     copy = jax.jit(lambda x: 1 - x, donate_argnums=0)
-    array = copy(jnp.ones(2**26 if cpu else 2**28))
+    array = copy(jnp.ones(2**26 if cpu else 2**30))
     array, copying = repeated(lambda x, _: copy(x), array, range(RUNS))
     side, product = 2048 if cpu else 8192, {}
     for dtype in ("float32", "bfloat16"):

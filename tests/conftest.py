@@ -8,6 +8,10 @@ import jax
 import pytest
 
 
+if jax.default_backend() != "cpu":  # references are of float64: TF32 has three of its digits
+    jax.config.update("jax_default_matmul_precision", "highest")
+
+
 @pytest.fixture
 def data_root() -> Path:
     """The folder of dataset folders that JAXREC_DATA names; skips, with the reason, without it."""
