@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import pytest
 
-
 if jax.default_backend() != "cpu":  # references are of float64: TF32 has three of its digits
     jax.config.update("jax_default_matmul_precision", "highest")
 
