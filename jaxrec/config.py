@@ -204,18 +204,25 @@ def read_settings(
 
 
 def read_toml(path: Path, method: str | None = None) -> tuple[str, dict[str, Any]]:
-    """The method a flat TOML file is for (`method = "..."`, else `method`) and its settings."""
-    try:
-        table = tomllib.loads(Path(path).read_text())
-    except OSError as error:
-        raise SettingError(f"{path}: cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingError(f"{path}: not TOML ({error})") from error
+    """The method a flat TOML file is for (`method = "..."`, else `method`) and its settings.
+
+    A table `[sweep]` is for `jaxrec.sweep` and passed over.
+    """
+    table = _toml(path)
+    table.pop("sweep", None)
     named = table.pop("method", None)
     if method and named and method != named:
         raise SettingError(f"{path}: is for method {named!r}, not {method!r}")
     method = method or named or "fedcia"
     return method, read_values(method, table, f"{path}: ")
+
+
+def read_sweep_table(path: Path) -> dict[str, Any]:
+    """The table `[sweep]` of a TOML file; empty where it has none."""
+    table = _toml(path).get("sweep", {})
+    if not isinstance(table, dict):
+        raise SettingError(f"{path}: sweep = {table!r}: must be a table, [sweep]")
+    return table
 
 
 def read_values(method: str, values: Mapping[str, Any], source: str = "") -> dict[str, Any]:
@@ -239,13 +246,13 @@ def read_words(method: str, words: Sequence[str]) -> dict[str, Any]:
     return dict(_parse(group, known, method) for group in _groups(words))
 
 
-def read_files(words: Sequence[str]) -> tuple[Files, list[str]]:
-    """The words that name files, and the others."""
-    known = _fields(Files)
+def take_options(options: type, words: Sequence[str]) -> tuple[Any, list[str]]:
+    """The words that fill `options`, a dataclass with a default for every field; the others."""
+    known = _fields(options)
     groups = _groups(words)
-    named = [group for group in groups if _option(group)[2:] in known]
-    others = [word for group in groups if group not in named for word in group]
-    return Files(**dict(_parse(group, known, "files") for group in named)), others
+    own = [group for group in groups if _option(group)[2:].replace("-", "_") in known]
+    others = [word for group in groups if group not in own for word in group]
+    return options(**dict(_parse(group, known, "this command") for group in own)), others
 
 
 def read_options(options: type, words: Sequence[str]) -> Any:
@@ -316,6 +323,15 @@ def spell(hint: Any) -> str:
         variadic = inner[-1] is Ellipsis
         return f"a list of {spell(inner[0])}" if variadic else f"{len(inner)} values"
     return "none" if hint in (None, type(None)) else hint.__name__
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise SettingError(f"{path}: cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingError(f"{path}: not TOML ({error})") from error
 
 
 def _fields(

@@ -128,6 +128,7 @@ def train(
     *,
     out: str | Path | None = None,
     resume: str | Path | None = None,
+    hold_test: bool = False,
     progress: bool = True,
     **settings: Any,
 ) -> Result:
@@ -139,6 +140,8 @@ def train(
       out: folder of the run, which must not hold one yet; None writes no files.
       resume: folder of a run to continue. Its method, data and settings hold; only `rounds` and
         `patience` may be given anew. The end has the same bits as that of an uninterrupted run.
+      hold_test: leave the test split alone: no test values, no `users` and no `result.json`, until
+        the run is resumed without it.
       progress: show a live line on stderr.
       **settings: of the run (`RunConfig`) and of the method (its `Config`), by name.
 
@@ -175,11 +178,11 @@ def train(
         method_module(name).make(own, prepared.sizes)
         check_data(name, own, prepared.data)
 
-    result = _train_one(method, run, config, prepared, out, progress)
+    result = _train_one(method, run, config, prepared, out, hold_test, progress)
     baselines = {}
     for name, configs in settled.items():
         folder = out and out / "baselines" / name
-        baselines[name] = _train_one(name, *configs, prepared, folder, progress)
+        baselines[name] = _train_one(name, *configs, prepared, folder, hold_test, progress)
     if out:
         curves = {name: one.rows for name, one in {method: result, **baselines}.items()}
         clients = communication.members(prepared.data)
@@ -221,7 +224,13 @@ def reopen(out: str | Path, data: Dataset | None = None, *, progress: bool = Tru
 
 
 def _train_one(
-    name: str, run: RunConfig, config: Any, prepared: Prepared, out: Path | None, progress: bool
+    name: str,
+    run: RunConfig,
+    config: Any,
+    prepared: Prepared,
+    out: Path | None,
+    hold_test: bool,
+    progress: bool,
 ) -> Result:
     """One method, from the first round or from its checkpoint in `out`, to its test values."""
     method = method_module(name).make(config, prepared.sizes)
@@ -252,8 +261,10 @@ def _train_one(
     last = start() if state is None else state
     memory, best, last = _fit(job, last, best, memory, rows, key)
     state = checkpoint.to_state(best, like)
+    if hold_test:
+        return _result(job, _values(job, memory, rows, {}), pd.DataFrame(), rows, state)
     tested, seconds = _timed(evaluator(method, prepared.test), state, prepared.known)
-    values = _values(job, memory._replace(evaluate=memory.evaluate + seconds), rows, tested)
+    values = _values(job, memory._replace(evaluate=memory.evaluate + seconds), rows, tested.means)
     for part, plan in prepared.apart.items():
         found = evaluator(method, plan, lists=False)(state, prepared.known)
         values |= {f"test/{name}/{part}": value for name, value in found.means.items()}
@@ -435,13 +446,13 @@ def _row(memory: Memory, evaluation: Evaluation, metrics: checkpoint.Arrays) -> 
 
 
 def _values(
-    job: Job, memory: Memory, rows: list[dict[str, Any]], tested: Evaluation
+    job: Job, memory: Memory, rows: list[dict[str, Any]], tested: dict[str, float]
 ) -> dict[str, Any]:
     """The flat content of result.json."""
     best = next(row for row in rows if row["round"] == memory.best_round)
     return {
         **{name: value for name, value in best.items() if name.startswith("valid/")},
-        **{f"test/{name}": value for name, value in tested.means.items()},
+        **{f"test/{name}": value for name, value in tested.items()},
         "best_round": memory.best_round,
         "rounds": memory.round,
         **communication.values(memory.ledger, job.method.traffic, job.clients),
