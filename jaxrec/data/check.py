@@ -28,8 +28,8 @@ KEYS = ("user", "item", "candidates")  # columns without which a row is nothing
 CLIENTS = 100  # of the federation that is tried
 
 NEEDS = {
-    "agentcf": ("order", "text"),
-    "agentcf_text": ("order",),
+    "agentcf": ("order", "text", "domains"),
+    "agentcf_text": ("order", "domains"),
     "fedavg": (),
     "fedcia": (),
     "llmd4rec": ("order", "text"),
@@ -40,8 +40,7 @@ NEEDS = {
 }
 """What a method with its default settings cannot do without."""
 USES = {
-    "agentcf": ("domains",),
-    "agentcf_text": ("text", "domains"),
+    "agentcf_text": ("text",),
     "fedavg": ("order",),
     "fedcia": ("order",),
     "local_only": ("order",),
@@ -51,7 +50,7 @@ USES = {
 REMEDIES = {
     "order": "add a column timestamp or position to the interactions",
     "text": "add a title, text or category to the items",
-    "domains": "add a column domain to the items, 0, 1, ...",
+    "domains": "add a column domain to the items, 0, 1, ..., or set --ranking rows",
 }
 
 

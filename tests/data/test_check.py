@@ -4,17 +4,15 @@ import importlib
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
 
-from jaxrec.config import build, check_data
-from jaxrec.data import load, pack, partition, split, synthetic
+from jaxrec.config import build, check_data, reads_text, reads_titles
+from jaxrec.data import load, synthetic
 from jaxrec.data.check import NEEDS, USES, counts, examine, histogram, knows, lacks
-from jaxrec.data.text import titled
 from jaxrec.methods import METHODS
-from jaxrec.ops import strings
+from jaxrec.prepare import prepare
 from jaxrec.types import DataError, SettingError
 
 main = importlib.import_module("jaxrec.data.__main__").main
@@ -173,7 +171,6 @@ def test_wrong_words_are_one_line(words, message, capsys):
 
 
 SMALL = {
-    "agentcf_text": {"model": "none"},
     "fedcia": {"rank": 4},
     "llmd4rec": {"llm": "random", "llm_width": 8},
     "rqfedrec": {"codes": 4},
@@ -185,21 +182,18 @@ PARTS = {
 }
 
 
-def starts(method, dataset):
-    """Whether the method's first state can be made of the data."""
+def refusal(method, dataset, **settings):
+    """Why a run of the method with its defaults does not begin; None if it does."""
     module = METHODS[method]
-    data, sizes = pack(partition(split(dataset), "blocks", clients=5))
-    if "title" in dataset.items:
-        data = data._replace(text=jnp.ones((sizes.items, 8)))
-    data = data._replace(written=jax.tree.map(jnp.asarray, strings.pack(titled(dataset.items), 64)))
-    known = {n: v for n, v in SMALL.get(method, {}).items() if hasattr(module.Config, n)}
-    config = build(method, known)[1]
+    run, config = build(method, {"text": "tfidf", **SMALL.get(method, {}), **settings})
     given = {"complete": lambda *args: ""} if method == "agentcf_text" else {}
+    reads = {"text": reads_text(method, config), "titles": reads_titles(method)}
     try:
-        made = module.make(config, sizes, **given)
-        check_data(method, config, data)
+        prepared = prepare(run, dataset, progress=False, **reads)
+        made = module.make(config, prepared.sizes, **given)
+        check_data(method, config, prepared.data)
         init = made.init if not made.compiled else lambda *args: jax.eval_shape(made.init, *args)
-        init(jax.random.key(0), data)
+        init(jax.random.key(0), prepared.data)
     except (DataError, SettingError) as error:
         return str(error)
     return None
@@ -207,16 +201,31 @@ def starts(method, dataset):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_a_method_needs_is_what_it_cannot_start_without(method):
-    whole = synthetic(users=50, items=40, clients=5, length=12)
+    whole = synthetic(users=50, items=80, clients=5, length=12)
     assert knows(whole) == {"order": True, "text": True, "domains": True}
-    assert starts(method, whole) is None
+    assert refusal(method, whole) is None
     for part, without in PARTS.items():
         less = without(whole)
         assert knows(less)[part] is False
-        refused = starts(method, less)
+        refused = refusal(method, less)
         assert (refused is not None) == (part in NEEDS[method]), (part, refused)
         assert lacks(method, knows(less)) == [part] * (part in NEEDS[method])
     assert not set(NEEDS[method]) & set(USES.get(method, ()))
+
+
+@pytest.mark.parametrize(
+    ("method", "part", "settings"),
+    [
+        ("agentcf", "domains", {"ranking": "rows"}),
+        ("agentcf_text", "domains", {"ranking": "rows"}),
+        ("rqfedrec", "text", {"channels": "collaborative"}),
+        ("llmd4rec", "text", {"texts": False}),
+    ],
+)
+def test_settings_that_make_up_for_what_is_missing(method, part, settings):
+    less = PARTS[part](synthetic(users=50, items=80, clients=5, length=12))
+    assert refusal(method, less) is not None
+    assert refusal(method, less, **settings) is None
 
 
 @pytest.mark.realdata
