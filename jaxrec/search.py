@@ -101,14 +101,15 @@ def sweep(
       KeyboardInterrupt: Ctrl-C; the trial that was running is saved.
     """
     method, out = method or "fedcia", Path(out)
-    trials = plan(method, space, random, seeds, draw_seed, settings, data)
     given = data if isinstance(data, Dataset) else None
     name = given.name if given else str(data or "synthetic")
+    drawing = {"random": random, "seeds": seeds, "draw_seed": draw_seed}
+    trials = plan(method, space, {**settings, "data": name}, **drawing)
     digest = (given or load(name, progress=progress)).digest
     _check_folder(out, digest)
     record = {
-        "method": method, "data": name, "space": space, "random": random, "seeds": list(seeds),
-        "draw_seed": draw_seed, "settings": settings, "digest": digest,
+        "method": method, "data": name, "space": space, **drawing, "settings": settings,
+        "digest": digest,
     }  # fmt: skip
     report.write_json(out / "sweep.json", record)
 
@@ -142,15 +143,13 @@ def sweep(
 def plan(
     method: str,
     space: Mapping[str, Any],
-    random: int,
-    seeds: Sequence[int],
-    draw_seed: int,
     settings: Mapping[str, Any],
-    data: str | Path | Dataset | None = None,
+    *,
+    random: int = 0,
+    seeds: Sequence[int] = (),
+    draw_seed: int = 0,
 ) -> list[Trial]:
     """The trials of a search, choice by choice; SettingError where one of them could not run."""
-    if data is not None:
-        settings = {**settings, "data": data.name if isinstance(data, Dataset) else str(data)}
     shared = read_values(method, settings)
     checked = read_space(method, space)
     if both := [name for name in checked if name in shared]:

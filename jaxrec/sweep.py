@@ -18,7 +18,14 @@ from rich.text import Text
 
 from jaxrec import report
 from jaxrec.commands import REFUSALS, callable_module, drop_empty, new_folder
-from jaxrec.config import method_module, read_sweep_table, read_toml, read_words, take_options
+from jaxrec.config import (
+    coerce,
+    method_module,
+    read_sweep_table,
+    read_toml,
+    read_words,
+    take_options,
+)
 from jaxrec.search import Sweep, read_sweep, show, spell, sweep
 from jaxrec.space import read_words as read_space_words
 from jaxrec.types import SettingError
@@ -30,7 +37,7 @@ ABOUT = f"""{PROGRAM} METHOD|FILE.toml [--setting value ...] --grid NAME=VALUE,V
 Train a method with many settings, best by validation, and measure the best on the test split.
 Settings are those of jaxrec.train. A TOML file may hold the search as a table [sweep] of lists and
 ranges by name, with `random`, `seeds` and `draw_seed`; words win over it."""
-OWN = ("random", "seeds", "draw_seed")
+OWN = {"random": int, "seeds": tuple[int, ...], "draw_seed": int}
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,7 @@ def _asked(options: Options, table: dict[str, Any]) -> dict[str, Any]:
     """Space, number, seeds and seed of the draws, by the words or else the table `[sweep]`."""
     if options.grid and options.random:
         raise SettingError("--grid and --random: choose one of them")
-    own = {name: table.pop(name) for name in OWN if name in table}
+    own = {name: _own(name, table.pop(name)) for name in OWN if name in table}
     if options.random:
         own["random"] = _whole(options.random[:1], "random")[0]
         table = read_space_words(options.random[1:])
@@ -127,6 +134,13 @@ def _asked(options: Options, table: dict[str, Any]) -> dict[str, Any]:
     if options.draw_seed:
         own["draw_seed"] = options.draw_seed
     return own | {"space": table}
+
+
+def _own(name: str, value: Any) -> Any:
+    try:
+        return coerce(value, OWN[name])
+    except TypeError as error:
+        raise SettingError(f"[sweep] {name} = {value!r}: expected {error}") from None
 
 
 def _whole(texts: Sequence[str], name: str) -> list[int]:

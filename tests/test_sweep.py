@@ -2,12 +2,15 @@
 
 import importlib.util
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -19,8 +22,9 @@ from jaxrec.config import read_toml, settings
 from jaxrec.data.synthetic import synthetic
 from jaxrec.methods import METHODS
 from jaxrec.run import train
+from jaxrec.search import plan
 from jaxrec.space import Range, draw, grid, read_space, read_words
-from jaxrec.sweep import Options, main
+from jaxrec.sweep import Options, main, read
 from jaxrec.types import DataError, SettingError
 
 TOY = Path(__file__).parent / "toy.py"
@@ -370,9 +374,56 @@ def test_a_toml_file_may_hold_the_search_and_words_win(folder, tmp_path, capsys)
     assert (row["settings"], row["seed"], row["rounds"]) == ({"width": 4}, 3, 2)
     assert (listed / "trials.csv").read_text().startswith("trial,seed,")
     assert f"run folder: {listed}" in capsys.readouterr().out
+    path.write_text(path.read_text().replace("random = 2", 'random = "2"'))
+    assert main([str(path)]) == 2
+    assert "[sweep] random = '2': expected int" in capsys.readouterr().err
 
 
 def test_no_option_hides_a_setting():
     own = {field.name for field in fields(Options)}
     for method in METHODS:
         assert not own & set(settings(method))
+
+
+class Trial:
+    """Stands for Optuna's: takes the first of what is suggested."""
+
+    def suggest_categorical(self, name, choices):
+        return choices[0]
+
+    def suggest_float(self, name, low, high, *, log):
+        return low
+
+
+class Study:
+    def optimize(self, objective, n_trials, catch):
+        self.values = [objective(Trial())]
+
+
+def test_the_python_of_the_guide_runs(tmp_path, monkeypatch):
+    guide = (Path(__file__).parents[1] / "docs" / "search.md").read_text()
+    optuna = ModuleType("optuna")
+    optuna.create_study = lambda direction: Study()
+    monkeypatch.setitem(sys.modules, "optuna", optuna)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL):
+        exec(block, names)
+    best = names["found"].choices[0]
+    assert (len(names["found"].choices), len(best.seeds)) == (2, 1)
+    assert names["found"].runs[0].out == best.folders[0]
+    (value,) = names["study"].values
+    assert 0 < value < best.mean
+
+
+def test_the_commands_of_the_guides_are_understood(tmp_path):
+    pages = [Path(__file__).parents[1] / name for name in ("README.md", "docs/search.md")]
+    text = "\n".join(page.read_text() for page in pages)
+    lines = re.findall(r"^python -m jaxrec.sweep (.*?)(?: #.*)?$", text, re.MULTILINE)
+    asked = [read(shlex.split(line))[1] for line in lines if "--resume" not in line]
+    assert len(asked) == 4
+    for arguments in asked:
+        method, space = arguments.pop("method"), arguments.pop("space")
+        drawing = {name: arguments.pop(name) for name in ("random", "seeds") if name in arguments}
+        trials = plan(method, space, arguments, **drawing)
+        assert len(trials) == (20 if drawing["random"] else 12)
