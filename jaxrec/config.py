@@ -131,6 +131,18 @@ class Files:
     """Folder of a run to continue; only rounds and patience may change."""
 
 
+@dataclass(frozen=True)
+class Output:
+    """What a run shows and where, on the command line only."""
+
+    quiet: bool = False
+    """No live line; what is wrong is still said."""
+    json: bool = False
+    """Print the final values as one line of JSON in place of tables."""
+    track: tuple[str, ...] = ()
+    """Also write every evaluation to tensorboard, wandb or mlflow."""
+
+
 TRAINING_LENGTH = ("rounds", "evaluate_every", "patience")
 """Run settings that belong to a method rather than to the data and its evaluation."""
 
@@ -250,7 +262,7 @@ def take_options(options: type, words: Sequence[str]) -> tuple[Any, list[str]]:
     """The words that fill `options`, a dataclass with a default for every field; the others."""
     known = _fields(options)
     groups = _groups(words)
-    own = [group for group in groups if _option(group)[2:].replace("-", "_") in known]
+    own = [group for group in groups if _known_as(group, known) in known]
     others = [word for group in groups if group not in own for word in group]
     return options(**dict(_parse(group, known, "this command") for group in own)), others
 
@@ -267,7 +279,7 @@ def print_help(method: str | None, program: str) -> None:
 
     lines = [f"- {name}: {_first_line(module)}" for name, module in METHODS.items()]
     about = "\n".join(["METHOD, fedcia by default, is one of", *lines])
-    groups = {"files": Files(), "run": RunConfig()}
+    groups = {"files": Files(), "output": Output(), "run": RunConfig()}
     if method:
         about, program = method_module(method).__doc__ or "", f"{program} {method}"
         groups["run"], groups[method] = build(method, {})
@@ -348,11 +360,7 @@ def _parse(group: list[str], known: Mapping[str, Field], owner: str) -> tuple[st
     """Name and value of one option with the words after it."""
     import tyro
 
-    option = _option(group)
-    name = option[2:].replace("-", "_")
-    negated = known.get(name.removeprefix("no_"))
-    if name not in known and negated and negated.hint is bool:
-        name = name.removeprefix("no_")
+    option, name = _option(group), _known_as(group, known)
     if name not in known:
         raise unknown(f"{option}: no such setting of {owner}", name, known)
     field = known[name]
@@ -362,6 +370,14 @@ def _parse(group: list[str], known: Mapping[str, Field], owner: str) -> tuple[st
             return name, getattr(tyro.cli(word, args=group), name)
     except SystemExit:
         raise SettingError(f"{' '.join(group)}: expected {spell(field.hint)}") from None
+
+
+def _known_as(group: list[str], known: Mapping[str, Field]) -> str:
+    """The setting that an option names: --no-flag is of flag."""
+    name = _option(group)[2:].replace("-", "_")
+    negated = known.get(name.removeprefix("no_"))
+    flag = name not in known and negated and negated.hint is bool
+    return name.removeprefix("no_") if flag else name
 
 
 def _option(group: list[str]) -> str:

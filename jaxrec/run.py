@@ -88,6 +88,7 @@ class Job(NamedTuple):
     prepared: Prepared
     out: Path | None
     progress: bool
+    track: Callable[[str, report.Row], None] | None = None
 
     @property
     def clients(self) -> int:
@@ -129,6 +130,7 @@ def train(
     out: str | Path | None = None,
     resume: str | Path | None = None,
     hold_test: bool = False,
+    track: Callable[[str, report.Row], None] | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> Result:
@@ -142,6 +144,7 @@ def train(
         `patience` may be given anew. The end has the same bits as that of an uninterrupted run.
       hold_test: leave the test split alone: no test values, no `users` and no `result.json`, until
         the run is resumed without it.
+      track: called at every evaluation with the method's name and its row of `metrics.jsonl`.
       progress: show a live line on stderr.
       **settings: of the run (`RunConfig`) and of the method (its `Config`), by name.
 
@@ -178,11 +181,11 @@ def train(
         method_module(name).make(own, prepared.sizes)
         check_data(name, own, prepared.data)
 
-    result = _train_one(method, run, config, prepared, out, hold_test, progress)
+    result = _train_one(method, run, config, prepared, out, hold_test, track, progress)
     baselines = {}
     for name, configs in settled.items():
         folder = out and out / "baselines" / name
-        baselines[name] = _train_one(name, *configs, prepared, folder, hold_test, progress)
+        baselines[name] = _train_one(name, *configs, prepared, folder, hold_test, track, progress)
     if out:
         curves = {name: one.rows for name, one in {method: result, **baselines}.items()}
         clients = communication.members(prepared.data)
@@ -230,11 +233,12 @@ def _train_one(
     prepared: Prepared,
     out: Path | None,
     hold_test: bool,
+    track: Callable[[str, report.Row], None] | None,
     progress: bool,
 ) -> Result:
     """One method, from the first round or from its checkpoint in `out`, to its test values."""
     method = method_module(name).make(config, prepared.sizes)
-    job = Job(name, method, run, config, prepared, out, progress)
+    job = Job(name, method, run, config, prepared, out, progress, track)
     init_key, key = jax.random.split(jax.random.key(run.seed))
     start = _starter(method, init_key, prepared)
     like = jax.eval_shape(start) if method.compiled else start()
@@ -339,6 +343,8 @@ def _fit(
             rows.append(_row(memory, evaluation, metrics))
             if out:
                 report.append_row(out / "metrics.jsonl", rows[-1])
+            if job.track:
+                job.track(job.name, rows[-1])
             elapsed = time.perf_counter() - began
             line.update(memory, name, value)
             if out and (saving <= SAVING_SHARE * elapsed or job.done(memory) or asked.is_set()):

@@ -1,4 +1,8 @@
-"""The command: python -m jaxrec.train METHOD [--config FILE] [--setting value ...] [--out DIR]."""
+"""The command: python -m jaxrec.train METHOD [--config FILE] [--setting value ...] [--out DIR].
+
+Exit status: 0, done; 2, refused or ended by what is wrong, in one line on stderr; 130, interrupted.
+The first Ctrl-C finishes the rounds up to the next evaluation, saves and says how to go on.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,18 @@ from rich.console import Console
 
 from jaxrec import report
 from jaxrec.commands import REFUSALS, callable_module, drop_empty, new_folder
-from jaxrec.config import Files, method_module, print_help, read_toml, read_words, take_options
+from jaxrec.config import (
+    Files,
+    Output,
+    method_module,
+    print_help,
+    read_toml,
+    read_words,
+    take_options,
+)
 from jaxrec.llm import LLMError
 from jaxrec.run import read_record, train
+from jaxrec.track import tracking
 
 PROGRAM = "python -m jaxrec.train"
 
@@ -31,6 +44,7 @@ def main(words: Sequence[str]) -> int:
             print_help(method, PROGRAM)
             return 0
         files, words = take_options(Files, words)
+        output, words = take_options(Output, words)
         settings = {}
         if files.config:
             method, settings = read_toml(files.config, method)
@@ -39,7 +53,10 @@ def main(words: Sequence[str]) -> int:
         settings |= read_words(method or "fedcia", words)
         out = files.resume or files.out or new_folder(_stem(method or "fedcia", settings))
         given = {} if files.resume else {"out": out}
-        result = train(method, settings.pop("data", None), resume=files.resume, **given, **settings)
+        data, trackers = settings.pop("data", None), ",".join(output.track).split(",")
+        with tracking([name for name in trackers if name], out) as track:
+            given |= {"track": track, "progress": not output.quiet}
+            result = train(method, data, resume=files.resume, **given, **settings)
     except REFUSALS as error:
         report.say(f"error: {error}")
         drop_empty(out)
@@ -54,6 +71,9 @@ def main(words: Sequence[str]) -> int:
         return 130
     results = {method or "fedcia": result.values}
     results |= {name: baseline.values for name, baseline in result.baselines.items()}
+    if output.json:
+        print(report.json_line({"run": str(out), "values": results}))
+        return 0
     tables = report.table(results, protocol=result.protocol), report.traffic_table(results)
     Console().print(*tables, f"run folder: {out}")
     return 0
