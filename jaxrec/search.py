@@ -80,7 +80,8 @@ def sweep(
 
     Best is the choice whose mean over seeds of the monitored validation metric is highest; one that
     failed for a seed cannot win. Called again with the same `out` it trains what is missing only,
-    so that a search which was stopped goes on and one that is over can be widened.
+    so that a search which was stopped goes on and one that is over can be widened. One process at a
+    time may work in a folder.
 
     Args:
       method: a name in `METHODS`; "fedcia" without one.
@@ -134,6 +135,7 @@ def sweep(
     report.write_text(out / "trials.csv", table.to_csv(index=False))
     choices = _choices(trials, rows, out)
     runs = []
+    (out / "winner.json").unlink(missing_ok=True)
     if not choices[0].error:
         runs = [train(data=given, resume=folder, progress=False) for folder in choices[0].folders]
         report.write_json(out / "winner.json", _summary(method, choices[0], monitor, runs, out))

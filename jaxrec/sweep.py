@@ -114,9 +114,12 @@ def read(words: Sequence[str]) -> tuple[Options, dict[str, Any]]:
     file = Path(first) if first and first.endswith(".toml") else None
     method, settings = read_toml(file) if file else (first or "fedcia", {})
     method_module(method)
+    asked = _asked(options, read_sweep_table(file) if file else {})
+    searched = {name.replace("-", "_") for name in asked["space"]}
+    settings = {name: value for name, value in settings.items() if name not in searched}
     settings |= read_words(method, words)
-    asked = {"method": method, "data": settings.pop("data", "synthetic")}
-    return options, settings | asked | _asked(options, read_sweep_table(file) if file else {})
+    data = settings.pop("data", "synthetic")
+    return options, {"method": method, "data": data} | settings | asked
 
 
 def _asked(options: Options, table: dict[str, Any]) -> dict[str, Any]:

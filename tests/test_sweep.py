@@ -362,21 +362,21 @@ def test_draws_keep_to_the_space_and_a_longer_search_begins_like_a_shorter_one()
 def test_a_toml_file_may_hold_the_search_and_words_win(folder, tmp_path, capsys):
     path = tmp_path / "toy.toml"
     path.write_text(
-        f'method = "toy"\ndata = "{folder}"\nrounds = 2\n'
-        '[sweep]\nwidth = [2, 3]\nnoise = "log(0.01, 1)"\nrandom = 2\nseeds = [0, 1]\n'
+        f'method = "toy"\ndata = "{folder}"\nrounds = 2\nwidth = 7\n'
+        '[sweep]\nwidth = [2, 3]\nnoise = "log(0.01, 1)"\nrandom = 1\nseeds = [0, 1]\n'
     )
-    assert read_toml(path)[1] == {"data": str(folder), "rounds": 2}
+    assert read_toml(path)[1] == {"data": str(folder), "rounds": 2, "width": 7}
     drawn, listed = tmp_path / "drawn", tmp_path / "listed"
     assert main([str(path), "--quiet", "--out", str(drawn)]) == 0
-    assert len((drawn / "trials.jsonl").read_text().splitlines()) == 4
+    assert len((drawn / "trials.jsonl").read_text().splitlines()) == 2
     assert main([str(path), "--grid", "width=4", "--seeds", "3", "--out", str(listed)]) == 0
     (row,) = map(json.loads, (listed / "trials.jsonl").read_text().splitlines())
     assert (row["settings"], row["seed"], row["rounds"]) == ({"width": 4}, 3, 2)
     assert (listed / "trials.csv").read_text().startswith("trial,seed,")
     assert f"run folder: {listed}" in capsys.readouterr().out
-    path.write_text(path.read_text().replace("random = 2", 'random = "2"'))
+    path.write_text(path.read_text().replace("random = 1", 'random = "1"'))
     assert main([str(path)]) == 2
-    assert "[sweep] random = '2': expected int" in capsys.readouterr().err
+    assert "[sweep] random = '1': expected int" in capsys.readouterr().err
 
 
 def test_no_option_hides_a_setting():

@@ -20,11 +20,12 @@ from jaxrec.data.partition import partition
 from jaxrec.data.sources import located
 from jaxrec.data.split import core, split
 from jaxrec.data.synthetic import synthetic
-from jaxrec.data.tables import RowError, Table, assemble, plain
+from jaxrec.data.tables import INTERACTIONS, RowError, Table, assemble, plain
 from jaxrec.data.text import texts
 from jaxrec.types import DataError, Dataset
 
 KEYS = ("user", "item", "candidates")  # columns without which a row is nothing
+NAMES = INTERACTIONS | {"timestamp": INTERACTIONS["timestamp"] + INTERACTIONS["position"]}
 CLIENTS = 100  # of the federation that is tried
 
 NEEDS = {
@@ -130,8 +131,8 @@ def _mended(table: Table, error: RowError, *, pointed_at: bool) -> Table:
     """Without the rows at fault, or, where none is left or others point at them, the column."""
     left = table.frame.drop(index=error.rows.unique())
     if error.column not in KEYS and (left.empty or pointed_at):
-        column = [name for name in table.frame if plain(name) == error.column]
-        left = table.frame.drop(columns=column)
+        known = NAMES[error.column]
+        left = table.frame.drop(columns=[name for name in table.frame if plain(name) in known])
     return table._replace(frame=left)
 
 

@@ -99,6 +99,11 @@ def test_faults_of_every_table_of_a_folder(tmp_path):
 
 def test_a_column_that_is_wrong_throughout_is_left_out_and_a_key_ends_the_check(tmp_path):
     rows = "user,item,rating\n" + "".join(f"{u},{i},good\n" for u in range(2) for i in range(9))
+    for column, told in (("Order", "timestamp"), ("client_ID", "client"), ("time", "timestamp")):
+        other = examine(write(tmp_path, rows.replace("rating", column).replace("good", "")))
+        assert len(other.problems) == 1
+        assert f"column '{told}', line 2" in other.problems[0]
+        assert list(other.dataset.interactions) == ["user", "item"]
     found = examine(write(tmp_path, rows))
     (problem,) = found.problems
     assert "'rating', line 2: good is not a finite number (18 such rows in all)" in problem
