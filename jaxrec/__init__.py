@@ -4,8 +4,8 @@
     result = jaxrec.train("fedcia", "synthetic", rounds=10)
     result.values["test/NDCG@10"]
 
-`load`, `train`, `recommend`, `compare` and `METHODS` are the front door; everything below them is
-arrays in, arrays out.
+`load`, `train`, `sweep`, `recommend`, `compare` and `METHODS` are the front door; everything below
+them is arrays in, arrays out.
 """
 
 from jaxrec import data, evaluate, federated, models, ops
@@ -14,6 +14,7 @@ from jaxrec.data import load, pack, partition, split
 from jaxrec.methods import METHODS
 from jaxrec.new_users import newcomers, recommend_from_items
 from jaxrec.run import Result, reopen, train
+from jaxrec.search import sweep
 from jaxrec.serve import recommend
 from jaxrec.types import Clients, Data, DataError, Dataset, Method, SettingError, Sizes
 
@@ -43,5 +44,6 @@ __all__ = [
     "recommend_from_items",
     "reopen",
     "split",
+    "sweep",
     "train",
 ]

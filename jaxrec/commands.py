@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,6 +47,23 @@ def command(options: type, act: Callable[..., None], words: Sequence[str], about
         report.say("stopped")
         return 130
     return 0
+
+
+def new_folder(stem: str) -> Path:
+    """runs/STEM-TIME, made here so that runs of the same second do not share it."""
+    name = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2))):
+        with suppress(FileExistsError):
+            folder = Path("runs") / (name + suffix)
+            folder.mkdir(parents=True)
+            return folder
+
+
+def drop_empty(folder: Path | None) -> None:
+    """Remove a folder that was made and never written to."""
+    if folder:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def callable_module(name: str, function: Callable[..., Any]) -> None:

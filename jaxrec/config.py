@@ -131,6 +131,18 @@ class Files:
     """Folder of a run to continue; only rounds and patience may change."""
 
 
+@dataclass(frozen=True)
+class Output:
+    """What a run shows and where, on the command line only."""
+
+    quiet: bool = False
+    """No live line; what is wrong is still said."""
+    json: bool = False
+    """Print the final values as one line of JSON in place of tables."""
+    track: tuple[str, ...] = ()
+    """Also write every evaluation to tensorboard, wandb or mlflow."""
+
+
 TRAINING_LENGTH = ("rounds", "evaluate_every", "patience")
 """Run settings that belong to a method rather than to the data and its evaluation."""
 
@@ -204,18 +216,25 @@ def read_settings(
 
 
 def read_toml(path: Path, method: str | None = None) -> tuple[str, dict[str, Any]]:
-    """The method a flat TOML file is for (`method = "..."`, else `method`) and its settings."""
-    try:
-        table = tomllib.loads(Path(path).read_text())
-    except OSError as error:
-        raise SettingError(f"{path}: cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingError(f"{path}: not TOML ({error})") from error
+    """The method a flat TOML file is for (`method = "..."`, else `method`) and its settings.
+
+    A table `[sweep]` is for `jaxrec.sweep` and passed over.
+    """
+    table = _toml(path)
+    table.pop("sweep", None)
     named = table.pop("method", None)
     if method and named and method != named:
         raise SettingError(f"{path}: is for method {named!r}, not {method!r}")
     method = method or named or "fedcia"
     return method, read_values(method, table, f"{path}: ")
+
+
+def read_sweep_table(path: Path) -> dict[str, Any]:
+    """The table `[sweep]` of a TOML file; empty where it has none."""
+    table = _toml(path).get("sweep", {})
+    if not isinstance(table, dict):
+        raise SettingError(f"{path}: sweep = {table!r}: must be a table, [sweep]")
+    return table
 
 
 def read_values(method: str, values: Mapping[str, Any], source: str = "") -> dict[str, Any]:
@@ -239,13 +258,13 @@ def read_words(method: str, words: Sequence[str]) -> dict[str, Any]:
     return dict(_parse(group, known, method) for group in _groups(words))
 
 
-def read_files(words: Sequence[str]) -> tuple[Files, list[str]]:
-    """The words that name files, and the others."""
-    known = _fields(Files)
+def take_options(options: type, words: Sequence[str]) -> tuple[Any, list[str]]:
+    """The words that fill `options`, a dataclass with a default for every field; the others."""
+    known = _fields(options)
     groups = _groups(words)
-    named = [group for group in groups if _option(group)[2:] in known]
-    others = [word for group in groups if group not in named for word in group]
-    return Files(**dict(_parse(group, known, "files") for group in named)), others
+    own = [group for group in groups if _known_as(group, known) in known]
+    others = [word for group in groups if group not in own for word in group]
+    return options(**dict(_parse(group, known, "this command") for group in own)), others
 
 
 def read_options(options: type, words: Sequence[str]) -> Any:
@@ -260,7 +279,7 @@ def print_help(method: str | None, program: str) -> None:
 
     lines = [f"- {name}: {_first_line(module)}" for name, module in METHODS.items()]
     about = "\n".join(["METHOD, fedcia by default, is one of", *lines])
-    groups = {"files": Files(), "run": RunConfig()}
+    groups = {"files": Files(), "output": Output(), "run": RunConfig()}
     if method:
         about, program = method_module(method).__doc__ or "", f"{program} {method}"
         groups["run"], groups[method] = build(method, {})
@@ -318,6 +337,15 @@ def spell(hint: Any) -> str:
     return "none" if hint in (None, type(None)) else hint.__name__
 
 
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise SettingError(f"{path}: cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingError(f"{path}: not TOML ({error})") from error
+
+
 def _fields(
     cls: type, defaults: Mapping[str, Any] = types.MappingProxyType({})
 ) -> dict[str, Field]:
@@ -332,11 +360,7 @@ def _parse(group: list[str], known: Mapping[str, Field], owner: str) -> tuple[st
     """Name and value of one option with the words after it."""
     import tyro
 
-    option = _option(group)
-    name = option[2:].replace("-", "_")
-    negated = known.get(name.removeprefix("no_"))
-    if name not in known and negated and negated.hint is bool:
-        name = name.removeprefix("no_")
+    option, name = _option(group), _known_as(group, known)
     if name not in known:
         raise unknown(f"{option}: no such setting of {owner}", name, known)
     field = known[name]
@@ -346,6 +370,14 @@ def _parse(group: list[str], known: Mapping[str, Field], owner: str) -> tuple[st
             return name, getattr(tyro.cli(word, args=group), name)
     except SystemExit:
         raise SettingError(f"{' '.join(group)}: expected {spell(field.hint)}") from None
+
+
+def _known_as(group: list[str], known: Mapping[str, Field]) -> str:
+    """The setting that an option names: --no-flag is of flag."""
+    name = _option(group)[2:].replace("-", "_")
+    negated = known.get(name.removeprefix("no_"))
+    flag = name not in known and negated and negated.hint is bool
+    return name.removeprefix("no_") if flag else name
 
 
 def _option(group: list[str]) -> str:

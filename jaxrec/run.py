@@ -88,6 +88,7 @@ class Job(NamedTuple):
     prepared: Prepared
     out: Path | None
     progress: bool
+    track: Callable[[str, report.Row], None] | None = None
 
     @property
     def clients(self) -> int:
@@ -128,6 +129,8 @@ def train(
     *,
     out: str | Path | None = None,
     resume: str | Path | None = None,
+    hold_test: bool = False,
+    track: Callable[[str, report.Row], None] | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> Result:
@@ -139,6 +142,9 @@ def train(
       out: folder of the run, which must not hold one yet; None writes no files.
       resume: folder of a run to continue. Its method, data and settings hold; only `rounds` and
         `patience` may be given anew. The end has the same bits as that of an uninterrupted run.
+      hold_test: leave the test split alone: no test values, no `users` and no `result.json`, until
+        the run is resumed without it.
+      track: called at every evaluation with the method's name and its row of `metrics.jsonl`.
       progress: show a live line on stderr.
       **settings: of the run (`RunConfig`) and of the method (its `Config`), by name.
 
@@ -175,11 +181,11 @@ def train(
         method_module(name).make(own, prepared.sizes)
         check_data(name, own, prepared.data)
 
-    result = _train_one(method, run, config, prepared, out, progress)
+    result = _train_one(method, run, config, prepared, out, hold_test, track, progress)
     baselines = {}
     for name, configs in settled.items():
         folder = out and out / "baselines" / name
-        baselines[name] = _train_one(name, *configs, prepared, folder, progress)
+        baselines[name] = _train_one(name, *configs, prepared, folder, hold_test, track, progress)
     if out:
         curves = {name: one.rows for name, one in {method: result, **baselines}.items()}
         clients = communication.members(prepared.data)
@@ -221,11 +227,18 @@ def reopen(out: str | Path, data: Dataset | None = None, *, progress: bool = Tru
 
 
 def _train_one(
-    name: str, run: RunConfig, config: Any, prepared: Prepared, out: Path | None, progress: bool
+    name: str,
+    run: RunConfig,
+    config: Any,
+    prepared: Prepared,
+    out: Path | None,
+    hold_test: bool,
+    track: Callable[[str, report.Row], None] | None,
+    progress: bool,
 ) -> Result:
     """One method, from the first round or from its checkpoint in `out`, to its test values."""
     method = method_module(name).make(config, prepared.sizes)
-    job = Job(name, method, run, config, prepared, out, progress)
+    job = Job(name, method, run, config, prepared, out, progress, track)
     init_key, key = jax.random.split(jax.random.key(run.seed))
     start = _starter(method, init_key, prepared)
     like = jax.eval_shape(start) if method.compiled else start()
@@ -252,8 +265,10 @@ def _train_one(
     last = start() if state is None else state
     memory, best, last = _fit(job, last, best, memory, rows, key)
     state = checkpoint.to_state(best, like)
+    if hold_test:
+        return _result(job, _values(job, memory, rows, {}), pd.DataFrame(), rows, state)
     tested, seconds = _timed(evaluator(method, prepared.test), state, prepared.known)
-    values = _values(job, memory._replace(evaluate=memory.evaluate + seconds), rows, tested)
+    values = _values(job, memory._replace(evaluate=memory.evaluate + seconds), rows, tested.means)
     for part, plan in prepared.apart.items():
         found = evaluator(method, plan, lists=False)(state, prepared.known)
         values |= {f"test/{name}/{part}": value for name, value in found.means.items()}
@@ -328,6 +343,8 @@ def _fit(
             rows.append(_row(memory, evaluation, metrics))
             if out:
                 report.append_row(out / "metrics.jsonl", rows[-1])
+            if job.track:
+                job.track(job.name, rows[-1])
             elapsed = time.perf_counter() - began
             line.update(memory, name, value)
             if out and (saving <= SAVING_SHARE * elapsed or job.done(memory) or asked.is_set()):
@@ -435,13 +452,13 @@ def _row(memory: Memory, evaluation: Evaluation, metrics: checkpoint.Arrays) -> 
 
 
 def _values(
-    job: Job, memory: Memory, rows: list[dict[str, Any]], tested: Evaluation
+    job: Job, memory: Memory, rows: list[dict[str, Any]], tested: dict[str, float]
 ) -> dict[str, Any]:
     """The flat content of result.json."""
     best = next(row for row in rows if row["round"] == memory.best_round)
     return {
         **{name: value for name, value in best.items() if name.startswith("valid/")},
-        **{f"test/{name}": value for name, value in tested.means.items()},
+        **{f"test/{name}": value for name, value in tested.items()},
         "best_round": memory.best_round,
         "rounds": memory.round,
         **communication.values(memory.ledger, job.method.traffic, job.clients),

@@ -1,22 +1,32 @@
-"""The command: python -m jaxrec.train METHOD [--config FILE] [--setting value ...] [--out DIR]."""
+"""The command: python -m jaxrec.train METHOD [--config FILE] [--setting value ...] [--out DIR].
+
+Exit status: 0, done; 2, refused or ended by what is wrong, in one line on stderr; 130, interrupted.
+The first Ctrl-C finishes the rounds up to the next evaluation, saves and says how to go on.
+"""
 
 from __future__ import annotations
 
-import itertools
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
 
 from jaxrec import report
-from jaxrec.commands import REFUSALS, callable_module
-from jaxrec.config import method_module, print_help, read_files, read_toml, read_words
+from jaxrec.commands import REFUSALS, callable_module, drop_empty, new_folder
+from jaxrec.config import (
+    Files,
+    Output,
+    method_module,
+    print_help,
+    read_toml,
+    read_words,
+    take_options,
+)
 from jaxrec.llm import LLMError
 from jaxrec.run import read_record, train
+from jaxrec.track import tracking
 
 PROGRAM = "python -m jaxrec.train"
 
@@ -33,19 +43,23 @@ def main(words: Sequence[str]) -> int:
         if {"-h", "--help"} & set(words):
             print_help(method, PROGRAM)
             return 0
-        files, words = read_files(words)
+        files, words = take_options(Files, words)
+        output, words = take_options(Output, words)
         settings = {}
         if files.config:
             method, settings = read_toml(files.config, method)
         if files.resume:
             method = method or read_record(files.resume)["method"]
         settings |= read_words(method or "fedcia", words)
-        out = files.resume or files.out or _new_folder(method or "fedcia", settings)
+        out = files.resume or files.out or new_folder(_stem(method or "fedcia", settings))
         given = {} if files.resume else {"out": out}
-        result = train(method, settings.pop("data", None), resume=files.resume, **given, **settings)
+        data, trackers = settings.pop("data", None), ",".join(output.track).split(",")
+        with tracking([name for name in trackers if name], out) as track:
+            given |= {"track": track, "progress": not output.quiet}
+            result = train(method, data, resume=files.resume, **given, **settings)
     except REFUSALS as error:
         report.say(f"error: {error}")
-        _drop_empty(out)
+        drop_empty(out)
         return 2
     except LLMError as error:
         report.say(f"error: {error}")
@@ -57,33 +71,23 @@ def main(words: Sequence[str]) -> int:
         return 130
     results = {method or "fedcia": result.values}
     results |= {name: baseline.values for name, baseline in result.baselines.items()}
+    if output.json:
+        print(report.json_line({"run": str(out), "values": results}))
+        return 0
     tables = report.table(results, protocol=result.protocol), report.traffic_table(results)
     Console().print(*tables, f"run folder: {out}")
     return 0
 
 
-def _new_folder(method: str, settings: dict) -> Path:
-    """runs/METHOD-DATA-TIME, made here so that runs of the same second do not share it."""
-    data = Path(settings.get("data", "synthetic")).stem
-    name = f"{method}-{data}-{datetime.now():%Y%m%d-%H%M%S}"
-    for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2))):
-        with suppress(FileExistsError):
-            folder = Path("runs") / (name + suffix)
-            folder.mkdir(parents=True)
-            return folder
+def _stem(method: str, settings: dict) -> str:
+    return f"{method}-{Path(settings.get('data', 'synthetic')).stem}"
 
 
 def _leave(folder: Path | None) -> None:
     """Say how a run that was stopped goes on, if it had begun."""
     if folder and (folder / "config.json").exists():
         report.say(f"continue with: {PROGRAM} --resume {folder}")
-    _drop_empty(folder)
-
-
-def _drop_empty(folder: Path | None) -> None:
-    if folder:
-        with suppress(OSError):
-            folder.rmdir()
+    drop_empty(folder)
 
 
 callable_module(__name__, train)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 if jax.default_backend() != "cpu":  # references are of float64: TF32 has three of its digits
     jax.config.update("jax_default_matmul_precision", "highest")
@@ -32,6 +33,26 @@ def compiled_programs_end_with_their_file():
     where there are no more: a worker of the whole suite would get there."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """Each program is compiled once for all tests of a file, in other processes too."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name.upper(), str(value))
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -14,31 +15,34 @@ from jaxrec.types import DataError, Dataset
 SUFFIXES = (".parquet", ".csv", ".tsv", ".inter", ".zip")
 
 
-def read(path: Path, name: str) -> Dataset:
-    """Read a folder or a file, by what it is.
+Assemble = Callable[..., Dataset]  # as `tables.assemble`
+
+
+def read(path: Path, name: str, assemble: Assemble = assemble) -> Dataset:
+    """Read a folder or a file, by what it is, and `assemble` its tables.
 
     Raises DataError for a form that is not known and for anything wrong inside.
     """
     if path.is_dir():
-        return _folder(path, name)
+        return _folder(path, name, assemble)
     match path.suffix:
         case ".zip":
-            return _zipped(path, name)
+            return _zipped(path, name, assemble)
         case ".inter":
-            return _atomic(path, name)
+            return _atomic(path, name, assemble)
         case ".parquet" | ".csv" | ".tsv":
             return assemble(name, _table(path))
     raise DataError(f"{path}: unknown kind of file '{path.suffix}'; known: {', '.join(SUFFIXES)}")
 
 
-def _folder(folder: Path, name: str) -> Dataset:
+def _folder(folder: Path, name: str, assemble: Assemble) -> Dataset:
     if rows := _either(folder, "interactions"):
         more = (_either(folder, stem) for stem in ("items", "users", "candidates"))
         return assemble(name, rows, *more)
     if inter := sorted(folder.glob("*.inter")):
         if len(inter) > 1:
             raise DataError(f"{folder}: several .inter files {[f.name for f in inter]}; name one")
-        return _atomic(inter[0], name)
+        return _atomic(inter[0], name, assemble)
     if release := _movielens(folder):
         return assemble(name, *release, only_seen=True)
     held = sorted(f.name for f in folder.iterdir()) or ["nothing"]
@@ -64,7 +68,7 @@ def _table(path: Path) -> Table:
     return _text(path, "," if path.suffix == ".csv" else "\t")
 
 
-def _atomic(path: Path, name: str) -> Dataset:
+def _atomic(path: Path, name: str, assemble: Assemble) -> Dataset:
     """RecBole: tab-separated, a typed header `user_id:token`; `.item` beside it describes items."""
     rows, items = _text(path, "\t"), None
     if path.with_suffix(".item").exists():
@@ -83,7 +87,7 @@ def _untyped(table: Table) -> Table:
     return table._replace(frame=table.frame.rename(columns=lambda c: c.rsplit(":", 1)[0]))
 
 
-def _zipped(path: Path, name: str) -> Dataset:
+def _zipped(path: Path, name: str, assemble: Assemble) -> Dataset:
     try:
         with zipfile.ZipFile(path) as archive:
             for folder in (zipfile.Path(archive), *zipfile.Path(archive).iterdir()):

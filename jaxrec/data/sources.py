@@ -38,16 +38,21 @@ def load(name_or_path: str | Path, *, progress: bool = True) -> Dataset:
     Raises DataError, with the nearest names and the places looked at, if there is no such thing;
     for bad content, with file, column and row; for a failed download.
     """
-    wanted = str(name_or_path)
-    if wanted == "synthetic":
+    if str(name_or_path) == "synthetic":
         return synthetic()
+    return read(*located(name_or_path, progress=progress))
+
+
+def located(name_or_path: str | Path, *, progress: bool = True) -> tuple[Path, str]:
+    """The folder or file that `load` reads for a name or path, and the dataset's name."""
+    wanted = str(name_or_path)
     root = os.environ.get("JAXREC_DATA")
     for place in (*([Path(root)] if root and wanted else []), Path()):
         path = place / Path(wanted).expanduser()
         if wanted and path.exists():
-            return read(path, path.resolve().stem if path.is_file() else path.resolve().name)
+            return path, path.resolve().stem if path.is_file() else path.resolve().name
     if wanted in BUILT_IN:
-        return read(fetch(*BUILT_IN[wanted], progress=progress), wanted)
+        return fetch(*BUILT_IN[wanted], progress=progress), wanted
     known = root and Path(root).is_dir()
     folders = [f.name for f in Path(root).iterdir() if f.is_dir()] if known else []
     names = sorted({"synthetic", *BUILT_IN, *folders})

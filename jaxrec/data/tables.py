@@ -35,6 +35,19 @@ LISTS = {"user": INTERACTIONS["user"], "candidates": ("candidates", "candidateit
 SPLITS = {"train": 0, "valid": 1, "test": 2, "0": 0, "1": 1, "2": 2}
 
 
+def plain(column: str) -> str:
+    """A column's name as it is compared."""
+    return str(column).lower().replace("_", "").replace("-", "").replace(" ", "")
+
+
+class RowError(DataError):
+    """Bad rows of one table: its file, the column as we call it, and the rows' labels."""
+
+    def __init__(self, message: str, file: str, column: str, rows: np.ndarray):
+        super().__init__(message)
+        self.file, self.column, self.rows = file, column, rows
+
+
 class Table(NamedTuple):
     """A table as read. The frame's index is the row in the file, whatever has been dropped."""
 
@@ -51,9 +64,10 @@ class Table(NamedTuple):
         if (rows := np.flatnonzero(bad)).size:
             value = self.frame[column].iloc[rows[0]]
             more = f" ({rows.size} such rows in all)" if rows.size > 1 else ""
-            raise DataError(
+            message = (
                 f"{self.file}, column '{column}', {self.place(rows[0])}: {value} {problem}{more}"
             )
+            raise RowError(message, self.file, column, self.frame.index[rows])
 
     def renamed(self, names: Mapping[str, tuple[str, ...]], required: tuple[str, ...]) -> Table:
         """The table under our column names; other columns keep theirs.
@@ -61,20 +75,24 @@ class Table(NamedTuple):
         Raises DataError where two columns claim one name or a required one is missing.
         """
         found = list(map(str, self.frame.columns))
-        plain = [c.lower().replace("_", "").replace("-", "").replace(" ", "") for c in found]
-        rename = {}
+        rename, missing = {}, []
         for name, known in names.items():
-            same = [c for c, p in zip(found, plain, strict=True) if p in known]
+            same = [c for c in found if plain(c) in known]
             if len(same) > 1:
                 raise DataError(
                     f"{self.file}: columns {same} could each be '{name}'; keep one of them"
                 )
             if not same and name in required:
-                raise DataError(
-                    f"{self.file}: no column '{name}' (or {', '.join(known[1:])}); found {found}. "
-                    "Rename the column that holds it."
-                )
+                missing.append(f"no column '{name}' (or {', '.join(known[1:])})")
             rename |= dict.fromkeys(same, name)
+        if missing:
+            one = len(found) == 1 and next((mark for mark in ";|\t," if mark in found[0]), None)
+            remedy = "Rename the column that holds it."
+            if one:
+                remedy = (
+                    f"Its fields are separated by {one!r}: write .csv with ',' or .tsv with tabs."
+                )
+            raise DataError(f"{self.file}: {', '.join(missing)}; found {found}. {remedy}")
         return self._replace(frame=self.frame.rename(columns=rename))
 
 

@@ -43,6 +43,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(_plain(value), indent=1, allow_nan=False) + "\n")
 
 
+def json_line(value: Any) -> str:
+    """Strict JSON in one line."""
+    return json.dumps(_plain(value), allow_nan=False)
+
+
 def write_text(path: Path, text: str) -> None:
     """A page of text."""
     write_atomic(path, lambda beside: beside.write_text(text, encoding="utf-8"))
@@ -57,7 +62,7 @@ def say(text: str, *, shown: bool = True) -> None:
 def append_row(path: Path, row: Row) -> None:
     """Add one line to a JSONL file."""
     with path.open("a") as file:
-        file.write(json.dumps(_plain(row), allow_nan=False) + "\n")
+        file.write(json_line(row) + "\n")
 
 
 def read_rows(path: Path, until: int | None = None) -> list[Row]:
@@ -75,7 +80,7 @@ def read_rows(path: Path, until: int | None = None) -> list[Row]:
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """A whole JSONL file."""
-    text = "".join(json.dumps(_plain(row), allow_nan=False) + "\n" for row in rows)
+    text = "".join(json_line(row) + "\n" for row in rows)
     write_atomic(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
