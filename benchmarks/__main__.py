@@ -30,8 +30,8 @@ from jaxrec.prepare import environment
 from jaxrec.types import DataError
 
 NAMES = (
-    "ranking", "fedcia", "rqfedrec", "quantize", "sequential", "llmd4rec", "decoder", "encoder",
-    "agentcf",
+    "start", "ranking", "fedcia", "rqfedrec", "quantize", "sequential", "llmd4rec", "decoder",
+    "encoder", "agentcf",
 )  # fmt: skip
 
 
