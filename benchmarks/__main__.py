@@ -31,11 +31,11 @@ from jaxrec.types import DataError
 
 NAMES = (
     "start", "ranking", "fedcia", "rqfedrec", "quantize", "sequential", "llmd4rec", "decoder",
-    "encoder", "agentcf",
+    "encoder", "agentcf", "scale",
 )  # fmt: skip
 
 
-def run(bench: Bench, names: list[str], quick: bool, out: Path) -> bool:
+def run(bench: Bench, names: list[str], quick: bool) -> bool:
     """Run the named benchmarks, keeping what there is after each; whether none of them broke."""
     sound = True
     for name in names:
@@ -48,21 +48,21 @@ def run(bench: Bench, names: list[str], quick: bool, out: Path) -> bool:
         except Exception:
             traceback.print_exc()
             sound = False
-        keep(bench, out)
+        keep(bench)
     return sound
 
 
-def keep(bench: Bench, out: Path) -> None:
-    """Write all rows so far, and the picture, into a folder."""
+def keep(bench: Bench) -> None:
+    """Write all rows so far, and the picture."""
     rows = [
         row._asdict() | {"timing": row.timing._asdict(), "work": row.work._asdict()}
         for row in bench.rows
     ]
     limits = {"copy": bench.copy, "product": bench.product}
     kept = {"environment": environment(), "limits": limits, "rows": rows}
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "benchmarks.json").write_text(json.dumps(kept, indent=1) + "\n")
-    picture(bench, out / "roofline.png")
+    bench.out.mkdir(parents=True, exist_ok=True)
+    (bench.out / "benchmarks.json").write_text(json.dumps(kept, indent=1) + "\n")
+    picture(bench, bench.out / "roofline.png")
 
 
 def table(bench: Bench) -> Table:
@@ -115,7 +115,8 @@ def main() -> None:
         parser.error(f"no benchmark {unknown.pop()!r}: there are {', '.join(NAMES)}")
     print("load of the machine over 1, 5 and 15 minutes:", *np.round(os.getloadavg(), 2))
     bench = measure()
-    sound = run(bench, options.names or list(NAMES), options.quick, options.out)
+    bench.out = options.out
+    sound = run(bench, options.names or list(NAMES), options.quick)
     print()
     Console(width=160).print(table(bench))
     print(f"\nload of the machine: {os.getloadavg()[0]:.2f}; written to {options.out}")

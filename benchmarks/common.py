@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -52,6 +53,7 @@ class Bench:
     device: str
     copy: float  # bytes a second, read and written
     product: dict[str, float]  # flop a second, by dtype
+    out: Path = Path("runs/benchmarks")  # where pictures go
     benchmark: str = ""
     rows: list[Row] = field(default_factory=list)
 
