@@ -1,0 +1,110 @@
+"""The pages run: every fenced Python block is executed, and every link leads somewhere.
+
+The blocks of a page share their names and run in order. A block whose first line is a comment that
+names a .py file is that file: it is written, then whoever imports it finds it. A page that takes
+names for granted, or is run by another test, stands below.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from jaxrec.methods import METHODS
+from jaxrec.types import Method, Traffic
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+GIVEN = {"design.md": {"Callable": Callable, "NamedTuple": NamedTuple, "Traffic": Traffic}}
+ELSEWHERE = {"README.md": "test_readme.py", "search.md": "test_sweep.py"}
+
+
+def blocks(page):
+    """The Python blocks of a page, in order."""
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def links(page):
+    """What a page's links and images point to, without what lies on other hosts."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    return [target for target in targets if not re.match(r"https?://|mailto:", target)]
+
+
+def anchors(page):
+    """The names of a page's headings in its address."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+def run(name, folder, monkeypatch):
+    """Execute a page's blocks in `folder`; returns the names they leave."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    names = {"__name__": "page"} | GIVEN.get(name, {})
+    for number, block in enumerate(blocks(ROOT / "docs" / name)):
+        if file := re.match(r"# (\w+\.py)\n", block):
+            (folder / file[1]).write_text(block)
+        else:
+            exec(compile(block, f"{name}, block {number}", "exec", dont_inherit=True), names)
+    return names
+
+
+def test_every_block_is_run():
+    written = {page.name for page in [ROOT / "README.md", *PAGES] if blocks(page)}
+    here = set(re.findall(r"run\(\"(\S+\.md)\"", Path(__file__).read_text()))
+    assert written == here | set(ELSEWHERE)
+    for page, test in ELSEWHERE.items():
+        assert page in (Path(__file__).parent / test).read_text()
+
+
+def test_no_block_hides_behind_another_mark():
+    marks = {"bash", "sh", "csv", "toml", "yaml", "python", ""}
+    for page in [ROOT / "README.md", *PAGES]:
+        assert set(re.findall(r"^ *```(\S*)", page.read_text(), re.MULTILINE)) <= marks, page.name
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in links(page):
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+def test_a_broken_link_is_seen(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# One `thing`, two\n[a](none.md) ![b](#one-thing-two) [c](https://d.e)\n")
+    assert links(page) == ["none.md", "#one-thing-two"]
+    assert anchors(page) == {"one-thing-two"}
+
+
+def test_design(tmp_path, monkeypatch):
+    told = run("design.md", tmp_path, monkeypatch)["Method"]
+    assert told._fields == Method._fields
+    assert set(told._field_defaults) == set(Method._field_defaults)
+
+
+def test_extending(tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "fedprox", None)  # so that it is gone after the test
+    names = run("extending.md", tmp_path, monkeypatch)
+    result = names["result"]
+    popularity = result.baselines["popularity"].values["test/NDCG@10"]
+    assert result.values["test/NDCG@10"] == pytest.approx(0.31, abs=0.005)
+    assert popularity == pytest.approx(0.13, abs=0.005)
+    assert result.values["bytes/per_client"] == 60 * 2 * 4 * 16 * names["sizes"].items
+    assert names["losses"].shape == (3,)
+    assert len(set(names["losses"].tolist())) == 3
+
+
+def test_sequential(tmp_path, monkeypatch):
+    names = run("sequential.md", tmp_path, monkeypatch)
+    states, table, where = names["states"], names["table"], names["where"].reshape(-1)
+    every = -jax.nn.log_softmax(states @ table.T)[np.arange(len(states)), names["target"]]
+    assert names["loss"] == pytest.approx(float(every[where].mean()), rel=1e-4)
+    assert names["logits"].shape == (8, names["I"])
