@@ -108,3 +108,26 @@ def test_sequential(tmp_path, monkeypatch):
     every = -jax.nn.log_softmax(states @ table.T)[np.arange(len(states)), names["target"]]
     assert names["loss"] == pytest.approx(float(every[where].mean()), rel=1e-4)
     assert names["logits"].shape == (8, names["I"])
+
+
+def test_every_guarantee_names_a_test():
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    named = re.findall(r"`([\w/]+\.py)`: ((?:`test_\w+`(?:, )?)+)", text)
+    found = [(file, name) for file, names in named for name in re.findall(r"`(\w+)`", names)]
+    assert len(found) == len(re.findall(r"`test_\w+`", text)) > 30
+    for file, name in found:
+        assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(), (file, name)
+
+
+def test_results_are_those_of_the_configurations():
+    """A row that ends with the name of a file of configs/ begins with a mean that its head claims."""
+    rows = {
+        (page.name, name): row
+        for page in [ROOT / "README.md", *PAGES]
+        for row, name in re.findall(r"^(\|.*)\| `([\w-]+)` \|$", page.read_text(), re.MULTILINE)
+        if (ROOT / "configs" / f"{name}.toml").exists()
+    }
+    assert len(rows) > 30
+    for (page, name), row in rows.items():
+        head = "".join((ROOT / "configs" / f"{name}.toml").read_text().splitlines()[:3])
+        assert re.search(r"\.\d{4}", row)[0] in head, (page, name)

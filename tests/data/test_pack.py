@@ -1,5 +1,7 @@
 """Packing loses nothing, doubles nothing and wastes less than half."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,6 +102,20 @@ def test_rows_in_any_order_pack_to_the_same_bits():
     for a, b in zip(first[0].clients, second[0].clients, strict=True):
         for x, y in zip(a, b, strict=True):
             np.testing.assert_array_equal(x, y)
+
+
+def test_held_out_items_change_nothing_that_is_packed():
+    dataset = split(synthetic(users=40, items=30, clients=6, length=14), "ratio", 0.2, 0.2, 0)
+    rows = dataset.interactions
+    held = rows["split"] > TRAIN
+    changed = rows.assign(item=rows["item"].where(~held, (rows["item"] + 7) % 30))
+    assert held.sum() > 100
+    found, expected = (pack(replace(dataset, interactions=each)) for each in (changed, rows))
+    assert expected[0].history is not None
+    assert found[1] == expected[1]
+    jax.tree.map(np.testing.assert_array_equal, found[0], expected[0])
+    later = [pack(replace(dataset, interactions=each), before=TEST)[0] for each in (changed, rows)]
+    assert (later[0].history.item != later[1].history.item).any()  # so that the change is seen
 
 
 def test_types_are_those_of_the_contract():
