@@ -5,7 +5,10 @@ names a .py file is that file: it is written, then whoever imports it finds it. 
 names for granted, or is run by another test, stands below.
 """
 
+import importlib.util
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +16,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
+import yaml
 
+import jaxrec
 from jaxrec.methods import METHODS
 from jaxrec.types import Method, Traffic
 
@@ -120,7 +125,7 @@ def test_every_guarantee_names_a_test():
 
 
 def test_results_are_those_of_the_configurations():
-    """A row that ends with the name of a file of configs/ begins with a mean that its head claims."""
+    """A row that ends with a file of configs/ begins with a mean that the file's head claims."""
     rows = {
         (page.name, name): row
         for page in [ROOT / "README.md", *PAGES]
@@ -131,3 +136,29 @@ def test_results_are_those_of_the_configurations():
     for (page, name), row in rows.items():
         head = "".join((ROOT / "configs" / f"{name}.toml").read_text().splitlines()[:3])
         assert re.search(r"\.\d{4}", row)[0] in head, (page, name)
+
+
+def test_the_citation_names_this_version_and_the_four_papers():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors", "license"} <= set(cited)
+    assert cited["version"] == jaxrec.__version__
+    assert cited["version"] in (ROOT / "docs" / "CHANGELOG.md").read_text()
+    papers = {paper["url"]: paper for paper in cited["references"]}
+    readme = (ROOT / "README.md").read_text()
+    methods = readme[readme.index("## Methods") : readme.index("## Results")]
+    assert set(papers) == set(re.findall(r"https://arxiv.org/abs/[\d.]+", methods))
+    for url, paper in papers.items():
+        assert paper["title"] and paper["authors"] and paper["type"] == "article"
+        assert paper["identifiers"][0]["value"] == "arXiv:" + url.rsplit("/", 1)[1]
+
+
+def test_the_site_builds(tmp_path):
+    if not importlib.util.find_spec("mkdocs") or not importlib.util.find_spec("mkdocstrings"):
+        pytest.skip("mkdocs and mkdocstrings are not installed: jaxrec[docs]")
+    words = ["build", "--strict", "-q", "-f", "docs/site/mkdocs.yml", "-d", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", *words], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    reference = (tmp_path / "reference" / "jaxrec.federated.engine.html").read_text()
+    assert "Run one round over all buckets." in reference
