@@ -6,6 +6,7 @@ names for granted, or is run by another test, stands below.
 """
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from jaxrec.types import Method, Traffic
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 GIVEN = {"design.md": {"Callable": Callable, "NamedTuple": NamedTuple, "Traffic": Traffic}}
 ELSEWHERE = {"README.md": "test_readme.py", "search.md": "test_sweep.py"}
 
@@ -73,7 +75,7 @@ def test_no_block_hides_behind_another_mark():
         assert set(re.findall(r"^ *```(\S*)", page.read_text(), re.MULTILINE)) <= marks, page.name
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES, *NOTEBOOKS], ids=lambda p: p.name)
 def test_links_lead_somewhere(page):
     for target in links(page):
         path, _, anchor = target.partition("#")
@@ -162,3 +164,47 @@ def test_the_site_builds(tmp_path):
     assert done.returncode == 0, done.stderr
     reference = (tmp_path / "reference" / "jaxrec.federated.engine.html").read_text()
     assert "Run one round over all buckets." in reference
+
+
+def cells(book):
+    found = json.loads(book.read_text())["cells"]
+    return ["".join(cell["source"]) for cell in found if cell["cell_type"] == "code"]
+
+
+def test_notebooks_are_stored_without_outputs():
+    assert len(NOTEBOOKS) == 2
+    for book in NOTEBOOKS:
+        for cell in json.loads(book.read_text())["cells"]:
+            if cell["cell_type"] == "code":
+                assert (cell["outputs"], cell["execution_count"]) == ([], None), book.name
+
+
+def test_the_cells_on_recommending(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    names: dict = {}
+    exec("\n".join(cells(ROOT / "docs" / "notebooks" / "recommend.ipynb")), names)
+    ndcg = {name: found["test/NDCG@10"] for name, found in names["values"].items()}
+    assert ndcg["fedavg"] > ndcg["popularity"] + 0.05
+    assert names["lists"].groupby("user").size().tolist() == [5, 5]
+    assert not set(names["newcomer"]["item"]) & set(names["basket"])
+
+
+def test_the_cells_on_comparing(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    names: dict = {}
+    exec("\n".join(cells(ROOT / "docs" / "notebooks" / "compare.ipynb")), names)
+    table = names["found"].table
+    assert table["runs"].tolist() == [2, 2, 2]
+    assert table["mean"].filter(like="popularity").item() == table["mean"].min()
+    assert "mask_history = True and False" in names["refusal"]
+
+
+@pytest.mark.parametrize("book", NOTEBOOKS, ids=lambda book: book.name)
+def test_notebooks_run_in_a_kernel(book, tmp_path):
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed: jaxrec[docs]")
+    nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed: jaxrec[docs]")
+    done = nbclient.NotebookClient(
+        nbformat.read(book, 4), resources={"metadata": {"path": tmp_path}}
+    )
+    done.execute()
+    assert any(cell.get("outputs") for cell in done.nb.cells)
