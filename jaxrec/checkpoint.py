@@ -32,7 +32,7 @@ class CheckpointError(RuntimeError):
 def to_arrays(state: Any) -> Arrays:
     """A state's leaves on the host by path, copied; a typed PRNG key becomes its words."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    return {_name(path): np.array(_words(leaf)) for path, leaf in leaves}
+    return {_name(path): np.array(jax.device_get(_words(leaf))) for path, leaf in leaves}
 
 
 def to_state(arrays: Arrays, like: Any) -> Any:

@@ -405,7 +405,8 @@ def _advancer(method: Method, data: Data, key: jax.Array, place: Any) -> Callabl
             return jitted.lower(*args).compile()
 
     def advance(state, start, stop):
-        args, seconds = (state, data, key, jnp.arange(start, stop)), 0.0
+        numbers = jax.device_put(np.arange(start, stop, dtype=np.int32))
+        args, seconds = (state, data, key, numbers), 0.0
         if stop - start not in programs:
             program, seconds = _timed(compile, *args) if method.compiled else (chunk_on_host, 0.0)
             programs[stop - start] = program
