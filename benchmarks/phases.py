@@ -2,7 +2,9 @@
 
     python -m benchmarks.phases llmd4rec-beauty [--seeds 3] [--pretrain 9] [--alone 12]
 
-Of a file of `configs/`. For each seed C is trained alone for `pretrain` epochs, then L once beside
+Of a file of `configs/` for llmd4rec, with `cold` and 10 among its `ks`.
+
+For each seed C is trained alone for `pretrain` epochs, then L once beside
 C and once without a teacher, then C beside either L and, on the same schedule, beside nobody. Each
 row keeps its best epoch by validation NDCG@10, as a run of `jaxrec.train` does; "C alone" that of
 `alone` epochs. A seed's rows go to a file of --out as soon as it ends; the table is of all files.
@@ -15,11 +17,12 @@ user: the mean over seeds, its standard error over users, and Wilcoxon's p.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +30,7 @@ from typing import Any, NamedTuple
 import jax
 import pandas as pd
 
+import jaxrec
 from jaxrec.config import build, read_toml
 from jaxrec.evaluate import evaluator, make_plan
 from jaxrec.methods import llmd4rec
@@ -146,8 +150,8 @@ def table_of(own: Setting, seed: int, alone: int) -> dict[str, dict[str, Any]]:
             ups["C, same schedule, not taught (`lambda_up 0`)"] = "not taught", kept
         for name, (up, state) in ups.items():
             best[name] = Best(own, "crm", since=pretrained)
-            for state in go(up, state, config.epochs_up):  # noqa: B020
-                best[name].see(state)
+            for later in go(up, state, config.epochs_up):
+                best[name].see(later)
     return {name: one.tested() for name, one in best.items()}
 
 
@@ -183,9 +187,12 @@ def main() -> None:
     given = {option: value for option, value in options.items() if value is not None}
     out.mkdir(parents=True, exist_ok=True)
     own, found = None, []
+    method, values = read_toml(CONFIGS / f"{name}.toml")
+    settings = [asdict(part) for part in build(method, values | given)]
+    key = json.dumps([jaxrec.__version__, alone, settings], sort_keys=True)
+    label = f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     for seed in range(seeds):
-        label = "-".join(str(part) for part in (name, alone, *given.values(), seed))
-        file = out / f"{label}.json"
+        file = out / f"{label}-{seed}.json"
         if not file.exists():
             begin = time.perf_counter()
             own = own or setting(name, given)

@@ -264,13 +264,13 @@ def take_options(options: type, words: Sequence[str]) -> tuple[Any, list[str]]:
     groups = _groups(words)
     own = [group for group in groups if _known_as(group, known) in known]
     others = [word for group in groups if group not in own for word in group]
-    return options(**dict(_parse(group, known, "this command") for group in own)), others
+    return options(**_once(own, known)), others
 
 
 def read_options(options: type, words: Sequence[str]) -> Any:
     """Words that fill `options`, a dataclass with a default for every field."""
     known = _fields(options)
-    return options(**dict(_parse(group, known, "this command") for group in _groups(words)))
+    return options(**_once(_groups(words), known))
 
 
 def print_help(method: str | None, program: str) -> None:
@@ -395,6 +395,17 @@ def _groups(words: Sequence[str]) -> list[list[str]]:
         else:
             raise SettingError(f"{word}: a setting is given as --name value")
     return groups
+
+
+def _once(groups: list[list[str]], known: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a command's options; SettingError where one is there twice."""
+    values: dict[str, Any] = {}
+    for group in groups:
+        name, value = _parse(group, known, "this command")
+        if name in values:
+            raise SettingError(f"{group[0]}: is there twice; write all its values after one")
+        values[name] = value
+    return values
 
 
 def _require(holds: Any, name: str, value: Any, rule: str) -> None:

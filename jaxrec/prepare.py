@@ -119,9 +119,8 @@ def _apart(dataset: Dataset, run: RunConfig) -> dict[str, np.ndarray]:
         domain = dataset.items["domain"].to_numpy()[rows["item"]]
         pair = rows["user"].to_numpy() * (domain.max() + 1) + domain
         found["new to domain"] = ~np.isin(pair, pair[train])
-        if not (found["new to domain"] & held_out(dataset, TEST, run.catalogue)).any():
-            del found["new to domain"]
-    return found
+    held = held_out(dataset, TEST, run.catalogue)
+    return {name: only for name, only in found.items() if (only & held).any()}
 
 
 def _mesh(run: RunConfig) -> Mesh | None:

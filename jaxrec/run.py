@@ -251,7 +251,7 @@ def _train_one(
             raise SettingError(f"rounds = {run.rounds}: {out} has already taken {memory.round}")
         rows = _rows(out, memory)
         best, state = (checkpoint.restore(out / "checkpoint", w, like) for w in ("best", "last"))
-        stored = job.done(memory) and _stored(out, memory)
+        stored = not hold_test and job.done(memory) and _stored(out, memory)
         if stored:
             return _result(job, *stored, rows, best)
         best = checkpoint.to_arrays(best)

@@ -80,8 +80,9 @@ def sweep(
 
     Best is the choice whose mean over seeds of the monitored validation metric is highest; one that
     failed for a seed cannot win. Called again with the same `out` it trains what is missing only,
-    so that a search which was stopped goes on and one that is over can be widened. One process at a
-    time may work in a folder.
+    so that a search which was stopped goes on and one that is over can be widened: the choices of
+    this call compete, so name the old values too. A new winner is one more look at the test split.
+    One process at a time may work in a folder.
 
     Args:
       method: a name in `METHODS`; "fedcia" without one.
@@ -104,6 +105,8 @@ def sweep(
     method, out = method or "fedcia", Path(out)
     given = data if isinstance(data, Dataset) else None
     name = given.name if given else str(data or "synthetic")
+    seeds = tuple(seeds)
+    space = {n: v if isinstance(v, str) else list(v) for n, v in space.items()}
     drawing = {"random": random, "seeds": seeds, "draw_seed": draw_seed}
     trials = plan(method, space, {**settings, "data": name}, **drawing)
     digest = (given or load(name, progress=progress)).digest
@@ -130,7 +133,7 @@ def sweep(
         label = f"{number}/{len(trials)}  {spell(trial.choice)}  seed {trial.seed}"
         report.say(f"{label}  {told}{again}", shown=progress)
         rows.append(row)
-    flat = ({**row, **row["settings"]} for row in rows)
+    flat = ({**row, **row["settings"], **row} for row in rows)  # columns of a trial come first
     table = pd.DataFrame(flat).drop(columns="settings")
     report.write_text(out / "trials.csv", table.to_csv(index=False))
     choices = _choices(trials, rows, out)
@@ -138,6 +141,7 @@ def sweep(
     (out / "winner.json").unlink(missing_ok=True)
     if not choices[0].error:
         runs = [train(data=given, resume=folder, progress=False) for folder in choices[0].folders]
+        _check_untouched(choices[0], runs, rows)
         report.write_json(out / "winner.json", _summary(method, choices[0], monitor, runs, out))
     return Sweep(choices, rows, monitor, runs, out)
 
@@ -253,6 +257,17 @@ def _summary(
         **{name: values[name].mean() for name in measured},
         **{f"{name}/sd": values[name].std(ddof=1) for name in measured},
     }
+
+
+def _check_untouched(best: Choice, runs: list[Result], rows: list[dict[str, Any]]) -> None:
+    """Refuse a winner whose run has gone on since: its test values are not of what has won."""
+    took = {row["trial"]: row["rounds"] for row in rows}
+    for folder, run in zip(best.folders, runs, strict=True):
+        if run.values["rounds"] != took[folder.name]:
+            raise CheckpointError(
+                f"{folder}: has taken {run.values['rounds']} rounds, and {took[folder.name]} when "
+                "it won; train on in a copy of the folder, and search again in another one"
+            )
 
 
 def _monitor(method: str, settings: Mapping[str, Any]) -> str:

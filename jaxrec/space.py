@@ -55,6 +55,8 @@ def read_space(method: str, given: Mapping[str, Any], source: str = "") -> Space
         read = lambda value, name=name: read_values(method, {name: value}, source)[name]
         if name in run:
             raise SettingError(f"{source}{written}: {_why_not(name)}")
+        if name in space:
+            raise SettingError(f"{source}{written}: is there twice; write all its values at once")
         space[name] = _range(read, written, values, source) or _list(read, written, values, source)
     if not space:
         raise SettingError(f"{source}nothing to try: name settings, such as width=32,64")

@@ -26,6 +26,7 @@ from jaxrec.config import (
     read_words,
     take_options,
 )
+from jaxrec.llm import LLMError
 from jaxrec.search import Sweep, read_sweep, show, spell, sweep
 from jaxrec.space import read_words as read_space_words
 from jaxrec.types import SettingError
@@ -50,8 +51,8 @@ class Options:
     """N NAME=log(LOW,HIGH) NAME=uniform(LOW,HIGH) NAME=VALUE,VALUE ...: N choices at random."""
     seeds: tuple[str, ...] = ()
     """Seeds that each choice is trained with, such as 0 1 2; the mean over them decides."""
-    draw_seed: int = 0
-    """Seed of what is drawn at random."""
+    draw_seed: int | None = None
+    """Seed of what is drawn at random; by default 0."""
     out: Path | None = None
     """Folder of the search; one that holds trials of it goes on. By default
     runs/sweep-METHOD-DATA-TIME."""
@@ -79,7 +80,7 @@ def main(words: Sequence[str]) -> int:
         out = options.resume or options.out or new_folder(stem)
         quietly = {"retry": options.retry, "progress": not options.quiet}
         found = sweep(out=out, **quietly, **arguments)
-    except REFUSALS as error:
+    except (*REFUSALS, OSError, LLMError) as error:
         report.say(f"error: {error}")
         drop_empty(out)
         return 2
@@ -106,7 +107,8 @@ def read(words: Sequence[str]) -> tuple[Options, dict[str, Any]]:
     first, words = (words[0], words[1:]) if named else (None, words)
     options, words = take_options(Options, words)
     if options.resume:
-        if first or words or options.grid or options.random or options.seeds or options.out:
+        asked = options.grid, options.random, options.seeds, options.out, options.draw_seed
+        if first or words or any(part not in ((), None) for part in asked):
             raise SettingError(f"--resume {options.resume}: a search goes on as it was asked for")
         record = read_sweep(options.resume)
         record.pop("digest")
@@ -134,7 +136,7 @@ def _asked(options: Options, table: dict[str, Any]) -> dict[str, Any]:
         own["random"], table = 0, read_space_words(options.grid)
     if options.seeds:
         own["seeds"] = _whole(",".join(options.seeds).split(","), "seeds")
-    if options.draw_seed:
+    if options.draw_seed is not None:
         own["draw_seed"] = options.draw_seed
     return own | {"space": table}
 

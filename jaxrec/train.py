@@ -57,7 +57,7 @@ def main(words: Sequence[str]) -> int:
         with tracking([name for name in trackers if name], out) as track:
             given |= {"track": track, "progress": not output.quiet}
             result = train(method, data, resume=files.resume, **given, **settings)
-    except REFUSALS as error:
+    except (*REFUSALS, OSError) as error:
         report.say(f"error: {error}")
         drop_empty(out)
         return 2
@@ -75,7 +75,8 @@ def main(words: Sequence[str]) -> int:
         print(report.json_line({"run": str(out), "values": results}))
         return 0
     tables = report.table(results, protocol=result.protocol), report.traffic_table(results)
-    Console().print(*tables, f"run folder: {out}")
+    Console().print(*tables)
+    Console().print(f"run folder: {out}", soft_wrap=True, markup=False)
     return 0
 
 

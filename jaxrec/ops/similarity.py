@@ -192,7 +192,8 @@ def procrustes(table: jax.Array, similarity: Similarity, step: float) -> jax.Arr
     """E [I, D] moved by `step` in [0, 1] towards the minimiser of ||E E^T - S||_F nearest to it.
 
     The minimisers are V_D diag(values_D)^(1/2) Q for orthogonal Q [D, D] and the D leading pairs;
-    Q is the orthogonal Procrustes solution. Needs R >= D, else the missing columns are zero.
+    Q is the orthogonal Procrustes solution, of a table of full column rank; what a column lacks
+    stays lacking. Needs R >= D, else the missing columns are zero.
     """
     width = table.shape[1]
     root = similarity.vectors[:, :width] * jnp.sqrt(similarity.values[:width])  # [I, min(R, D)]

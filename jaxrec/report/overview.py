@@ -52,9 +52,13 @@ def read(folders: Sequence[Path]) -> list[Field]:
     Raises CheckpointError where a folder is no run, SettingError where a run occurs twice.
     """
     measured: dict[tuple, list[Run]] = {}
+    states: dict[tuple, list[str]] = {}  # of data of one name and seed, if they have changed
     for run in comparison.with_baselines(folders, _as_far_as_it_came):
         key = tuple(repr(run.settings.get(name)) for name in SAME)
-        measured.setdefault(key, []).append(run)
+        known = states.setdefault((key, run.settings["seed"]), [])
+        if run.digest not in known:
+            known.append(run.digest)
+        measured.setdefault((*key, known.index(run.digest)), []).append(run)
     return [_field(runs) for runs in measured.values()]
 
 
