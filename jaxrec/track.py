@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,6 +42,12 @@ def tracking(names: Sequence[str], out: Path) -> Iterator[Callable[[str, report.
                 logs.pop(name, None)
                 modules.pop(name, None)
 
+        def begin(name: str, module: ModuleType) -> Log:
+            tracker = TRACKERS[name][1](module, out, _settings(out))
+            log = tracker.__enter__()
+            stack.push(lambda *error: attempt(name, lambda: tracker.__exit__(*error)))
+            return log
+
         def write(method: str, row: report.Row) -> None:
             numbers = {
                 f"{method}/{name}": value
@@ -49,8 +56,7 @@ def tracking(names: Sequence[str], out: Path) -> Iterator[Callable[[str, report.
             }
             for name, module in list(modules.items()):
                 if name not in logs:
-                    begin = TRACKERS[name][1](module, out, _settings(out))
-                    logs[name] = attempt(name, lambda begin=begin: stack.enter_context(begin))
+                    logs[name] = attempt(name, partial(begin, name, module))
                 if log := logs.get(name):
                     attempt(name, lambda log=log: log(numbers, row["round"]))
 

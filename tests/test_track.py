@@ -146,6 +146,20 @@ def test_a_tracker_that_fails_is_told_of_and_the_run_goes_on(
     assert f"run folder: {out}" in shown.out
 
 
+def test_a_tracker_that_fails_at_its_end_takes_nothing_with_it(
+    folder, tmp_path, libraries, monkeypatch, capsys
+):
+    def fails(writer):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(sys.modules["tensorboard.summary"].Writer, "close", fails)
+    out = tmp_path / "run"
+    assert main(words(folder, out, "--track", "tensorboard", "wandb", "--quiet")) == 0
+    assert "warning: tensorboard: disk full" in capsys.readouterr().err
+    assert libraries.closed == ["wandb"]
+    assert (out / "result.json").exists()
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
