@@ -21,12 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.report import write_json
+from jaxrec.types import CheckpointError
 
 Arrays = dict[str, np.ndarray]
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, damaged, or of another run; the message says which."""
 
 
 def to_arrays(state: Any) -> Arrays:

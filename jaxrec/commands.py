@@ -14,9 +14,8 @@ from types import ModuleType
 from typing import Any
 
 from jaxrec import report
-from jaxrec.checkpoint import CheckpointError
 from jaxrec.config import read_options
-from jaxrec.types import DataError, SettingError
+from jaxrec.types import CheckpointError, DataError, SettingError
 
 REFUSALS = (SettingError, DataError, CheckpointError, FloatingPointError)
 

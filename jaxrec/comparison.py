@@ -16,9 +16,8 @@ import numpy as np
 import pandas as pd
 
 from jaxrec import report
-from jaxrec.checkpoint import CheckpointError
 from jaxrec.config import RunConfig, unknown
-from jaxrec.run import read_record
+from jaxrec.run import read_record, read_result
 from jaxrec.significance import Test, holm, paired_test
 from jaxrec.types import DataError, SettingError
 
@@ -118,17 +117,7 @@ def with_baselines(folders: Sequence[Path], read: Callable[[Path], Run]) -> list
 
 def read(folder: Path) -> Run:
     """An ended run; CheckpointError where there is none."""
-    record = read_record(folder)
-    try:
-        values = json.loads((folder / "result.json").read_text())
-        users = pd.read_parquet(folder / "users.parquet")
-    except OSError as error:
-        raise CheckpointError(
-            f"{error.filename or folder}: missing, the run has not ended; "
-            f"continue with: python -m jaxrec.train --resume {folder}"
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(f"{folder}: damaged result ({error})") from error
+    record, (values, users) = read_record(folder), read_result(folder)
     # an older version had fewer settings; what it did is the default of those that are new
     settings = asdict(RunConfig()) | record["settings"]
     return Run(folder, record["method"], settings, record["data"]["digest"], values, users)

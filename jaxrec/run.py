@@ -44,6 +44,10 @@ from jaxrec.federated.communication import Ledger
 from jaxrec.prepare import Prepared, prepare, shardings
 from jaxrec.types import Data, Dataset, Method, SettingError, Sizes
 
+ALWAYS = (  # in a result, whatever the method
+    "rounds", "best_round", "bytes/per_client",
+    "seconds/compile", "seconds/train", "seconds/evaluate",
+)  # fmt: skip
 SAVING_SHARE = 0.1  # of the time of a run; a save that would take more waits for a later evaluation
 
 
@@ -506,7 +510,7 @@ def _remembered(job: Job) -> Memory | None:
 
 def _rows(out: Path, memory: Memory) -> list[dict[str, Any]]:
     path = out / "metrics.jsonl"
-    rows = report.read_rows(path, memory.round)
+    rows = [row for row in report.read_rows(path) if row["round"] <= memory.round]
     if not {memory.round, memory.best_round} <= {row["round"] for row in rows}:
         raise checkpoint.CheckpointError(f"{path}: damaged, lacks rounds up to {memory.round}")
     return rows
@@ -514,12 +518,11 @@ def _rows(out: Path, memory: Memory) -> list[dict[str, Any]]:
 
 def _stored(out: Path, memory: Memory) -> tuple[dict[str, Any], pd.DataFrame] | None:
     """The result a finished run left, whole, unless the run went on since."""
-    try:
-        values = json.loads((out / "result.json").read_text())
-        users = pd.read_parquet(out / "users.parquet")
-        return (values, users) if values["rounds"] == memory.round else None
-    except (OSError, ValueError, KeyError):
-        return None
+    with contextlib.suppress(checkpoint.CheckpointError):
+        values, users = read_result(out)
+        if values["rounds"] == memory.round:
+            return values, users
+    return None
 
 
 def read_record(out: Path) -> dict[str, Any]:
@@ -533,6 +536,22 @@ def read_record(out: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise checkpoint.CheckpointError(f"{path}: damaged ({error!r})") from error
     return record
+
+
+def read_result(out: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+    """result.json and users.parquet; CheckpointError where the run has not ended or they are bad."""
+    try:
+        values = json.loads((out / "result.json").read_text())
+        users = pd.read_parquet(out / "users.parquet")
+        _ = users["user"], users["client"], [values[name] for name in ALWAYS]
+    except OSError as error:
+        raise checkpoint.CheckpointError(
+            f"{error.filename or out}: missing, the run has not ended; "
+            f"continue with: python -m jaxrec.train --resume {out}"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise checkpoint.CheckpointError(f"{out}: damaged result ({error!r})") from error
+    return values, users
 
 
 def _resumed(out: Path, record: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     space -> choices x seeds -> trials, each a run folder -> mean over seeds -> winner -> test
 
-A trial is known by its settings. What ended is a line of `trials.jsonl` and never trained again;
+A trial is known by all its settings, those left alone too. What ended is a line of `trials.jsonl` and never trained again;
 what was cut short goes on from its checkpoint. No trial looks at the test split: the winner's runs
 do, once, at the end.
 """
@@ -21,15 +21,19 @@ import numpy as np
 import pandas as pd
 
 from jaxrec import report
-from jaxrec.checkpoint import CheckpointError
 from jaxrec.commands import REFUSALS
 from jaxrec.config import build, read_values
 from jaxrec.data.sources import load
 from jaxrec.run import Result, train
 from jaxrec.space import draw, grid, read_space
-from jaxrec.types import Dataset, SettingError
+from jaxrec.types import CheckpointError, Dataset, SettingError
 
 NAMED = 60  # letters of a trial's settings in the name of its folder
+TOLD = "trial", "settings", "seed", "valid", "rounds", "seconds", "error"  # of a trial that ended
+RECORDED = {
+    "method": str, "data": str, "space": dict, "random": int, "seeds": list, "draw_seed": int,
+    "settings": dict, "digest": str,
+}  # fmt: skip
 
 
 class Trial(NamedTuple):
@@ -118,8 +122,9 @@ def sweep(
     report.write_json(out / "sweep.json", record)
 
     path = out / "trials.jsonl"
-    ended = {row["trial"]: row for row in report.read_rows(path)}
+    ended = {row["trial"]: row for row in report.read_rows(path, TOLD)}
     report.write_rows(path, ended.values())  # without a last line that was cut short
+    trials = _as_named_before(trials, out / "trials")
     monitor = _monitor(method, settings)
     rows = []
     for number, trial in enumerate(trials, 1):
@@ -128,7 +133,7 @@ def sweep(
             row = _run(method, trial, out / "trials" / trial.name, given, monitor)
             report.append_row(path, row)
         else:
-            again = "  (from before)"
+            row, again = row | {"settings": trial.choice}, "  (from before)"
         told = row["error"] or f"valid {monitor} {row['valid']:.4f}"
         label = f"{number}/{len(trials)}  {spell(trial.choice)}  seed {trial.seed}"
         report.say(f"{label}  {told}{again}", shown=progress)
@@ -190,6 +195,13 @@ def _trial(method: str, choice: dict[str, Any], seed: int, shared: dict[str, Any
     digest = hashlib.sha256(json.dumps([method, settled], sort_keys=True).encode()).hexdigest()
     words = re.sub(r"[^\w.=+-]+", "_", spell(choice))[:NAMED]
     return Trial(f"{words}_seed={seed}-{digest[:8]}", choice, seed, settings)
+
+
+def _as_named_before(trials: list[Trial], folder: Path) -> list[Trial]:
+    """The trials under the names of their folders, which another space may have spelled."""
+    digest = lambda name: name.rpartition("-")[2]
+    named = {digest(path.name): path.name for path in folder.glob("*")}
+    return [trial._replace(name=named.get(digest(trial.name), trial.name)) for trial in trials]
 
 
 def _run(
@@ -289,11 +301,13 @@ def _check_folder(out: Path, digest: str) -> None:
 
 
 def read_sweep(out: Path) -> dict[str, Any]:
-    """sweep.json of a search's folder; CheckpointError where there is none."""
+    """sweep.json of a search's folder; CheckpointError where there is none or a damaged one."""
     path = out / "sweep.json"
     try:
         record = json.loads(path.read_text())
-        record["method"], record["settings"], record["space"], record["digest"]
+        for name, kind in RECORDED.items():
+            if not isinstance(record[name], kind):
+                raise TypeError(f"{name} = {record[name]!r}")
     except OSError as error:
         raise CheckpointError(f"{path}: no search ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:

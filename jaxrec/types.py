@@ -27,6 +27,10 @@ class SettingError(ValueError):
     """A setting that does not exist, has the wrong type, or cannot work. Names the nearest one."""
 
 
+class CheckpointError(RuntimeError):
+    """What a run or a search left is missing, damaged, or of another one; the message says which."""
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Interactions on the host, as read, split and partitioned.

@@ -37,7 +37,8 @@ def write(tmp_path):
 
     def write(name, method, values, seed=0, digest=None, users=None, ended=True, **settings):
         folder = tmp_path / name
-        table = pd.DataFrame({"user": np.arange(len(values)), "NDCG@10": values})
+        number = np.arange(len(values))
+        table = pd.DataFrame({"user": number, "client": number, "NDCG@10": values})
         if users is not None:
             table = table.assign(user=users, item=np.arange(len(values)))
         record = {
@@ -47,7 +48,8 @@ def write(tmp_path):
         report.write_json(folder / "config.json", record)
         report.write_users(folder / "users.parquet", table)
         seconds = {"seconds/compile": 1.0, "seconds/train": seed, "seconds/evaluate": 0.5}
-        result = {"test/NDCG@10": table["NDCG@10"].mean(), "bytes/per_client": 2e6, **seconds}
+        means = {"test/NDCG@10": table["NDCG@10"].mean(), "bytes/per_client": 2e6}
+        result = means | seconds | {"rounds": 2, "best_round": 1}
         if ended:
             report.write_json(folder / "result.json", result)
         return folder

@@ -13,7 +13,7 @@ from jaxrec import report
 from jaxrec.federated import communication
 from jaxrec.federated.communication import Ledger
 from jaxrec.run import Memory
-from jaxrec.types import Traffic
+from jaxrec.types import CheckpointError, Traffic
 
 SECONDS = {"seconds/compile": 1.0, "seconds/train": 2.0, "seconds/evaluate": 0.5}
 
@@ -81,18 +81,25 @@ def test_json_is_strict_and_exact(tmp_path):
     assert read == {"pi": math.pi, "none": None, "list": [0.1, 3, None]}
 
 
-def test_rows_are_read_up_to_a_round_and_a_cut_line_is_dropped(tmp_path):
+def test_rows_are_read_and_a_cut_line_is_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    rows = [{"round": n, "loss": n / 3} for n in (5, 10, 15)]
+    rows = [{"round": n, "loss": n / 3, "seconds": 0.1} for n in (5, 10, 15)]
     for row in rows:
         report.append_row(path, row)
     with path.open("a") as file:
         file.write('{"round": 20, "lo')
     assert report.read_rows(path) == rows
-    assert report.read_rows(path, until=10) == rows[:2]
     report.write_rows(path, rows[:2])
     assert report.read_rows(path) == rows[:2]
     assert report.read_rows(tmp_path / "absent.jsonl") == []
+
+
+@pytest.mark.parametrize("bad", ['{"round": 2, "sec', '{"round": 2}', "[2, 0.1]", "2", '""'])
+def test_a_damaged_line_is_refused_by_number(tmp_path, bad):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"round": 1, "seconds": 0.1}}\n{bad}\n{{"round": 3, "seconds": 0.1}}\n')
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 2: damaged, lacks (round|sec)"):
+        report.read_rows(path)
 
 
 def test_the_table_sets_methods_side_by_side():
@@ -118,21 +125,6 @@ def test_the_table_falls_back_to_the_longest_list_and_knows_sampled_metrics():
 def test_a_narrow_table_loses_no_number():
     text = shown(report.table({"local_only": result(0.25), "b": result(0.1)}), width=60)
     assert all(part in text for part in ("local_only", "0.2500", "±0.0100", "2.50", "3.5"))
-
-
-def test_summary_is_mean_and_std_over_seeds(tmp_path):
-    values = {"x": [0.1, 0.2, 0.4], "y": [0.3, 0.3, 0.3]}
-    for seed in range(3):
-        for method, folder in (("x", f"run{seed}"), ("y", f"run{seed}/baselines/y")):
-            report.write_json(tmp_path / folder / "config.json", {"method": method})
-            report.write_json(tmp_path / folder / "result.json", result(values[method][seed]))
-    table = report.summary(tmp_path / f"run{seed}" for seed in range(3))
-    assert list(table.index) == ["x", "y"]
-    assert table.loc["x", "runs"] == 3
-    for method, each in values.items():
-        assert table.loc[method, "test/NDCG@10"] == pytest.approx(np.mean(each))
-        assert table.loc[method, "test/NDCG@10/std"] == pytest.approx(np.std(each, ddof=1))
-    assert not [name for name in table if "/se" in name or name.startswith("seconds")]
 
 
 @pytest.mark.parametrize("key", ["valid/NDCG@10", "valid/NDCG@10(99 negatives)"])

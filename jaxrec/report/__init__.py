@@ -12,13 +12,15 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from jaxrec.types import CheckpointError
 
 Row = dict[str, Any]
 
@@ -65,16 +67,23 @@ def append_row(path: Path, row: Row) -> None:
         file.write(json_line(row) + "\n")
 
 
-def read_rows(path: Path, until: int | None = None) -> list[Row]:
-    """The rows of a JSONL file up to round `until`; a last line cut short by a kill is dropped."""
+def read_rows(path: Path, needed: Collection[str] = ("round", "seconds")) -> list[Row]:
+    """The rows of a JSONL file, none if it is absent; a last line cut short by a kill is dropped.
+
+    Raises CheckpointError for any other line that is no JSON object or lacks one of `needed`.
+    """
     rows: list[Row] = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    lines = path.read_text().splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
         except ValueError:
-            break
-        if until is None or row["round"] <= until:
-            rows.append(row)
+            if number == len(lines):
+                break
+            row = None
+        if lacking := set(needed) - set(row if isinstance(row, dict) else ()):
+            raise CheckpointError(f"{path}, line {number}: damaged, lacks {min(lacking)}")
+        rows.append(row)
     return rows
 
 
@@ -190,25 +199,6 @@ def traffic_table(results: Mapping[str, Row]) -> Any:
         fewer = f"{times:,.{1 if times < 100 else 0}f}x" if times and method != most else ""
         shown.add_row(method, *map(_size, sizes), *([fewer] if len(results) > 1 else []))
     return shown
-
-
-def summary(runs: Iterable[Path]) -> pd.DataFrame:
-    """Mean and std over seeds: a row for each method, columns NAME and NAME/std.
-
-    `runs` are run folders; their baselines count as runs of their own. Column `runs` counts them.
-    """
-    rows = []
-    for run in map(Path, runs):
-        for folder in [run, *sorted((run / "baselines").glob("*"))]:
-            method = json.loads((folder / "config.json").read_text())["method"]
-            result = json.loads((folder / "result.json").read_text())
-            means = {n: v for n, v in result.items() if n.startswith("test/") and "/se" not in n}
-            rows.append({"method": method} | means)
-    groups = pd.DataFrame(rows).groupby("method", sort=False)
-    spread = groups.std(ddof=1).add_suffix("/std")
-    joined = groups.mean().join(spread).sort_index(axis=1)
-    joined.insert(0, "runs", groups.size())
-    return joined
 
 
 class Line:

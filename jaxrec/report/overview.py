@@ -12,7 +12,6 @@ import pandas as pd
 from rich.markup import escape
 
 from jaxrec import comparison, report
-from jaxrec.checkpoint import CheckpointError
 from jaxrec.compare import caption, tables
 from jaxrec.comparison import Run
 from jaxrec.config import RunConfig, unknown
@@ -75,12 +74,10 @@ def _field(runs: Sequence[Run]) -> Field:
 
 def _as_far_as_it_came(folder: Path) -> Run:
     record, rows = read_record(folder), report.read_rows(folder / "metrics.jsonl")
-    try:
+    if (folder / "result.json").exists():
         run = comparison.read(folder)
         if rows and run.values["rounds"] == rows[-1]["round"]:  # else it went on since
             return run
-    except CheckpointError:
-        pass
     known = asdict(RunConfig()) | record["settings"]
     return Run(folder, record["method"], known, record["data"]["digest"], {}, pd.DataFrame())
 
