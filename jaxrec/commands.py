@@ -6,8 +6,8 @@ import itertools
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType
@@ -48,21 +48,27 @@ def command(options: type, act: Callable[..., None], words: Sequence[str], about
     return 0
 
 
-def new_folder(stem: str) -> Path:
-    """runs/STEM-TIME, made here so that runs of the same second do not share it."""
+@contextmanager
+def folder_for(stem: str, given: Path | None) -> Iterator[Path]:
+    """The folder given, or else a new runs/STEM-TIME; gone afterwards if it is new and empty."""
+    kept = bool(given and given.exists())
+    folder = given or _new_folder(stem)
+    try:
+        yield folder
+    finally:
+        if not kept:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _new_folder(stem: str) -> Path:
+    """Made here so that runs of the same second do not share it."""
     name = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
     for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2))):
         with suppress(FileExistsError):
             folder = Path("runs") / (name + suffix)
             folder.mkdir(parents=True)
             return folder
-
-
-def drop_empty(folder: Path | None) -> None:
-    """Remove a folder that was made and never written to."""
-    if folder:
-        with suppress(OSError):
-            folder.rmdir()
 
 
 def callable_module(name: str, function: Callable[..., Any]) -> None:

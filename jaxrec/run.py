@@ -172,6 +172,8 @@ def train(
         out = Path(out)
         if (out / "config.json").exists():
             raise SettingError(f"{out}: holds a run already; resume it or choose another folder")
+    if out and "[" in str(out.absolute()):
+        raise SettingError(f"{out.absolute()}: orbax cannot save below '['; choose another folder")
     method = method or "fedcia"
     run, config = read_settings(method, None, settings)
     settled = {name: baseline_settings(name, run) for name in run.baselines if name != method}
@@ -539,7 +541,7 @@ def read_record(out: Path) -> dict[str, Any]:
 
 
 def read_result(out: Path) -> tuple[dict[str, Any], pd.DataFrame]:
-    """result.json and users.parquet; CheckpointError where the run has not ended or they are bad."""
+    """result.json and users.parquet; CheckpointError if they are damaged or the run goes on."""
     try:
         values = json.loads((out / "result.json").read_text())
         users = pd.read_parquet(out / "users.parquet")

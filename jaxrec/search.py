@@ -2,9 +2,9 @@
 
     space -> choices x seeds -> trials, each a run folder -> mean over seeds -> winner -> test
 
-A trial is known by all its settings, those left alone too. What ended is a line of `trials.jsonl` and never trained again;
-what was cut short goes on from its checkpoint. No trial looks at the test split: the winner's runs
-do, once, at the end.
+A trial is known by all its settings, also those that the space leaves alone. What ended is a line
+of `trials.jsonl` and never trained again; what was cut short goes on from its checkpoint. No trial
+looks at the test split: the winner's runs do, once, at the end.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def sweep(
         else:
             row, again = row | {"settings": trial.choice}, "  (from before)"
         told = row["error"] or f"valid {monitor} {row['valid']:.4f}"
-        label = f"{number}/{len(trials)}  {spell(trial.choice)}  seed {trial.seed}"
+        label = f"{number}/{len(trials)}  {words_of(trial.choice)}  seed {trial.seed}"
         report.say(f"{label}  {told}{again}", shown=progress)
         rows.append(row)
     flat = ({**row, **row["settings"], **row} for row in rows)  # columns of a trial come first
@@ -177,7 +177,7 @@ def plan(
     ]
 
 
-def spell(choice: Mapping[str, Any]) -> str:
+def words_of(choice: Mapping[str, Any]) -> str:
     """A choice of settings in one line: width=32 model=mf."""
     return " ".join(f"{name}={show(value)}" for name, value in choice.items())
 
@@ -193,7 +193,7 @@ def _trial(method: str, choice: dict[str, Any], seed: int, shared: dict[str, Any
     for config in build(method, settings):
         settled |= asdict(config)
     digest = hashlib.sha256(json.dumps([method, settled], sort_keys=True).encode()).hexdigest()
-    words = re.sub(r"[^\w.=+-]+", "_", spell(choice))[:NAMED]
+    words = re.sub(r"[^\w.=+-]+", "_", words_of(choice))[:NAMED]
     return Trial(f"{words}_seed={seed}-{digest[:8]}", choice, seed, settings)
 
 

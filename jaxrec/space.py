@@ -63,7 +63,7 @@ def read_space(method: str, given: Mapping[str, Any], source: str = "") -> Space
     return space
 
 
-def read_words(words: Sequence[str]) -> dict[str, Any]:
+def space_of_words(words: Sequence[str]) -> dict[str, Any]:
     """`NAME=VALUE,VALUE ...` and `NAME=log(LOW,HIGH) ...` -> a space by name, not yet checked."""
     given = {}
     for word in re.findall(r"(?:\([^()]*\)|\[[^][]*\]|[^\s])+", " ".join(words)):

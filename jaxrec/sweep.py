@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxrec import report
-from jaxrec.commands import REFUSALS, callable_module, drop_empty, new_folder
+from jaxrec.commands import REFUSALS, callable_module, folder_for
 from jaxrec.config import (
     coerce,
     method_module,
@@ -27,8 +27,8 @@ from jaxrec.config import (
     take_options,
 )
 from jaxrec.llm import LLMError
-from jaxrec.search import Sweep, read_sweep, show, spell, sweep
-from jaxrec.space import read_words as read_space_words
+from jaxrec.search import Sweep, read_sweep, show, sweep, words_of
+from jaxrec.space import space_of_words
 from jaxrec.types import SettingError
 
 PROGRAM = "python -m jaxrec.sweep"
@@ -77,18 +77,16 @@ def main(words: Sequence[str]) -> int:
     try:
         options, arguments = read(words)
         stem = f"sweep-{arguments['method']}-{Path(arguments['data']).stem}"
-        out = options.resume or options.out or new_folder(stem)
         quietly = {"retry": options.retry, "progress": not options.quiet}
-        found = sweep(out=out, **quietly, **arguments)
+        with folder_for(stem, options.resume or options.out) as out:
+            found = sweep(out=out, **quietly, **arguments)
     except (*REFUSALS, OSError, LLMError) as error:
         report.say(f"error: {error}")
-        drop_empty(out)
         return 2
     except KeyboardInterrupt as error:
         report.say(f"{error or 'stopped'}")
         if out and (out / "sweep.json").exists():
             report.say(f"continue with: {PROGRAM} --resume {out}")
-        drop_empty(out)
         return 130
     if options.json:
         print(json.dumps(json.loads((out / "winner.json").read_text()) if found.runs else None))
@@ -131,9 +129,9 @@ def _asked(options: Options, table: dict[str, Any]) -> dict[str, Any]:
     own = {name: _own(name, table.pop(name)) for name in OWN if name in table}
     if options.random:
         own["random"] = _whole(options.random[:1], "random")[0]
-        table = read_space_words(options.random[1:])
+        table = space_of_words(options.random[1:])
     elif options.grid:
-        own["random"], table = 0, read_space_words(options.grid)
+        own["random"], table = 0, space_of_words(options.grid)
     if options.seeds:
         own["seeds"] = _whole(",".join(options.seeds).split(","), "seeds")
     if options.draw_seed is not None:
@@ -170,11 +168,11 @@ def tables(found: Sweep) -> Iterator[Table | str]:
     if finished:
         yield shown
     for choice in found.choices[len(finished) :]:
-        yield escape(f"failed: {spell(choice.settings)}: {choice.error}")
+        yield escape(f"failed: {words_of(choice.settings)}: {choice.error}")
     if found.runs:
         tested = {f"seed {run.run.seed}": run.values for run in found.runs}
         protocol = found.runs[0].protocol.rpartition("; seed")[0]
-        yield escape(f"best by validation: {spell(found.choices[0].settings)}")
+        yield escape(f"best by validation: {words_of(found.choices[0].settings)}")
         yield report.table(tested, protocol=protocol)
         yield from (escape(f"run folder: {run.out}") for run in found.runs)
 

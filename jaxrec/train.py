@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from jaxrec import report
-from jaxrec.commands import REFUSALS, callable_module, drop_empty, new_folder
+from jaxrec.commands import REFUSALS, callable_module, folder_for
 from jaxrec.config import (
     Files,
     Output,
@@ -51,15 +51,15 @@ def main(words: Sequence[str]) -> int:
         if files.resume:
             method = method or read_record(files.resume)["method"]
         settings |= read_words(method or "fedcia", words)
-        out = files.resume or files.out or new_folder(_stem(method or "fedcia", settings))
-        given = {} if files.resume else {"out": out}
+        stem = _stem(method or "fedcia", settings)
         data, trackers = settings.pop("data", None), ",".join(output.track).split(",")
-        with tracking([name for name in trackers if name], out) as track:
+        trackers = [name for name in trackers if name]
+        with folder_for(stem, files.resume or files.out) as out, tracking(trackers, out) as track:
+            given = {} if files.resume else {"out": out}
             given |= {"track": track, "progress": not output.quiet}
             result = train(method, data, resume=files.resume, **given, **settings)
     except (*REFUSALS, OSError) as error:
         report.say(f"error: {error}")
-        drop_empty(out)
         return 2
     except LLMError as error:
         report.say(f"error: {error}")
@@ -88,7 +88,6 @@ def _leave(folder: Path | None) -> None:
     """Say how a run that was stopped goes on, if it had begun."""
     if folder and (folder / "config.json").exists():
         report.say(f"continue with: {PROGRAM} --resume {folder}")
-    drop_empty(folder)
 
 
 callable_module(__name__, train)

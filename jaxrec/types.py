@@ -28,7 +28,7 @@ class SettingError(ValueError):
 
 
 class CheckpointError(RuntimeError):
-    """What a run or a search left is missing, damaged, or of another one; the message says which."""
+    """What a run or search has left is missing, damaged or of another one; says which."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -414,13 +414,16 @@ def test_wrong_words_are_one_clear_error(trained, copied, tmp_path, capsys):
     assert "metric = 'NDGC@10'" in metric and metric.endswith("the nearest is 'NDCG@10'")
     assert "no run folder given" in nothing
     assert not (tmp_path / "absent").exists()
+    with pytest.raises(SettingError, match="was not measured"):
+        page([run], "NDCG@10/se")
     with pytest.raises(SettingError, match="the same run twice"):
         page([run, copied])
     with pytest.raises(SettingError, match="users = 0"):
         page([run], users=0)
-    with pytest.raises(CheckpointError, match="damaged"):
-        (copied / "config.json").write_text("{")
-        page([copied])
+    for name in ("result.json", "config.json"):
+        (copied / name).write_text("{}")
+        with pytest.raises(CheckpointError, match="damaged"):
+            page([copied])
 
 
 @pytest.mark.parametrize("log", [False, True])

@@ -98,7 +98,7 @@ def test_rows_are_read_and_a_cut_line_is_dropped(tmp_path):
 def test_a_damaged_line_is_refused_by_number(tmp_path, bad):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"round": 1, "seconds": 0.1}}\n{bad}\n{{"round": 3, "seconds": 0.1}}\n')
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 2: damaged, lacks (round|sec)"):
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 2: damaged, lacks "):
         report.read_rows(path)
 
 

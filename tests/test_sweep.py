@@ -18,12 +18,12 @@ import pytest
 import jaxrec
 from jaxrec import report, search
 from jaxrec.checkpoint import CheckpointError
-from jaxrec.config import read_toml, settings
+from jaxrec.config import RunConfig, read_toml, settings
 from jaxrec.data.synthetic import synthetic
 from jaxrec.methods import METHODS
 from jaxrec.run import train
 from jaxrec.search import plan
-from jaxrec.space import Range, draw, grid, read_space, read_words
+from jaxrec.space import MAY_DIFFER, Range, draw, grid, read_space, space_of_words
 from jaxrec.sweep import Options, main, read
 from jaxrec.types import DataError, SettingError
 
@@ -243,6 +243,54 @@ jaxrec.sweep("toy", {str(folder)!r}, out={str(out)!r}, space={space!r}, **{long!
     assert wider.trials[:3] == found.trials
 
 
+def test_another_space_finds_the_trials_that_it_shares(dataset, tmp_path, trained):
+    out = tmp_path / "sweep"
+    first = run(dataset, out, space={"width": [2, 3]}, noise=0.1)
+    trained.clear()
+    other = run(dataset, out, space={"noise": [0.1, 3.0], "width": [2]})
+    assert trained[0].startswith("noise=3_width=2")
+    assert not [name for name in trained if name.startswith("noise=0.1")]
+    assert (other.trials[0]["trial"], other.trials[0]["valid"]) == (
+        first.trials[0]["trial"],
+        first.trials[0]["valid"],
+    )
+    assert other.trials[0]["settings"] == {"noise": 0.1, "width": 2}
+
+
+def test_a_winner_that_went_on_since_is_refused(dataset, tmp_path):
+    out = tmp_path / "sweep"
+    found = run(dataset, out, space={"width": [2]})
+    train(data=dataset, resume=found.runs[0].out, rounds=6, progress=False)
+    with pytest.raises(CheckpointError, match="has taken 6 rounds, and 4 when it won"):
+        run(dataset, out, space={"width": [2]})
+    assert not (out / "winner.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "bad", "message"),
+    [
+        ("sweep.json", "{}", "sweep.json: damaged"),
+        ("sweep.json", '{"method": "toy", "data": 3}', "sweep.json: damaged .*data = 3"),
+        ("trials.jsonl", '{"trial": "x"}\n', "trials.jsonl, line 1: damaged, lacks "),
+        ("trials.jsonl", "{\n{}\n", "trials.jsonl, line 1: damaged"),
+    ],
+)
+def test_a_damaged_search_is_refused_and_left_as_it_is(file, bad, message, dataset, tmp_path):
+    run(dataset, tmp_path, space={"width": [2]})
+    (tmp_path / file).write_text(bad)
+    with pytest.raises(CheckpointError, match=message):
+        run(dataset, tmp_path, space={"width": [2]})
+    assert (tmp_path / file).read_text() == bad
+
+
+def test_a_refused_command_leaves_the_folder_it_was_given(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for out, kept in (("mine", True), ("new", False)):
+        words = ["toy", "--grid", "width=0,1", "--out", str(tmp_path / out)]
+        assert main(words) == 2
+        assert (tmp_path / out).exists() == kept
+
+
 def test_ctrl_c_says_how_to_go_on(folder, tmp_path, monkeypatch, capsys):
     def interrupted(*args, **rest):
         raise KeyboardInterrupt("toy: stopped after round 2")
@@ -274,6 +322,16 @@ def test_a_folder_of_other_data_or_of_a_run_is_refused(dataset, tmp_path):
         run(dataset, trial, space={"width": [2]})
     with pytest.raises(CheckpointError, match="no search"):
         search.read_sweep(tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(RunConfig.__dataclass_fields__))
+def test_a_setting_of_the_run_is_searched_only_where_it_changes_no_measure(name):
+    value = getattr(RunConfig(), name)
+    if name in MAY_DIFFER:
+        assert read_space("toy", {name: [value]}) == {name: (value,)}
+    else:
+        with pytest.raises(SettingError, match=f"^{name}: "):
+            read_space("toy", {name: [value]})
 
 
 @pytest.mark.parametrize(
@@ -324,7 +382,7 @@ def test_absent_data_are_refused_before_any_trial(tmp_path):
 
 def test_words_of_a_space():
     words = ["width=2,3 noise=.5,1e-3", "on-host=true,false", "shots=one,'two'", "noise2=log(1, 2)"]
-    assert read_words(words) == {
+    assert space_of_words(words) == {
         "width": [2, 3], "noise": [0.5, 0.001], "on-host": [True, False], "shots": ["one", "two"],
         "noise2": "log(1, 2)",
     }  # fmt: skip

@@ -10,6 +10,7 @@ import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jaxrec import report
 from jaxrec.config import unknown
@@ -56,8 +57,8 @@ def main(words: Sequence[str]) -> int:
     for kind, lines in (("note", found.notes), ("wrong", found.problems)):
         for line in lines:
             console.print(f"{kind}: {line}", markup=False, soft_wrap=True)
-    left = " Without the rows named, it is what stands above." if found.dataset else ""
     number = len(found.problems)
+    left = " What stands above is without the rows named." if found.left_out else ""
     print(f"{number} to mend.{left}" if number else "Nothing is wrong.")
     return 2 if number else 0
 
@@ -89,7 +90,7 @@ def _numbers(dataset: Dataset) -> Table:
         lines["time"] = _span(rows["timestamp"])
     shown = Table(box=box.SIMPLE_HEAD, show_header=False)
     for name, text in {dataset.name: "", **lines}.items():
-        shown.add_row(name, text)
+        shown.add_row(Text(name), text)
     return shown
 
 

@@ -61,12 +61,13 @@ class Findings(NamedTuple):
     dataset: Dataset | None  # without the rows at fault; None if nothing can be read
     problems: list[str]  # each would stop a run; file, column, row, value and remedy
     notes: list[str]  # what is done about the data, or worth knowing
+    left_out: bool  # whether rows at fault were left out of the dataset
 
 
 def examine(name_or_path: str | Path, *, progress: bool = True) -> Findings:
     """Read a data set as `load` does, past every fault that rows have."""
     problems: list[str] = []
-    dataset = None
+    dataset, left_out = None, False
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -76,12 +77,13 @@ def examine(name_or_path: str | Path, *, progress: bool = True) -> Findings:
                 where = located(name_or_path, progress=progress)
                 dataset = read(*where, partial(_assemble, problems))
             if dataset:
-                after = ", once the rows named before are left out" if problems else ""
+                left_out = bool(problems)
+                after = ", once the rows named before are left out" if left_out else ""
                 problems += [problem + after for problem in _not_ready(dataset)]
         except DataError as error:
             problems.append(str(error))
     notes = list(dict.fromkeys(str(each.message) for each in caught))
-    return Findings(dataset, problems, notes + (_notes(dataset) if dataset else []))
+    return Findings(dataset, problems, notes + (_notes(dataset) if dataset else []), left_out)
 
 
 def knows(dataset: Dataset) -> dict[str, bool]:

@@ -88,6 +88,8 @@ class Table(NamedTuple):
         if missing:
             one = len(found) == 1 and next((mark for mark in ";|\t," if mark in found[0]), None)
             remedy = "Rename the column that holds it."
+            if any(name.replace(".", "", 1).isdecimal() for name in found):
+                remedy = "If that is the first row, put a line with the columns' names before it."
             if one:
                 remedy = (
                     f"Its fields are separated by {one!r}: write .csv with ',' or .tsv with tabs."
@@ -166,10 +168,12 @@ def _times(table: Table, column: str) -> np.ndarray:
     values = table.frame[column]
     if not pd.api.types.is_datetime64_any_dtype(values):
         numbers = pd.to_numeric(values, errors="coerce")
-        if pd.api.types.is_integer_dtype(numbers) and not numbers.isna().any():
+        if pd.api.types.is_signed_integer_dtype(numbers) and not numbers.isna().any():
             return numbers.to_numpy("int64")
         if numbers.notna().any():
-            return np.floor(_numbers(table, column)).astype("int64")
+            floats = np.floor(_numbers(table, column))
+            table.refuse(np.abs(floats) >= 2.0**63, column, "is outside 64 bits")
+            return floats.astype("int64")
     dates = pd.to_datetime(values, format="ISO8601", errors="coerce", utc=True)
     table.refuse(dates.isna(), column, "is neither a number nor an ISO 8601 date")
     return (dates - pd.Timestamp(0, tz="UTC")).dt.total_seconds().to_numpy("int64")
@@ -203,7 +207,11 @@ def _raw_ids(table: Table, column: str) -> tuple[np.ndarray, np.ndarray]:
     """(code of each row, distinct ids in order). Text that is all whole numbers is integers."""
     values = table.frame[column]
     table.refuse(values.isna(), column, "is missing: every row needs an id")
-    codes, raw = pd.factorize(values)
+    try:
+        codes, raw = pd.factorize(values)
+    except TypeError:  # such as lists in a parquet
+        table.refuse(values.map(pd.api.types.is_list_like), column, "is neither text nor number")
+        raise
     raw = np.asarray(raw)
     if not np.issubdtype(raw.dtype, np.number):
         text = pd.Series(raw).astype(str)
@@ -212,6 +220,7 @@ def _raw_ids(table: Table, column: str) -> tuple[np.ndarray, np.ndarray]:
     if raw.dtype != object:
         table.refuse((raw % 1 != 0)[codes], column, "is not a whole number")
         table.refuse((raw < 0)[codes], column, "is negative: ids count from 0")
+        table.refuse((raw >= 2.0**63)[codes], column, "is outside 64 bits: write it as text")
         raw = raw.astype("int64")
     ids, rank = np.unique(raw, return_inverse=True)
     return rank[codes], ids

@@ -142,12 +142,15 @@ def table(results: Mapping[str, Row], *, k: int | None = None, protocol: str = "
     """
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     names = _columns(results, k)
     best = {
         name: max(_number(result, f"test/{name}") for result in results.values()) for name in names
     }
-    shown = Table(caption=protocol or None, caption_justify="left", box=box.SIMPLE_HEAD)
+    shown = Table(
+        caption=Text(protocol) if protocol else None, caption_justify="left", box=box.SIMPLE_HEAD
+    )
     shown.add_column("test", no_wrap=True)
     for name in [*names, "MB per client", "seconds"]:
         shown.add_column(name, justify="right")
@@ -156,9 +159,10 @@ def table(results: Mapping[str, Row], *, k: int | None = None, protocol: str = "
         for name in names:
             value, error = _number(result, f"test/{name}"), result.get(f"test/{name}/se")
             text = f"{value:.4f}" + ("" if error is None else f" ±{error:.4f}")
-            cells.append(f"[bold]{text}[/bold]" if value == best[name] else text)
+            cells.append(Text(text, "bold" if value == best[name] else ""))
         seconds = sum(result[f"seconds/{part}"] for part in ("compile", "train", "evaluate"))
-        shown.add_row(method, *cells, f"{result['bytes/per_client'] / 1e6:.2f}", f"{seconds:.1f}")
+        cells += [f"{result['bytes/per_client'] / 1e6:.2f}", f"{seconds:.1f}"]
+        shown.add_row(Text(method), *cells)
     return shown
 
 
@@ -170,6 +174,7 @@ def traffic_table(results: Mapping[str, Row]) -> Any:
     """
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     most = max(results, key=lambda method: results[method]["bytes/total"])
     parts = {"setup": "set-up", "codes": "code tables", "refresh": "refreshes"}
@@ -184,7 +189,7 @@ def traffic_table(results: Mapping[str, Row]) -> Any:
     for name in ["up per client and round", "down per client and round", *each, "federation"]:
         shown.add_column(name, justify="right")
     if len(results) > 1:
-        shown.add_column(f"fewer than {most}", justify="right")
+        shown.add_column(Text(f"fewer than {most}"), justify="right")
     for method, result in results.items():
         total = result["bytes/total"]
         share = result["bytes/per_client"] / total if total else 0.0
@@ -197,7 +202,7 @@ def traffic_table(results: Mapping[str, Row]) -> Any:
         ]
         times = results[most]["bytes/total"] / total if total else 0.0
         fewer = f"{times:,.{1 if times < 100 else 0}f}x" if times and method != most else ""
-        shown.add_row(method, *map(_size, sizes), *([fewer] if len(results) > 1 else []))
+        shown.add_row(Text(method), *map(_size, sizes), *([fewer] if len(results) > 1 else []))
     return shown
 
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from rich.markup import escape
 
 from jaxrec import comparison, report
 from jaxrec.compare import caption, tables
@@ -90,6 +89,7 @@ def metric_of(field: Field, wanted: str | None) -> str:
     metric = wanted or next(iter(field.values())).run.settings["monitor"]
     names = [name for one in field.values() for row in one.rows[:1] for name in row]
     names = [name.removeprefix("valid/") for name in names if name.startswith("valid/")]
+    names = [name for name in names if "/" not in name]  # not a standard error or a spread
     if names and not report.measured(metric, names):
         raise unknown(f"metric = {metric!r}: was not measured", metric, names)
     return metric
@@ -98,7 +98,7 @@ def metric_of(field: Field, wanted: str | None) -> str:
 def results(field: Field) -> list[Html]:
     """Test metrics and bytes, as after training; runs that have not ended are named."""
     keys = {name: one.colour for name, one in field.items()}
-    ended = {escape(name): one.run.values for name, one in field.items() if one.run.values}
+    ended = {name: one.run.values for name, one in field.items() if one.run.values}
     told = [one.record.get("protocol", "").rpartition("; seed")[0] for one in field.values()]
     parts = [sentence(protocol) for protocol in dict.fromkeys(told)]
     if ended:

@@ -120,6 +120,7 @@ def test_a_column_that_is_wrong_throughout_is_left_out_and_a_key_ends_the_check(
         ("user;item\n1;2\n", ["separated by ';'", "write .csv with ','"]),
         ("user,item\n", ["no interactions"]),
         ("user,item,itemid\n1,2,3\n", ["could each be 'item'"]),
+        ("1,2,5.0\n1,3,4.0\n", ["no column 'user'", "put a line with the columns' names before"]),
     ],
 )
 def test_what_cannot_be_read_at_all_is_one_problem(text, parts, tmp_path, capsys):
@@ -133,6 +134,36 @@ def test_what_cannot_be_read_at_all_is_one_problem(text, parts, tmp_path, capsys
     assert str(error.value) == problem
     assert main(["check", str(path)]) == 2
     assert capsys.readouterr().out == f"wrong: {problem}\n1 to mend.\n"
+
+
+def test_values_that_no_column_can_hold_are_problems(tmp_path):
+    path = write(tmp_path, "user,item,timestamp\n1,2,3\n1,3,1e30\n2,3,-2e19\n")
+    problem = examine(path).problems[0]
+    assert "column 'timestamp', line 3: 1e30 is outside 64 bits (2 such rows" in problem
+    table = pd.DataFrame({"user": [1, 1e30], "item": [2, 3]})
+    table.to_parquet(tmp_path / "large.parquet")
+    problem = examine(tmp_path / "large.parquet").problems[0]
+    assert "column 'user', row 1: 1e+30 is outside 64 bits" in problem
+    table = pd.DataFrame({"user": [1, 1], "item": [[1], [2, 3]]})
+    table.to_parquet(tmp_path / "lists.parquet")
+    problem = examine(tmp_path / "lists.parquet").problems[0]
+    assert "column 'item', row 0: [1] is neither text nor number" in problem
+
+
+def test_names_with_brackets_are_shown_as_they_are(tmp_path, capsys):
+    path = write(tmp_path, "user,item\n1,2\n", "my [red] rows.csv")
+    main(["check", str(path)])
+    assert "my [red] rows" in capsys.readouterr().out
+
+
+def test_what_is_wrong_with_the_whole_names_no_rows(tmp_path, capsys):
+    items = pd.DataFrame({"item": [2, 3], "title": ["a", "b"]})
+    users = pd.DataFrame({"user": [1, 2]})
+    rows = pd.DataFrame({"user": [1, 1], "item": [2, 3]})
+    for name, table in {"items": items, "users": users, "interactions": rows}.items():
+        table.to_parquet(tmp_path / f"{name}.parquet")
+    assert main(["check", str(tmp_path)]) == 2
+    assert capsys.readouterr().out.endswith("2 to mend.\n")
 
 
 def test_repeats_ties_and_short_histories_are_notes(tmp_path):
