@@ -8,6 +8,8 @@ and with the same compiled steps; the table says whether the states agree to the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 
@@ -15,9 +17,21 @@ import jaxrec
 from benchmarks.common import Bench, timed
 from jaxrec.config import read_settings, reads_text
 from jaxrec.prepare import prepare
+from jaxrec.types import Method
 
 SEEDS, ROUNDS = 4, 5
 METHODS = "fedavg", "fedcia", "rqfedrec", "sequential", "agentcf"
+
+
+def both(method: Method) -> dict[str, Callable]:
+    """Functions (keys, data) -> the states that the keys lead to, by what they do."""
+
+    def train(key, data):
+        step = lambda state, key: method.step(state, data, key)
+        return jax.lax.scan(step, method.init(key, data), jax.random.split(key, ROUNDS))[0]
+
+    in_turn = lambda keys, data: jax.lax.map(lambda key: train(key, data), keys)
+    return {"one after another": in_turn, "one vmap": jax.vmap(train, in_axes=(0, None))}
 
 
 def main(bench: Bench, quick: bool) -> None:
@@ -26,19 +40,8 @@ def main(bench: Bench, quick: bool) -> None:
         run, config = read_settings(name, None, {"data": "synthetic"})
         prepared = prepare(run, text=reads_text(name, config), progress=False)
         method, data = jaxrec.METHODS[name].make(config, prepared.sizes), prepared.data
-
-        def train(key, data, method=method):
-            step = lambda state, key: method.step(state, data, key)
-            return jax.lax.scan(step, method.init(key, data), jax.random.split(key, ROUNDS))[0]
-
-        forms = {
-            "one after another": lambda keys, data, train=train: jax.lax.map(
-                lambda key: train(key, data), keys
-            ),
-            "one vmap": jax.vmap(train, in_axes=(0, None)),
-        }
         states = []
-        for form, function in forms.items():
+        for form, function in both(method).items():
             state, timing = timed(function, keys, data)
             states.append(jax.tree.leaves(state))
             bench.report(f"{name}, {len(keys)} seeds, {ROUNDS} rounds, {form}", timing)

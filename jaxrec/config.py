@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
-import re
 import tomllib
 import types
 import typing
@@ -19,6 +18,7 @@ from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from jaxrec import mesh
 from jaxrec.methods import METHODS
 from jaxrec.types import Data, SettingError
 
@@ -83,7 +83,8 @@ class RunConfig:
     baselines: tuple[str, ...] = ("fedavg", "local_only", "popularity")
     """Methods trained after this one on the same data, each with its own defaults."""
     mesh: str = ""
-    """Devices along the client axis, such as clients=8; empty: one device."""
+    """Devices that the work is divided over, such as clients=8, batch=8 or users=8, whichever the
+    method divides; empty: one device."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -107,16 +108,13 @@ class RunConfig:
             raise unknown(f"monitor = {self.monitor!r}: is not measured", self.monitor, known)
         for name in self.baselines:
             method_module(name)
-        self.devices  # noqa: B018
+        mesh.read(self.mesh)
 
     @property
-    def devices(self) -> int:
-        """Devices along the client axis."""
-        if not self.mesh:
-            return 1
-        match = re.fullmatch(r"clients=([1-9]\d*)", self.mesh)
-        _require(match, "mesh", self.mesh, "clients=N, N devices along the client axis")
-        return int(match[1])
+    def client_devices(self) -> int:
+        """Devices that the clients are divided over."""
+        axis, number = mesh.read(self.mesh)
+        return number if axis == "clients" else 1
 
 
 @dataclass(frozen=True)

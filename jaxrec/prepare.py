@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 import jaxrec
+from jaxrec import mesh
 from jaxrec.config import RunConfig
 from jaxrec.data.pack import history, pack
 from jaxrec.data.partition import partition
@@ -58,7 +59,7 @@ def prepare(
 
     Raises DataError for bad data, SettingError for settings that do not fit it.
     """
-    mesh = _mesh(run)
+    devices = mesh.make(run.mesh)
     dataset = core(dataset or load(run.data, progress=progress), run.min_user, run.min_item)
     how = _chosen(run.split, "split", "ratio", dataset)
     dataset = split(dataset, how, run.valid, run.test, run.seed)
@@ -66,7 +67,7 @@ def prepare(
     who = _chosen(run.partition, "client", "blocks", dataset)
     clients = min(run.clients, dataset.num_users)
     dataset = partition(dataset, who, clients, run.alpha, run.seed)
-    data, sizes = pack(dataset, multiple=run.devices)
+    data, sizes = pack(dataset, multiple=run.client_devices)
     described = vectors(dataset, run.text, progress=progress) if text else None
     if described:
         data = data._replace(text=jnp.asarray(described.vectors))
@@ -74,8 +75,8 @@ def prepare(
         written = strings.pack(titled(dataset.items), TITLED)
         data = data._replace(written=jax.tree.map(jnp.asarray, written))
     known = data._replace(history=history(dataset, TEST))
-    if mesh:
-        place = lambda data: jax.device_put(data, shardings(data, data, mesh))
+    if devices:
+        place = lambda data: jax.device_put(data, mesh.shardings(data, data, sizes, devices))
         data, known = place(data), place(known)
     plan = partial(
         make_plan,
@@ -90,21 +91,7 @@ def prepare(
     )
     apart = {name: plan(TEST, only=only) for name, only in _apart(dataset, run).items()}
     record = _record(dataset, sizes, run, how, who, described)
-    return Prepared(dataset, data, known, sizes, plan(VALID), plan(TEST), apart, mesh, record)
-
-
-def shardings(tree: Any, data: Data, mesh: Mesh | None) -> Any:
-    """How each array of `tree` lies on the mesh; None without one.
-
-    An array whose first axis is as long as a bucket's client axis is divided along it, everything
-    else is copied to every device. Where an array lies changes no result beyond rounding.
-    """
-    if mesh is None:
-        return None
-    lengths = {len(bucket.client) for bucket in data.clients}
-    along, copied = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("clients",), ()))
-    divided = lambda leaf: leaf.ndim > 0 and leaf.shape[0] in lengths
-    return jax.tree.map(lambda leaf: along if divided(leaf) else copied, tree)
+    return Prepared(dataset, data, known, sizes, plan(VALID), plan(TEST), apart, devices, record)
 
 
 def _apart(dataset: Dataset, run: RunConfig) -> dict[str, np.ndarray]:
@@ -121,17 +108,6 @@ def _apart(dataset: Dataset, run: RunConfig) -> dict[str, np.ndarray]:
         found["new to domain"] = ~np.isin(pair, pair[train])
     held = held_out(dataset, TEST, run.catalogue)
     return {name: only for name, only in found.items() if (only & held).any()}
-
-
-def _mesh(run: RunConfig) -> Mesh | None:
-    if run.devices == 1:
-        return None
-    devices = jax.devices()
-    if len(devices) < run.devices:
-        raise SettingError(
-            f"mesh = {run.mesh!r}: jax sees {len(devices)} {devices[0].platform} device(s)"
-        )
-    return Mesh(np.array(devices[: run.devices]), ("clients",))
 
 
 def _chosen(how: str, column: str, otherwise: str, dataset: Dataset) -> str:

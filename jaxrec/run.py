@@ -24,8 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from jax.sharding import Mesh
 
-from jaxrec import checkpoint, report
+from jaxrec import checkpoint, mesh, report
 from jaxrec.config import (
     RunConfig,
     baseline_settings,
@@ -41,7 +42,7 @@ from jaxrec.data.pack import pack
 from jaxrec.evaluate import Evaluation, evaluator
 from jaxrec.federated import communication
 from jaxrec.federated.communication import Ledger
-from jaxrec.prepare import Prepared, prepare, shardings
+from jaxrec.prepare import Prepared, prepare
 from jaxrec.types import Data, Dataset, Method, SettingError, Sizes
 
 ALWAYS = (  # in a result, whatever the method
@@ -184,8 +185,10 @@ def train(
     if record:
         _check_record(record, prepared, out)
     for name, own in configs.items():  # a baseline that cannot run is refused before the first hour
-        method_module(name).make(own, prepared.sizes)
+        made = method_module(name).make(own, prepared.sizes)
         check_data(name, own, prepared.data)
+        if name == method:
+            mesh.check(run.mesh, name, made.axis)
 
     result = _train_one(method, run, config, prepared, out, hold_test, track, progress)
     baselines = {}
@@ -214,8 +217,8 @@ def reopen(out: str | Path, data: Dataset | None = None, *, progress: bool = Tru
     text, titles = reads_text(name, config), reads_titles(name)
     here = replace(run, mesh="")
     prepared = prepare(here, data, text=text, titles=titles, progress=progress)
-    if run.devices > 1:  # states have the mesh's padding
-        clients = pack(prepared.dataset, multiple=run.devices)[0].clients
+    if run.client_devices > 1:  # states have the mesh's padding
+        clients = pack(prepared.dataset, multiple=run.client_devices)[0].clients
         prepared = prepared._replace(data=prepared.data._replace(clients=clients))
     _check_record(record, prepared, out)
     method = method_module(name).make(config, prepared.sizes)
@@ -308,10 +311,11 @@ def _fit(
     Returns the memory of the last round, the state of the best one and that of the last one.
     """
     run, out, data, clients = job.run, job.out, job.prepared.data, job.clients
-    mesh_place = shardings(state, data, job.prepared.mesh)
-    advance = _advancer(job.method, data, key, mesh_place)
+    devices = job.prepared.mesh
+    place = mesh.shardings(state, data, job.prepared.sizes, devices)
+    advance = _advancer(job.method, data, key, devices, place)
     evaluate = evaluator(job.method, job.prepared.valid, lists=False)
-    state = state if mesh_place is None else jax.device_put(state, mesh_place)
+    state = state if devices is None else jax.device_put(state, place)
     began, saved, saving = time.perf_counter(), memory.round, 0.0
     with report.Line(job.name, job.rounds, shown=job.progress) as line, _ctrl_c() as asked:
         while not job.done(memory):
@@ -382,11 +386,13 @@ def _starter(method: Method, key: jax.Array, prepared: Prepared) -> Callable[[],
     return lambda: init(key, prepared.data)
 
 
-def _advancer(method: Method, data: Data, key: jax.Array, place: Any) -> Callable:
+def _advancer(
+    method: Method, data: Data, key: jax.Array, devices: Mesh | None, place: Any
+) -> Callable:
     """A function (state, start, stop) -> (state, metrics, seconds compiling, seconds training).
 
-    Metrics are [stop - start, ...] by name. `place` is where the state lies on a mesh. One program
-    is compiled, and one more where the last chunk is shorter than the others.
+    Metrics are [stop - start, ...] by name. `place` is where the state lies on a mesh of devices.
+    One program is compiled, and one more where the last chunk is shorter than the others.
     """
 
     def chunk(state, data, key, numbers):
@@ -401,12 +407,13 @@ def _advancer(method: Method, data: Data, key: jax.Array, place: Any) -> Callabl
             history.append(metrics)
         return state, jax.tree.map(lambda *each: np.stack(each), *history), _finite(state)
 
-    placed = {} if place is None else {"out_shardings": (place, None, None)}
+    placed = {} if devices is None else {"out_shardings": (place, None, None)}
     jitted = jax.jit(chunk, donate_argnums=0, **placed)
     programs = {}
 
     def compile(*args):
-        with warnings.catch_warnings():
+        on_devices = jax.set_mesh(devices) if devices else contextlib.nullcontext()
+        with on_devices, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Some donated buffers were not usable")
             return jitted.lower(*args).compile()
 

@@ -151,6 +151,7 @@ class Method(NamedTuple):
     score: Callable[[Any, jax.Array], jax.Array]  # (served, users [B]) -> f32 [B, I]
     compiled: bool = True  # False: the step talks to a host and is not scanned
     one_shot: bool = False  # True: one step is the whole training
+    axis: str = "clients"  # that a mesh divides the step along; "": none, one device works
     traffic: Traffic = Traffic()  # what one client sends and receives
     rank: Callable | None = None  # (served, users [B], candidates [B, S]) -> f32 [B, S]
     forecast: Callable | None = None  # (data, steps, lists to rank, their length) -> words

@@ -386,15 +386,3 @@ def test_ctrl_c_saves_and_says_how_to_go_on(folder, tmp_path):
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     memory = json.loads((out / "checkpoint" / "index.json").read_text())["memory"]
     assert memory["round"] == rows[-1]["round"] < 4000
-
-
-def test_eight_devices_compute_what_one_computes(folder, tmp_path):
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    words = command("--data", folder, "--mesh", "clients=8", "--out", tmp_path / "eight")
-    done = subprocess.run(words, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    eight = json.loads((tmp_path / "eight" / "result.json").read_text())
-    one = train("toy", folder, progress=False).values
-    for name, value in timeless(one).items():
-        assert eight[name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
-    assert "8 x" in json.loads((tmp_path / "eight" / "config.json").read_text())["device"]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrec.mesh import divide
 from jaxrec.types import History
 
 
@@ -27,9 +28,9 @@ class Rows(NamedTuple):
     user: jax.Array  # int32 [B, L], U for padding
 
     def batch(self, number: jax.Array, size: int) -> Rows:
-        """Rows `number * size` to `(number + 1) * size`."""
+        """Rows `number * size` to `(number + 1) * size`, divided over a mesh of that axis."""
         cut = lambda array: jax.lax.dynamic_slice_in_dim(array, number * size, size)
-        return Rows(*map(cut, self))
+        return divide(Rows(*map(cut, self)), "batch")
 
 
 def spans(history: History, length: int, *, ahead: int) -> tuple[jax.Array, jax.Array]:

@@ -40,6 +40,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrec.data.pack import history_of
+from jaxrec.mesh import divide
 from jaxrec.ops import groups as interest
 from jaxrec.ops import linalg, memory, schedule
 from jaxrec.ops.groups import Groups
@@ -183,7 +184,8 @@ def make(config: Config, sizes: Sizes) -> Method:
         timed = events, when(level)
         part = lambda begin, end: jax.tree.map(lambda leaf: leaf[begin:end], timed)
 
-        memories, early = replay(state.memories, *part(0, head), shared=world)
+        memories = state.memories._replace(user=divide(state.memories.user, "users"))
+        memories, early = replay(memories, *part(0, head), shared=world)
         state = state._replace(memories=memories, seen=data.history, key=key)
         state = gathered(state, world, user[:head], item[:head], key_groups)
         weights = fitted(state, world, user[head:], item[head:], data.history, key_rivals)
@@ -282,7 +284,9 @@ def make(config: Config, sizes: Sizes) -> Method:
 
     parts = "a score adds counts of a user's group and the odds of a domain to inner products"
     alone = "an agent's memories come from living through events, one after another"
-    return Method(init, step, prepare, score, one_shot=True, vectors=parts, fold_in=alone)
+    return Method(
+        init, step, prepare, score, one_shot=True, axis="users", vectors=parts, fold_in=alone
+    )
 
 
 def vectors(state: State, world: World, rates: Rates) -> tuple[jax.Array, ...]:

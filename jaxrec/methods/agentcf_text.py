@@ -268,7 +268,7 @@ def make(config: Config, sizes: Sizes, complete: Complete | None = None) -> Meth
 
     return Method(
         init, step, prepare, score,
-        compiled=False, rank=rank, forecast=forecast, account=account,
+        compiled=False, axis="", rank=rank, forecast=forecast, account=account,
     )  # fmt: skip
 
 

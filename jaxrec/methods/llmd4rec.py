@@ -353,8 +353,8 @@ def make(config: Config, sizes: Sizes) -> Method:
     label = _label(config) if down else {}
     forecast = (lambda *_: RANDOM) if label else None
     return Method(
-        init, step, prepare, alone.score, forecast=forecast, account=account, vectors=tuple,
-        fold_in=prepare,
+        init, step, prepare, alone.score, axis="batch", forecast=forecast, account=account,
+        vectors=tuple, fold_in=prepare,
     )  # fmt: skip
 
 

@@ -141,7 +141,7 @@ def make(config: Config, sizes: Sizes) -> Method:
     def score(served: Served, users: jax.Array) -> jax.Array:
         return served.user[users] @ served.item.T
 
-    return Method(init, step, prepare, score, vectors=tuple, fold_in=prepare)
+    return Method(init, step, prepare, score, axis="batch", vectors=tuple, fold_in=prepare)
 
 
 def build(key: jax.Array, config: Config, items: int) -> nnx.Module:
