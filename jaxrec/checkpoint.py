@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec.mesh import on_host
 from jaxrec.report import write_json
 from jaxrec.types import CheckpointError
 
@@ -29,7 +30,7 @@ Arrays = dict[str, np.ndarray]
 def to_arrays(state: Any) -> Arrays:
     """A state's leaves on the host by path, copied; a typed PRNG key becomes its words."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    return {_name(path): np.array(jax.device_get(_words(leaf))) for path, leaf in leaves}
+    return {_name(path): np.array(on_host(_words(leaf))) for path, leaf in leaves}
 
 
 def to_state(arrays: Arrays, like: Any) -> Any:
@@ -146,7 +147,10 @@ def _orbax():
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
-    checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+    own = jax.process_index()  # the arrays are whole, and no other process is waited for
+    alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    checkpointer = ocp.Checkpointer(handler, multiprocessing_options=alone)
     try:
         yield checkpointer
     finally:

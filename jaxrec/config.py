@@ -137,6 +137,9 @@ class Output:
     """No live line; what is wrong is still said."""
     json: bool = False
     """Print the final values as one line of JSON in place of tables."""
+    distributed: str = ""
+    """Be one process of many: auto (Slurm, Kubernetes, TPU, ...) or HOST:PORT,N,K, where process 0
+    listens, their number and which this is. The first one writes, and needs --out or --resume."""
     track: tuple[str, ...] = ()
     """Also write every evaluation to tensorboard, wandb or mlflow."""
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
+from jaxrec.mesh import on_host
 from jaxrec.ops import ranking
 from jaxrec.types import TEST, VALID, DataError, Dataset, Method, SettingError
 
@@ -342,7 +343,7 @@ def evaluator(
         run = _list_ranker(method, plan, names)
 
     def evaluate(state, data) -> Evaluation:
-        values, spread = jax.device_get(run(state, data, plan.buckets))
+        values, spread = on_host(run(state, data, plan.buckets))
         real = plan.lines["user"] >= 0
         values, lines = values[real], plan.lines[real].reset_index(drop=True)
         users = lines["user"].to_numpy()

@@ -24,8 +24,43 @@ AXES = get_args(Axis)
 Tree = TypeVar("Tree")
 
 
+def join(launch: str) -> None:
+    """Become one of the processes of a launch, which then see each other's devices.
+
+    `launch` is "auto" where JAX finds out by itself (Slurm, Open MPI, Kubernetes, Cloud TPU), else
+    "HOST:PORT,N,K": where process 0 listens, how many there are, and which of them this one is.
+    To be called before anything is computed. Raises SettingError where it cannot be done.
+    """
+    match = re.fullmatch(r"([^,\s]+:\d+),(\d+),(\d+)", launch)
+    if launch != "auto" and not match:
+        raise SettingError(f"distributed = {launch!r}: must be auto or HOST:PORT,N,K")
+    told = (match[1], int(match[2]), int(match[3])) if match else ()
+    try:
+        jax.distributed.initialize(*told)
+    except (RuntimeError, ValueError) as error:
+        raise SettingError(f"distributed = {launch!r}: {error}") from error
+
+
+def first() -> bool:
+    """Whether this process is the one that writes and tells, as a process on its own is."""
+    return jax.process_index() == 0
+
+
+def on_host(tree: Tree) -> Tree:
+    """The arrays of `tree` as NumPy's, whole in every process."""
+
+    def whole(leaf: Any) -> Any:
+        if getattr(leaf, "is_fully_addressable", True) or leaf.is_fully_replicated:
+            return leaf
+        everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())
+        gathered = jax.jit(lambda leaf: leaf, out_shardings=everywhere)(leaf)
+        return gathered.block_until_ready()  # two sums at once would mix their messages on CPUs
+
+    return jax.device_get(jax.tree.map(whole, tree))
+
+
 def read(words: str) -> tuple[Axis, int]:
-    """"batch=8" -> its axis and number of devices; one device, along clients, of no words.
+    """ "batch=8" -> its axis and number of devices; one device, along clients, of no words.
 
     Raises SettingError for anything else.
     """
@@ -54,6 +89,9 @@ def make(words: str) -> Mesh | None:
     if len(devices) < number:
         kind = devices[0].platform
         raise SettingError(f"mesh = {words!r}: jax sees {len(devices)} {kind} device(s)")
+    if jax.process_count() > 1 and number != len(devices):
+        many = f"{jax.process_count()} processes have {len(devices)} devices"
+        raise SettingError(f"mesh = {words!r}: {many}; divide the work over all of them")
     return None if number == 1 else Mesh(np.array(devices[:number]), (axis,))
 
 

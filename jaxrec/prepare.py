@@ -24,8 +24,9 @@ from jaxrec.data.sources import load
 from jaxrec.data.split import core, split, with_random_positives
 from jaxrec.data.text import ItemText, titled, vectors
 from jaxrec.evaluate import Plan, held_out, make_plan
+from jaxrec.federated import communication
 from jaxrec.ops import strings
-from jaxrec.types import TEST, TRAIN, VALID, Data, Dataset, SettingError, Sizes
+from jaxrec.types import TEST, TRAIN, VALID, Data, Dataset, Sizes
 
 TITLED = 1024  # bytes that are kept of an item's title, category and text
 
@@ -41,6 +42,7 @@ class Prepared(NamedTuple):
     test: Plan
     apart: dict[str, Plan]  # parts of the test split that are also reported by themselves
     mesh: Mesh | None
+    members: int  # clients of the federation that have interactions
     record: dict[str, Any]  # for config.json: data, protocol, versions, device
 
 
@@ -68,6 +70,7 @@ def prepare(
     clients = min(run.clients, dataset.num_users)
     dataset = partition(dataset, who, clients, run.alpha, run.seed)
     data, sizes = pack(dataset, multiple=run.client_devices)
+    members = communication.members(data)
     described = vectors(dataset, run.text, progress=progress) if text else None
     if described:
         data = data._replace(text=jnp.asarray(described.vectors))
@@ -91,7 +94,9 @@ def prepare(
     )
     apart = {name: plan(TEST, only=only) for name, only in _apart(dataset, run).items()}
     record = _record(dataset, sizes, run, how, who, described)
-    return Prepared(dataset, data, known, sizes, plan(VALID), plan(TEST), apart, devices, record)
+    return Prepared(
+        dataset, data, known, sizes, plan(VALID), plan(TEST), apart, devices, members, record
+    )
 
 
 def _apart(dataset: Dataset, run: RunConfig) -> dict[str, np.ndarray]:

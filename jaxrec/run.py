@@ -97,7 +97,7 @@ class Job(NamedTuple):
 
     @property
     def clients(self) -> int:
-        return communication.members(self.prepared.data)
+        return self.prepared.members
 
     @property
     def rounds(self) -> int:
@@ -114,7 +114,7 @@ class Job(NamedTuple):
         return memory.round >= self.rounds or bool(patience and memory.stale >= patience)
 
 
-RESUMABLE = ("rounds", "patience")
+RESUMABLE = ("rounds", "patience", "mesh")
 """The settings that may change when a run is resumed; a method's module may name more."""
 
 
@@ -171,7 +171,7 @@ def train(
         settings = _resumed(out, record, settings)
     elif out is not None:
         out = Path(out)
-        if (out / "config.json").exists():
+        if mesh.first() and (out / "config.json").exists():
             raise SettingError(f"{out}: holds a run already; resume it or choose another folder")
     if out and "[" in str(out.absolute()):
         raise SettingError(f"{out.absolute()}: orbax cannot save below '['; choose another folder")
@@ -195,10 +195,9 @@ def train(
     for name, configs in settled.items():
         folder = out and out / "baselines" / name
         baselines[name] = _train_one(name, *configs, prepared, folder, hold_test, track, progress)
-    if out:
+    if out and mesh.first():
         curves = {name: one.rows for name, one in {method: result, **baselines}.items()}
-        clients = communication.members(prepared.data)
-        report.write_curve(out / "curve.png", curves, run.monitor, clients)
+        report.write_curve(out / "curve.png", curves, run.monitor, prepared.members)
     return result._replace(baselines=baselines)
 
 
@@ -264,6 +263,8 @@ def _train_one(
         if stored:
             return _result(job, *stored, rows, best)
         best = checkpoint.to_arrays(best)
+    if not mesh.first():  # what is read is read, and one process writes
+        job, out = job._replace(out=None, progress=False, track=None), None
     if out:
         record = {"method": name, "settings": asdict(run) | asdict(config), **prepared.record}
         report.write_json(out / "config.json", record)
@@ -348,8 +349,9 @@ def _fit(
                 train=memory.train + training,
                 evaluate=memory.evaluate + evaluating,
             )
-            if better:
-                best = checkpoint.to_arrays(state)
+            # many processes gather together what one of them saves
+            arrays = checkpoint.to_arrays(state) if better or jax.process_count() > 1 else None
+            best = arrays if better else best
             rows.append(_row(memory, evaluation, metrics))
             if out:
                 report.append_row(out / "metrics.jsonl", rows[-1])
@@ -358,7 +360,8 @@ def _fit(
             elapsed = time.perf_counter() - began
             line.update(memory, name, value)
             if out and (saving <= SAVING_SHARE * elapsed or job.done(memory) or asked.is_set()):
-                saving += _timed(_save, job, memory, state, best)[1]
+                last = checkpoint.to_arrays(state) if arrays is None else arrays
+                saving += _timed(_save, job, memory, last, best)[1]
                 saved = memory.round
             if asked.is_set():
                 raise KeyboardInterrupt(f"{job.name}: stopped after round {memory.round}")
@@ -374,11 +377,10 @@ def _forecast(job: Job, memory: Memory) -> str:
     return job.method.forecast(job.prepared.data, steps, ranked, 1 + run.candidates)
 
 
-def _save(job: Job, memory: Memory, state: Any, best: checkpoint.Arrays) -> None:
-    last = memory.round, checkpoint.to_arrays(state)
-    best = memory.best_round, best
+def _save(job: Job, memory: Memory, last: checkpoint.Arrays, best: checkpoint.Arrays) -> None:
+    states = (memory.round, last), (memory.best_round, best)
     remembered = memory._asdict() | {"ledger": memory.ledger._asdict()}
-    checkpoint.save(job.out / "checkpoint", last, best, remembered, job.identity)
+    checkpoint.save(job.out / "checkpoint", *states, remembered, job.identity)
 
 
 def _starter(method: Method, key: jax.Array, prepared: Prepared) -> Callable[[], Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from jaxrec import report
+from jaxrec import mesh, report
 from jaxrec.commands import REFUSALS, callable_module, folder_for
 from jaxrec.config import (
     Files,
@@ -27,6 +27,7 @@ from jaxrec.config import (
 from jaxrec.llm import LLMError
 from jaxrec.run import read_record, train
 from jaxrec.track import tracking
+from jaxrec.types import SettingError
 
 PROGRAM = "python -m jaxrec.train"
 
@@ -45,6 +46,10 @@ def main(words: Sequence[str]) -> int:
             return 0
         files, words = take_options(Files, words)
         output, words = take_options(Output, words)
+        if output.distributed:
+            mesh.join(output.distributed)
+            if not (files.out or files.resume):
+                raise SettingError("--distributed: the processes share a folder; give --out")
         settings = {}
         if files.config:
             method, settings = read_toml(files.config, method)
@@ -58,6 +63,8 @@ def main(words: Sequence[str]) -> int:
             given = {} if files.resume else {"out": out}
             given |= {"track": track, "progress": not output.quiet}
             result = train(method, data, resume=files.resume, **given, **settings)
+        if not mesh.first():
+            return 0
     except (*REFUSALS, OSError) as error:
         report.say(f"error: {error}")
         return 2

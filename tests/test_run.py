@@ -4,7 +4,6 @@ import contextlib
 import importlib.util
 import itertools
 import json
-import os
 import random
 import shutil
 import signal

@@ -1,8 +1,5 @@
 """FedCIA against dense I x I matrices: what travels, what the server keeps, how clients align."""
 
-import os
-import subprocess
-import sys
 from functools import cache
 
 import jax
