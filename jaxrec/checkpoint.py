@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,15 +88,19 @@ def read_memory(folder: Path, identity: Mapping[str, str]) -> dict[str, Any] | N
     return index["memory"]
 
 
-def restore(folder: Path, which: str, like: Any) -> Any:
+def restore(folder: Path, which: str, like: Any, rows: Mapping[int, int] | None = None) -> Any:
     """The `which` ("last" or "best") state of a checkpoint, in the structure of `like`.
 
-    Raises CheckpointError if it is missing, damaged, or of other shapes than `like`.
+    `rows` says how many rows of a first axis of a length in `like` are no padding: the checkpoint
+    may have them with another padding. Raises CheckpointError if it is missing, damaged, or of
+    other shapes.
     """
     index = _index(folder)
     path = folder / index[which]
     expected = index["saved"][path.name]
-    shapes = _leaves(_shapes(like))
+    saved, wanted = expected["leaves"], _shapes(like)
+    target = {name: _as_saved(shape, saved.get(name), rows) for name, shape in wanted.items()}
+    shapes = _leaves(target)
     if shapes != expected["leaves"]:
         names = sorted(set(shapes) | set(expected["leaves"]))
         name = next(n for n in names if shapes.get(n) != expected["leaves"].get(n))
@@ -106,7 +111,27 @@ def restore(folder: Path, which: str, like: Any) -> Any:
     digests = _digests(path)
     if harmed := [name for name, sha in expected["sha256"].items() if digests.get(name) != sha]:
         raise CheckpointError(f"{path / harmed[0]}: missing or damaged")
-    return to_state(_read(path, _shapes(like)), like)
+    read = _read(path, target).items()
+    return to_state({name: _padded(array, wanted[name].shape) for name, array in read}, like)
+
+
+def _as_saved(
+    shape: jax.ShapeDtypeStruct, saved: str | None, rows: Mapping[int, int] | None
+) -> jax.ShapeDtypeStruct:
+    """The shape with the padding that it has in the checkpoint."""
+    length = re.match(r"\w+\[(\d+)", saved or "")
+    if rows and length and shape.shape and int(length[1]) >= rows.get(shape.shape[0], np.inf):
+        other = jax.ShapeDtypeStruct((int(length[1]), *shape.shape[1:]), shape.dtype)
+        return other if _spelled(other) == saved else shape
+    return shape
+
+
+def _padded(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """With its first axis as long as in `shape`, by copies of the last row or by cutting."""
+    if array.shape == shape:
+        return array
+    more = max(0, shape[0] - len(array))
+    return np.pad(array, [(0, more)] + [(0, 0)] * (array.ndim - 1), mode="edge")[: shape[0]]
 
 
 def _index(folder: Path) -> dict[str, Any]:
@@ -174,9 +199,11 @@ def _shapes(like: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _leaves(arrays: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        name: f"{np.dtype(array.dtype).name}{list(array.shape)}" for name, array in arrays.items()
-    }
+    return {name: _spelled(array) for name, array in arrays.items()}
+
+
+def _spelled(array: Any) -> str:
+    return f"{np.dtype(array.dtype).name}{list(array.shape)}"
 
 
 def _digests(folder: Path) -> dict[str, str]:

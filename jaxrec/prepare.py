@@ -43,6 +43,7 @@ class Prepared(NamedTuple):
     apart: dict[str, Plan]  # parts of the test split that are also reported by themselves
     mesh: Mesh | None
     members: int  # clients of the federation that have interactions
+    buckets: dict[int, int]  # clients in a bucket, by its length, which the mesh's padding adds to
     record: dict[str, Any]  # for config.json: data, protocol, versions, device
 
 
@@ -71,6 +72,7 @@ def prepare(
     dataset = partition(dataset, who, clients, run.alpha, run.seed)
     data, sizes = pack(dataset, multiple=run.client_devices)
     members = communication.members(data)
+    buckets = {len(b.client): int((b.client < sizes.clients).sum()) for b in data.clients}
     described = vectors(dataset, run.text, progress=progress) if text else None
     if described:
         data = data._replace(text=jnp.asarray(described.vectors))
@@ -94,9 +96,8 @@ def prepare(
     )
     apart = {name: plan(TEST, only=only) for name, only in _apart(dataset, run).items()}
     record = _record(dataset, sizes, run, how, who, described)
-    return Prepared(
-        dataset, data, known, sizes, plan(VALID), plan(TEST), apart, devices, members, record
-    )
+    plans = plan(VALID), plan(TEST), apart
+    return Prepared(dataset, data, known, sizes, *plans, devices, members, buckets, record)
 
 
 def _apart(dataset: Dataset, run: RunConfig) -> dict[str, np.ndarray]:

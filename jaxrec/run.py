@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +39,6 @@ from jaxrec.config import (
     reads_text,
     reads_titles,
 )
-from jaxrec.data.pack import pack
 from jaxrec.evaluate import Evaluation, evaluator
 from jaxrec.federated import communication
 from jaxrec.federated.communication import Ledger
@@ -190,11 +190,12 @@ def train(
         if name == method:
             mesh.check(run.mesh, name, made.axis)
 
-    result = _train_one(method, run, config, prepared, out, hold_test, track, progress)
+    shared = prepared, hold_test, track, progress
+    result = _train_one(method, run, config, out, *shared)
     baselines = {}
     for name, configs in settled.items():
         folder = out and out / "baselines" / name
-        baselines[name] = _train_one(name, *configs, prepared, folder, hold_test, track, progress)
+        baselines[name] = _train_one(name, *configs, folder, *shared)
     if out and mesh.first():
         curves = {name: one.rows for name, one in {method: result, **baselines}.items()}
         report.write_curve(out / "curve.png", curves, run.monitor, prepared.members)
@@ -216,9 +217,6 @@ def reopen(out: str | Path, data: Dataset | None = None, *, progress: bool = Tru
     text, titles = reads_text(name, config), reads_titles(name)
     here = replace(run, mesh="")
     prepared = prepare(here, data, text=text, titles=titles, progress=progress)
-    if run.client_devices > 1:  # states have the mesh's padding
-        clients = pack(prepared.dataset, multiple=run.client_devices)[0].clients
-        prepared = prepared._replace(data=prepared.data._replace(clients=clients))
     _check_record(record, prepared, out)
     method = method_module(name).make(config, prepared.sizes)
     # of the settings as they were written: an older version had fewer, today's defaults fill in
@@ -227,7 +225,7 @@ def reopen(out: str | Path, data: Dataset | None = None, *, progress: bool = Tru
         raise checkpoint.CheckpointError(f"{out}: nothing is saved yet; wait for an evaluation")
     start = _starter(method, jax.random.key(run.seed), prepared)
     like = jax.eval_shape(start) if method.compiled else start()
-    best = checkpoint.restore(out / "checkpoint", "best", like)
+    best = checkpoint.restore(out / "checkpoint", "best", like, prepared.buckets)
     memory = Memory(round=remembered["round"], best_round=remembered["best_round"])
     stored = _stored(out, memory) or ({}, pd.DataFrame())
     job = Job(name, method, run, config, prepared, out, progress)
@@ -238,8 +236,8 @@ def _train_one(
     name: str,
     run: RunConfig,
     config: Any,
-    prepared: Prepared,
     out: Path | None,
+    prepared: Prepared,
     hold_test: bool,
     track: Callable[[str, report.Row], None] | None,
     progress: bool,
@@ -258,7 +256,8 @@ def _train_one(
         if memory.round > job.rounds:
             raise SettingError(f"rounds = {run.rounds}: {out} has already taken {memory.round}")
         rows = _rows(out, memory)
-        best, state = (checkpoint.restore(out / "checkpoint", w, like) for w in ("best", "last"))
+        restored = partial(checkpoint.restore, out / "checkpoint", like=like, rows=prepared.buckets)
+        best, state = restored("best"), restored("last")
         stored = not hold_test and job.done(memory) and _stored(out, memory)
         if stored:
             return _result(job, *stored, rows, best)

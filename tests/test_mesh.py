@@ -1,6 +1,8 @@
 """Many devices, in one process or two, compute what one computes; a mesh goes with its method."""
 
+import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -8,20 +10,17 @@ import pytest
 
 import jaxrec
 from jaxrec import mesh
+from jaxrec.data.synthetic import synthetic
 from jaxrec.types import SettingError
 
-DATA = dict(users=41, items=40, clients=10, length=14)
-QUICK = {"rounds": 2, "evaluate_every": 2, "progress": False, "baselines": (), "text": "tfidf"}
-SHORT = {"width": 4, "inner": 4, "heads": 1, "length": 8, "batch": 40}
+DATA = {"users": 41, "items": 40, "clients": 10, "length": 14}
+QUICK = {"rounds": 1, "progress": False, "baselines": (), "text": "tfidf"}
 TINY = {
-    "fedavg": {"width": 4, "block": 2},
-    "fedmf": {"width": 4},
-    "fedcia": {"width": 4, "rank": 8},
-    "rqfedrec": {"width": 4},
-    "local_only": {"width": 4},
-    "sequential": {"width": 4, "inner": 4, "heads": 1, "length": 8, "batch": 40},
-    "llmd4rec": {"width": 4, "length": 8, "batch": 40},
-    "agentcf": {"groups": 2, "rank": 4, "width": 8, "candidates": 5},
+    "fedcia": ("clients", {"width": 4, "rank": 8}),
+    "rqfedrec": ("clients", {"width": 4, "codes": 4, "levels": 2}),
+    "sequential": ("batch", {"width": 4, "inner": 4, "heads": 1, "length": 8, "batch": 40}),
+    "llmd4rec": ("batch", {"width": 4, "inner": 4, "heads": 1, "length": 8, "batch": 40}),
+    "agentcf": ("users", {"groups": 2, "rank": 4, "width": 8, "candidates": 5}),
 }
 SAME = f"""
 import sys
@@ -31,7 +30,8 @@ import jaxrec
 from jaxrec.data.synthetic import synthetic
 
 dataset, scores = synthetic(**{DATA}), []
-name, axis, settings = sys.argv[1], sys.argv[2], {TINY}[sys.argv[1]]
+name = sys.argv[1]
+axis, settings = {TINY}[name]
 for mesh in ("", f"{{axis}}=8"):
     run = jaxrec.train(name, dataset, mesh=mesh, **{QUICK}, **settings)
     score = lambda state, data: run.method.score(run.method.prepare(state, data), np.arange(41))
@@ -41,6 +41,75 @@ print("equal")
 """
 
 
+def program(words, devices):
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, *map(str, words)], env=env, text=True, **pipes)
+
+
+def ended(process):
+    try:
+        out, error = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert process.returncode == 0, error[-3000:]
+    return out
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_eight_devices_equal_one(name):
-    pass
+    assert ended(program(["-c", SAME, name], 8)) == "equal\n"
+
+
+def test_two_processes_equal_one_and_a_run_goes_on_with_other_devices(tmp_path):
+    words = ["-m", "jaxrec.train", "fedavg", "--width", "4", "--evaluate-every", "1", "--quiet"]
+    words += ["--baselines", "popularity"]
+
+    def launched(*more):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        launch = [f"localhost:{port},2,{number}" for number in range(2)]
+        processes = [program([*words, "--distributed", one, *more], 4) for one in launch]
+        first, second = map(ended, processes)
+        assert "run folder" in first
+        assert "run folder" not in second
+
+    def values(folder):
+        found = json.loads((tmp_path / folder / "result.json").read_text())
+        return {name: value for name, value in found.items() if "seconds" not in name}
+
+    launched("--mesh", "clients=8", "--rounds", 1, "--out", tmp_path / "two")
+    ended(program([*words, "--mesh", "clients=8", "--rounds", 1, "--out", tmp_path / "one"], 8))
+    assert values("two") == values("one")
+
+    resume = "--rounds", 2, "--resume"
+    ended(program([*words, *resume, tmp_path / "two", "--mesh", ""], 1))
+    launched(*resume, tmp_path / "one", "--mesh", "clients=8")
+    assert values("two") == pytest.approx(values("one"), rel=1e-3, abs=1e-3)
+    assert values("two")["rounds"] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("fedavg", "clients", "must be AXIS=N, N devices along one of clients, batch, users"),
+        ("fedavg", "clients=0", "must be AXIS=N"),
+        ("fedavg", "items=2", "must be AXIS=N"),
+        ("fedavg", "clients=99", "jax sees "),
+        ("fedavg", "batch=1", "fedavg divides clients; set mesh = 'clients=1'"),
+        ("sequential", "clients=1", "sequential divides batch; set mesh = 'batch=1'"),
+        ("agentcf", "batch=1", "agentcf divides users"),
+        ("agentcf_text", "users=1", "no work over devices; it works on one: leave mesh out"),
+    ],
+)
+def test_a_mesh_goes_with_its_method(name, words, message):
+    with pytest.raises(SettingError, match=f"^mesh = '{words}': .*{message}"):
+        jaxrec.train(name, synthetic(**DATA), mesh=words, candidates=5, **QUICK)
+
+
+@pytest.mark.parametrize("launch", ["", "localhost", "localhost:1", "localhost:1,2", "a,1,0"])
+def test_a_launch_that_cannot_be_read_is_refused(launch):
+    with pytest.raises(SettingError, match="must be auto or HOST:PORT,N,K"):
+        mesh.join(launch)

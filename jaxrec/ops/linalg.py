@@ -40,8 +40,9 @@ def polar(matrix: jax.Array) -> jax.Array:
     stays 0.
     """
     dot = partial(jnp.matmul, precision="highest")  # TF32 would leave three digits
-    size = jnp.sqrt(jnp.sum(matrix**2))
-    found = matrix / jnp.where(size > 0, size, 1)
+    found = matrix
+    for size in (lambda x: jnp.max(jnp.abs(x)), jnp.linalg.norm):  # squares alone may overflow
+        found /= jnp.where(size(found) > 0, size(found), 1)
     least = 1e-8
     while least < 1 - 1e-7:
         scale = min(1.6977, math.sqrt(3 / (1 + least + least**2)))

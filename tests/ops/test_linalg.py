@@ -61,7 +61,14 @@ def test_polar_of_a_batch_with_a_zero_matrix():
     batch = jnp.asarray(BATCH).at[1].set(0)
     found = jax.jit(jax.vmap(linalg.polar))(batch)
     np.testing.assert_array_equal(found[1], 0)
-    np.testing.assert_allclose(found[2], linalg.polar(batch[2]), atol=1e-6)
+    left, values, right = np.linalg.svd(BATCH[2].astype(float), full_matrices=False)
+    np.testing.assert_allclose(found[2], left @ right, atol=3e-6 * values[0] / values[-1])
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_polar_does_not_depend_on_size(size):
+    expected = linalg.polar(jnp.asarray(BATCH[0]))
+    np.testing.assert_allclose(linalg.polar(jnp.float32(size) * BATCH[0]), expected, atol=1e-5)
 
 
 def test_after_changes_no_value():
