@@ -228,7 +228,7 @@ def reopen(out: str | Path, data: Dataset | None = None, *, progress: bool = Tru
     best = checkpoint.restore(out / "checkpoint", "best", like, prepared.buckets)
     memory = Memory(round=remembered["round"], best_round=remembered["best_round"])
     stored = _stored(out, memory) or ({}, pd.DataFrame())
-    job = Job(name, method, run, config, prepared, out, progress)
+    job = Job(name, method, here, config, prepared, out, progress)
     return _result(job, *stored, _rows(out, memory), best)
 
 

@@ -109,7 +109,7 @@ def lists(
 
 def whole(run: Result) -> Data:
     """The run's data with the rows of all splits, in buckets of the same clients."""
-    data, _ = pack(run.dataset, multiple=run.run.devices, before=TEST + 1)
+    data, _ = pack(run.dataset, multiple=run.run.client_devices, before=TEST + 1)
     return run.data._replace(clients=data.clients, history=data.history)
 
 

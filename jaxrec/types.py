@@ -151,10 +151,10 @@ class Method(NamedTuple):
     score: Callable[[Any, jax.Array], jax.Array]  # (served, users [B]) -> f32 [B, I]
     compiled: bool = True  # False: the step talks to a host and is not scanned
     one_shot: bool = False  # True: one step is the whole training
-    axis: str = "clients"  # that a mesh divides the step along; "": none, one device works
     traffic: Traffic = Traffic()  # what one client sends and receives
     rank: Callable | None = None  # (served, users [B], candidates [B, S]) -> f32 [B, S]
     forecast: Callable | None = None  # (data, steps, lists to rank, their length) -> words
     account: Callable | None = None  # (best state, last state, data) -> values, pages
     vectors: Callable | str = "its score is no inner product of a user's and an item's vector"
     fold_in: Callable | str = "its users are learned in training, with everything else"
+    axis: str = "clients"  # that a mesh divides the step along; "": none, one device works

@@ -101,12 +101,16 @@ def test_two_processes_equal_one_and_a_run_goes_on_with_other_devices(tmp_path):
         ("fedavg", "batch=1", "fedavg divides clients; set mesh = 'clients=1'"),
         ("sequential", "clients=1", "sequential divides batch; set mesh = 'batch=1'"),
         ("agentcf", "batch=1", "agentcf divides users"),
-        ("agentcf_text", "users=1", "no work over devices; it works on one: leave mesh out"),
     ],
 )
 def test_a_mesh_goes_with_its_method(name, words, message):
     with pytest.raises(SettingError, match=f"^mesh = '{words}': .*{message}"):
         jaxrec.train(name, synthetic(**DATA), mesh=words, candidates=5, **QUICK)
+
+
+def test_a_method_may_divide_nothing():
+    with pytest.raises(SettingError, match="no work over devices; it works on one: leave mesh out"):
+        mesh.check("users=1", "agentcf_text", "")
 
 
 @pytest.mark.parametrize("launch", ["", "localhost", "localhost:1", "localhost:1,2", "a,1,0"])
