@@ -39,6 +39,9 @@ needs_openai = pytest.mark.skipif(
 )
 
 
+pytestmark = pytest.mark.usefixtures("programs")
+
+
 def ready(dataset):
     """Data with titles, and its sizes."""
     data, sizes = pack(dataset)
