@@ -10,11 +10,13 @@ receiving, and a mesh changes no result beyond rounding. The devices may be thos
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any, Literal, TypeVar, get_args
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrec.types import Data, SettingError, Sizes
@@ -22,6 +24,23 @@ from jaxrec.types import Data, SettingError, Sizes
 Axis = Literal["clients", "batch", "users"]
 AXES = get_args(Axis)
 Tree = TypeVar("Tree")
+FORCED = "--xla_force_host_platform_device_count"
+IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+
+
+def _in_order() -> None:
+    """Devices that are CPUs start their sums in one order, where XLA is yet to read its flags.
+
+    In the order in which threads come to them, as is XLA's own choice, the devices of a process
+    wait for each other without end, and processes take one sum's messages for another's.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if IN_ORDER not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {IN_ORDER}".strip()
+
+
+if FORCED in os.environ.get("XLA_FLAGS", ""):
+    _in_order()
 
 
 def join(launch: str) -> None:
@@ -35,6 +54,7 @@ def join(launch: str) -> None:
     if launch != "auto" and not match:
         raise SettingError(f"distributed = {launch!r}: must be auto or HOST:PORT,N,K")
     told = (match[1], int(match[2]), int(match[3])) if match else ()
+    _in_order()
     try:
         jax.distributed.initialize(*told)
     except (RuntimeError, ValueError) as error:
@@ -44,6 +64,12 @@ def join(launch: str) -> None:
 def first() -> bool:
     """Whether this process is the one that writes and tells, as a process on its own is."""
     return jax.process_index() == 0
+
+
+def meet(where: str) -> None:
+    """Wait until every process of a launch has come to `where`."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
 
 
 def on_host(tree: Tree) -> Tree:

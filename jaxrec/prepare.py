@@ -43,7 +43,7 @@ class Prepared(NamedTuple):
     apart: dict[str, Plan]  # parts of the test split that are also reported by themselves
     mesh: Mesh | None
     members: int  # clients of the federation that have interactions
-    buckets: dict[int, int]  # clients in a bucket, by its length, which the mesh's padding adds to
+    buckets: dict[int, int]  # by a bucket's length: its clients, to which the mesh adds padding
     record: dict[str, Any]  # for config.json: data, protocol, versions, device
 
 
@@ -72,7 +72,8 @@ def prepare(
     dataset = partition(dataset, who, clients, run.alpha, run.seed)
     data, sizes = pack(dataset, multiple=run.client_devices)
     members = communication.members(data)
-    buckets = {len(b.client): int((b.client < sizes.clients).sum()) for b in data.clients}
+    real = [(len(b.client), int((b.client < sizes.clients).sum())) for b in data.clients]
+    buckets = dict(sorted(real, reverse=True))  # of one length, the one with the fewest
     described = vectors(dataset, run.text, progress=progress) if text else None
     if described:
         data = data._replace(text=jnp.asarray(described.vectors))

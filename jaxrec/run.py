@@ -223,8 +223,7 @@ def reopen(out: str | Path, data: Dataset | None = None, *, progress: bool = Tru
     identity = _identity(name, record["settings"], record["data"]["digest"])
     if (remembered := checkpoint.read_memory(out / "checkpoint", identity)) is None:
         raise checkpoint.CheckpointError(f"{out}: nothing is saved yet; wait for an evaluation")
-    start = _starter(method, jax.random.key(run.seed), prepared)
-    like = jax.eval_shape(start) if method.compiled else start()
+    _, like = _starter(method, jax.random.key(run.seed), prepared)
     best = checkpoint.restore(out / "checkpoint", "best", like, prepared.buckets)
     memory = Memory(round=remembered["round"], best_round=remembered["best_round"])
     stored = _stored(out, memory) or ({}, pd.DataFrame())
@@ -246,8 +245,7 @@ def _train_one(
     method = method_module(name).make(config, prepared.sizes)
     job = Job(name, method, run, config, prepared, out, progress, track)
     init_key, key = jax.random.split(jax.random.key(run.seed))
-    start = _starter(method, init_key, prepared)
-    like = jax.eval_shape(start) if method.compiled else start()
+    start, like = _starter(method, init_key, prepared)
 
     memory = Memory(ledger=communication.opened(method.traffic, job.clients))
     rows, state, best = [], None, None
@@ -262,8 +260,10 @@ def _train_one(
         if stored:
             return _result(job, *stored, rows, best)
         best = checkpoint.to_arrays(best)
-    if not mesh.first():  # what is read is read, and one process writes
-        job, out = job._replace(out=None, progress=False, track=None), None
+    mesh.meet(f"{name} is read")  # before the first process writes
+    if not mesh.first():
+        progress, out = False, None
+        job = job._replace(out=out, progress=progress, track=None)
     if out:
         record = {"method": name, "settings": asdict(run) | asdict(config), **prepared.record}
         report.write_json(out / "config.json", record)
@@ -315,7 +315,7 @@ def _fit(
     place = mesh.shardings(state, data, job.prepared.sizes, devices)
     advance = _advancer(job.method, data, key, devices, place)
     evaluate = evaluator(job.method, job.prepared.valid, lists=False)
-    state = state if devices is None else jax.device_put(state, place)
+    state = state if devices is None else jax.block_until_ready(jax.device_put(state, place))
     began, saved, saving = time.perf_counter(), memory.round, 0.0
     with report.Line(job.name, job.rounds, shown=job.progress) as line, _ctrl_c() as asked:
         while not job.done(memory):
@@ -382,9 +382,13 @@ def _save(job: Job, memory: Memory, last: checkpoint.Arrays, best: checkpoint.Ar
     checkpoint.save(job.out / "checkpoint", *states, remembered, job.identity)
 
 
-def _starter(method: Method, key: jax.Array, prepared: Prepared) -> Callable[[], Any]:
-    init = jax.jit(method.init) if method.compiled else method.init
-    return lambda: init(key, prepared.data)
+def _starter(method: Method, key: jax.Array, prepared: Prepared) -> tuple[Callable[[], Any], Any]:
+    """What makes the first state, and the state's shapes."""
+    if not method.compiled:
+        start = lambda: method.init(key, prepared.data)
+        return start, start()
+    init = jax.jit(method.init)
+    return lambda: init(key, prepared.data), jax.eval_shape(method.init, key, prepared.data)
 
 
 def _advancer(

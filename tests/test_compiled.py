@@ -81,7 +81,7 @@ def test_nothing_is_copied_unasked_while_rounds_and_evaluations_run(name, datase
     run = fit(name, dataset, rounds=2)
     shared = {"candidates": run.run.candidates, "ranking": run.run.ranking, "ks": run.run.ks}
     evaluate = evaluator(run.method, make_plan(run.dataset, **shared))
-    advance = _advancer(run.method, run.data, jax.random.key(0), None)
+    advance = _advancer(run.method, run.data, jax.random.key(0), None, None)
     state, *_ = advance(run.state, 0, 2)
     expected = evaluate(state, run.data).means  # and both are compiled
     with jax.transfer_guard("disallow"):

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,9 @@ from jaxrec.types import SettingError
 DATA = {"users": 41, "items": 40, "clients": 10, "length": 14}
 QUICK = {"rounds": 1, "progress": False, "baselines": (), "text": "tfidf"}
 TINY = {
+    "fedavg": ("clients", {"width": 4}),
+    "local_only": ("clients", {"width": 4}),
+    "popularity": ("clients", {}),
     "fedcia": ("clients", {"width": 4, "rank": 8}),
     "rqfedrec": ("clients", {"width": 4, "codes": 4, "levels": 2}),
     "sequential": ("batch", {"width": 4, "inner": 4, "heads": 1, "length": 8, "batch": 40}),
@@ -41,6 +45,25 @@ print("equal")
 """
 
 
+RESUMED = f"""
+import sys
+import pandas as pd
+import jaxrec
+
+few, many = ([(user, (user + item) % 60, item) for item in range(number) for user in users]
+             for users, number in ((range(5), 6), (range(5, 12), 26)))
+pd.DataFrame(few + many, columns=["user", "item", "timestamp"]).to_csv("rows.csv", index=False)
+settings = {{**{QUICK}, "partition": "user", "width": 4}}
+lengths = lambda run: [len(bucket.client) for bucket in run.data.clients]
+one = jaxrec.train("fedavg", "rows.csv", out="run", **settings)
+eight = jaxrec.train(resume="run", mesh="clients=8", rounds=2, progress=False)
+again = jaxrec.train(resume="run", mesh="", rounds=3, progress=False)
+assert lengths(one) == lengths(again) == [5, 7], lengths(one)
+assert lengths(eight) == [8, 8], lengths(eight)
+print("equal")
+"""
+
+
 def program(words, devices):
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
@@ -60,6 +83,13 @@ def ended(process):
 @pytest.mark.parametrize("name", TINY)
 def test_eight_devices_equal_one(name):
     assert ended(program(["-c", SAME, name], 8)) == "equal\n"
+
+
+def test_buckets_that_are_padded_to_one_length_go_on(tmp_path, monkeypatch):
+    root = str(Path(jaxrec.__file__).parents[1])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", root)
+    assert ended(program(["-c", RESUMED], 8)) == "equal\n"
 
 
 def test_two_processes_equal_one_and_a_run_goes_on_with_other_devices(tmp_path):
