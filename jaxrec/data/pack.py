@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 
-from jaxrec.types import TRAIN, VALID, Clients, Data, DataError, Dataset, History, Sizes
+from jaxrec.data.blocks import count, gather, grouped, slices
+from jaxrec.types import VALID, Clients, Data, DataError, Dataset, History, Sizes
 
 
 def pack(dataset: Dataset, *, multiple: int = 1, before: int = VALID) -> tuple[Data, Sizes]:
@@ -25,40 +25,64 @@ def pack(dataset: Dataset, *, multiple: int = 1, before: int = VALID) -> tuple[D
     Raises DataError if `split` or `client` is missing or a user has no client.
     """
     num_users, num_items = dataset.num_users, dataset.num_items
+    rows = dataset.interactions
     ids, client = np.unique(_owners(dataset), return_inverse=True)  # client [U]
-    part = dataset.interactions["split"]
-    train, held = (dataset.interactions[rows] for rows in (part == TRAIN, part < before))
-    sizes, counts = (np.bincount(client[r["user"]], minlength=len(ids)) for r in (train, held))
+    user, item = rows["user"].to_numpy(), rows["item"].to_numpy()
+    train, held = ((rows["split"] < part).to_numpy() for part in (VALID, before))
+    of_clients = lambda where: np.bincount(client, count(user, num_users, where)).astype(int)
+    sizes, counts = of_clients(train), of_clients(held)
     by_size = np.lexsort((ids, sizes))
     place = np.argsort(by_size)[client]  # [U] of each user's client among the sorted ones
     users = np.argsort(place, kind="stable")
     ids, sizes, counts = ids[by_size], sizes[by_size], counts[by_size]
     owned = np.bincount(place, minlength=len(ids))
-    local = np.arange(num_users) - np.repeat(np.cumsum(owned) - owned, owned)
-
-    # One sort of one key puts the rows in order of (client, user, item).
-    key = np.argsort(users)[held["user"]] * num_items + held["item"].to_numpy()
-    order = np.argsort(key)
-    rank, item = np.divmod(key[order], num_items)
-    age = _ages(held)[order] if "timestamp" in held else None
+    local = np.arange(num_users, dtype=np.int32) - np.repeat(np.cumsum(owned) - owned, owned)
+    key = gather(np.argsort(users).astype(np.int32), user)  # rows are sorted by (client, user)
 
     width = 2 ** np.frexp(np.maximum(sizes, 1) - 0.5)[1]  # the next power of two, exactly
+    bounds = [np.searchsorted(width, [n, n + 1]) for n in np.unique(width)]
+    padded = lambda number: -(-number // multiple) * multiple
+    shapes = [(padded(hi - lo), max(width[lo], counts[lo:hi].max())) for lo, hi in bounds]
+    ends = np.cumsum([lines * n for lines, n in shapes])
+    # Where each client's line begins if all the buckets' lines lie end to end.
+    begin = np.concatenate(
+        [
+            end - lines * n + n * np.arange(hi - lo)
+            for (lo, hi), (lines, n), end in zip(bounds, shapes, ends, strict=True)
+        ]
+    )
+    fields = {"user": np.zeros(ends[-1], np.int32), "item": np.zeros(ends[-1], np.int32)}
+    fields["mask"] = np.zeros(ends[-1], bool)
+    age = None
+    if "timestamp" in rows:
+        age = _ages(key, rows["timestamp"].to_numpy(), held, num_users)
+        fields["age"] = np.zeros(ends[-1], np.int32)
+    shift, done = begin - (np.cumsum(counts) - counts), 0
+    for order in grouped(key, num_users, item, held):
+        at = np.arange(done, done + len(order)) + shift[place[user[order]]]
+        fields["user"][at] = local[key[order]]
+        fields["item"][at] = item[order]
+        fields["mask"][at] = True
+        if age is not None:
+            fields["age"][at] = age[order]
+        done += len(order)
+    del key, age, train, held
+
+    lines = {}
+    for name in list(fields):  # one after another: none is twice in memory for longer than it takes
+        parts = np.split(fields.pop(name), ends[:-1])
+        shaped = zip(parts, shapes, strict=True)
+        lines[name] = [jnp.asarray(part.reshape(shape)) for part, shape in shaped]
     buckets = []
-    for n in np.unique(width):
-        lo, hi = np.searchsorted(width, [n, n + 1])
-        rows, own = (slice(x[:lo].sum(), x[:hi].sum()) for x in (counts, owned))
-        shape = (-(-(hi - lo) // multiple) * multiple, max(n, counts[lo:hi].max()))
-        padding = shape[0] - (hi - lo)
-        bucket = Clients(
-            user=_padded(local[rank[rows]], counts[lo:hi], shape, 0),
-            item=_padded(item[rows], counts[lo:hi], shape, 0),
-            mask=_padded(np.ones_like(item[rows]), counts[lo:hi], shape, 0).astype(bool),
-            users=_padded(users[own], owned[lo:hi], (shape[0], owned[lo:hi].max()), num_users),
-            client=np.append(ids[lo:hi], len(ids) + np.arange(padding)).astype(np.int32),
-            weight=np.append(sizes[lo:hi], np.zeros(padding)).astype(np.float32),
-            age=None if age is None else _padded(age[rows], counts[lo:hi], shape, 0),
-        )
-        buckets.append(jax.tree.map(jnp.asarray, bucket))
+    for number, ((lo, hi), shape) in enumerate(zip(bounds, shapes, strict=True)):
+        own, padding = slice(owned[:lo].sum(), owned[:hi].sum()), shape[0] - (hi - lo)
+        bucket = {
+            "users": _padded(users[own], owned[lo:hi], (shape[0], owned[lo:hi].max()), num_users),
+            "client": np.append(ids[lo:hi], len(ids) + np.arange(padding)).astype(np.int32),
+            "weight": np.append(sizes[lo:hi], np.zeros(padding)).astype(np.float32),
+        }
+        bucket |= {name: each[number] for name, each in lines.items()}
+        buckets.append(jax.tree.map(jnp.asarray, Clients(**bucket)))
     data = Data(tuple(buckets), history(dataset, before))
     sizes = Sizes(num_users, num_items, len(ids))
     if "domain" in dataset.items:
@@ -81,11 +105,17 @@ def history(dataset: Dataset, before: int = VALID) -> History | None:
     rows = dataset.interactions
     if "timestamp" not in rows:
         return None
-    rows = rows[rows["split"] < before]
-    rows = rows.iloc[np.lexsort((rows["timestamp"], rows["user"]))]
-    start = np.searchsorted(rows["user"], np.arange(dataset.num_users + 1))
-    order = np.argsort(rows["timestamp"], kind="stable")
-    arrays = History(rows["user"], rows["item"], start, order)
+    user, item, time = (rows[c].to_numpy() for c in ("user", "item", "timestamp"))
+    held = (rows["split"] < before).to_numpy()
+    counts = count(user, dataset.num_users, held)
+    start = np.append(0, np.cumsum(counts)).astype(np.int32)
+    users, items = np.empty(start[-1], np.int32), np.empty(start[-1], np.int32)
+    times, done = np.empty(start[-1], time.dtype), 0
+    for order in grouped(user, dataset.num_users, time, held):
+        at = slice(done, done + len(order))
+        users[at], items[at], times[at] = user[order], item[order], time[order]
+        done += len(order)
+    arrays = users, items, start, np.argsort(times, kind="stable")
     return History(*(jnp.asarray(array, jnp.int32) for array in arrays))
 
 
@@ -106,7 +136,9 @@ def _owners(dataset: Dataset) -> np.ndarray:
         if column not in rows:
             raise DataError(f"{dataset.name}: no column '{column}'; call {step}(dataset) first")
     owner = np.full(dataset.num_users, -1)
-    owner[rows["user"]] = rows["client"]
+    user, client = rows["user"].to_numpy(), rows["client"].to_numpy()
+    for block in slices(len(rows)):
+        owner[user[block]] = client[block]
     if (alone := np.flatnonzero(owner < 0)).size:
         raise DataError(
             f"{dataset.name}, column 'user': user {alone[0]} has no interaction and so no client "
@@ -115,12 +147,16 @@ def _owners(dataset: Dataset) -> np.ndarray:
     return owner
 
 
-def _ages(rows: pd.DataFrame) -> np.ndarray:
-    """How many later rows each row's user has; of equal times the last in the file is newest."""
-    order = np.lexsort((rows["timestamp"], rows["user"]))
-    counts = np.unique(rows["user"], return_counts=True)[1]
-    ages = np.empty(len(rows), np.int32)
-    ages[order] = np.repeat(np.cumsum(counts), counts) - 1 - np.arange(len(rows))
+def _ages(key: np.ndarray, time: np.ndarray, where: np.ndarray, users: int) -> np.ndarray:
+    """How many later rows each row's user has; of equal times the last in the file is newest.
+
+    `key` has a number from 0 to `users` for each user; rows that `where` leaves out have no age.
+    """
+    ends = np.cumsum(count(key, users, where))
+    ages, done = np.empty(len(key), np.int32), 0
+    for order in grouped(key, users, time, where):
+        ages[order] = ends[key[order]] - 1 - np.arange(done, done + len(order))
+        done += len(order)
     return ages
 
 

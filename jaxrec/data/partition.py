@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from jaxrec.data.blocks import gather
 from jaxrec.types import TRAIN, DataError, Dataset, SettingError
 
 How = Literal["given", "user", "blocks", "random", "dirichlet"]
@@ -94,5 +95,5 @@ def _genres(dataset: Dataset) -> np.ndarray:
 
 def _with_client(dataset: Dataset, client: np.ndarray) -> Dataset:
     rows = dataset.interactions
-    column = client.astype("int32")[rows["user"]]
+    column = gather(client.astype("int32"), rows["user"].to_numpy())
     return replace(dataset, interactions=rows.assign(client=column))

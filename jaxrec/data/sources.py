@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from jaxrec.data.blocks import slices
 from jaxrec.data.download import fetch
 from jaxrec.data.formats import read
 from jaxrec.data.synthetic import synthetic
@@ -77,10 +79,13 @@ def content_digest(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def _parts(values: pd.Series) -> tuple[bytes, ...]:
+def _parts(values: pd.Series) -> Iterator[bytes]:
     array = values.to_numpy()
     if array.dtype.kind in "biuf":
-        array = array.astype(array.dtype.newbyteorder("<"))
-        return array.dtype.str.encode(), array.tobytes()
-    text = [str(v).encode() for v in values]
-    return np.array([len(t) for t in text], "<i8").tobytes(), b"".join(text)
+        little = array.dtype.newbyteorder("<")
+        yield little.str.encode()
+        yield from (array[rows].astype(little).tobytes() for rows in slices(len(array)))
+    else:
+        text = [str(v).encode() for v in values]
+        yield np.array([len(t) for t in text], "<i8").tobytes()
+        yield b"".join(text)

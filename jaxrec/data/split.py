@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 from warnings import warn
@@ -9,6 +10,7 @@ from warnings import warn
 import numpy as np
 import pandas as pd
 
+from jaxrec.data.blocks import count, gather, grouped
 from jaxrec.types import TEST, TRAIN, VALID, DataError, Dataset, SettingError
 
 How = Literal["given", "leave-one-out", "ratio", "time"]
@@ -24,7 +26,8 @@ def core(dataset: Dataset, min_user: int, min_item: int) -> Dataset:
     rows = dataset.interactions
     while True:
         users, items = _counts(rows, dataset)
-        keep = (users[rows["user"]] >= min_user) & (items[rows["item"]] >= min_item)
+        keep = gather(users >= min_user, rows["user"].to_numpy())
+        keep &= gather(items >= min_item, rows["item"].to_numpy())
         if keep.all():
             break
         rows = rows[keep]
@@ -99,46 +102,57 @@ def with_random_positives(dataset: Dataset, share: float, seed: int = 0) -> Data
 
 
 def _last_two(rows: pd.DataFrame) -> np.ndarray:
-    place, total = _places(rows["user"], rows["timestamp"])
-    from_end = total - place
-    return np.where((total < 3) | (from_end > 2), TRAIN, np.where(from_end == 1, TEST, VALID))
+    def part(place: np.ndarray, total: np.ndarray) -> np.ndarray:
+        from_end = total - place
+        return np.where((total < 3) | (from_end > 2), TRAIN, np.where(from_end == 1, TEST, VALID))
+
+    return _by_place(rows, rows["timestamp"].to_numpy(), part)
 
 
 def _fractions(rows: pd.DataFrame, valid: float, test: float, seed: int) -> np.ndarray:
-    place, total = _places(rows["user"], np.random.default_rng(seed).random(len(rows)))
-    tests = np.minimum(np.rint(total * test), total - 1)
-    valids = np.minimum(np.rint(total * valid), total - 1 - tests)
-    return np.where(place < tests, TEST, np.where(place < tests + valids, VALID, TRAIN))
+    def part(place: np.ndarray, total: np.ndarray) -> np.ndarray:
+        tests = np.minimum(np.rint(total * test), total - 1)
+        valids = np.minimum(np.rint(total * valid), total - 1 - tests)
+        return np.where(place < tests, TEST, np.where(place < tests + valids, VALID, TRAIN))
+
+    return _by_place(rows, np.random.default_rng(seed).random(len(rows)), part)
 
 
 def _periods(rows: pd.DataFrame, valid: float, test: float) -> np.ndarray:
     time = rows["timestamp"].to_numpy()
     first, second = np.quantile(time, [1 - valid - test, 1 - test], method="lower")
-    return np.where(time <= first, TRAIN, np.where(time <= second, VALID, TEST))
+    return np.add(time > first, time > second, dtype="int8")  # TRAIN 0, VALID 1, TEST 2
 
 
-def _places(user: pd.Series, by: np.ndarray | pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """(place of each row among its user's when sorted by `by`, number of its user's rows)."""
-    user = user.to_numpy()
-    order = np.lexsort((by, user))
-    counts = np.bincount(user)
+def _by_place(rows: pd.DataFrame, by: np.ndarray, part: Callable) -> np.ndarray:
+    """The split of each row, int8 [R].
+
+    `part` makes it of the row's place among its user's when sorted by `by`, and of their number.
+    """
+    user = rows["user"].to_numpy()
+    number = int(user.max()) + 1
+    counts = count(user, number)
     starts = np.cumsum(counts) - counts
-    place = np.empty(len(user), int)
-    place[order] = np.arange(len(user)) - starts[user[order]]
-    return place, counts[user]
+    parts, done = np.empty(len(user), "int8"), 0
+    for order in grouped(user, number, by):
+        place = np.arange(done, done + len(order)) - starts[user[order]]
+        parts[order] = part(place, counts[user[order]])
+        done += len(order)
+    return parts
 
 
 def _known_users(dataset: Dataset) -> Dataset:
     """Without the users who have no training row: a model of ids has nothing to know them by."""
     rows = dataset.interactions
-    known = np.bincount(rows.loc[rows["split"] == TRAIN, "user"], minlength=dataset.num_users) > 0
+    known = _trained(dataset) > 0
     if not known.all():
         warn(
             f"{dataset.name}: {(~known).sum()} of {len(known)} users first appear after the "
             "training period and are dropped",
             stacklevel=3,
         )
-    return _restrict(dataset, rows[known[rows["user"]]], known, np.ones(dataset.num_items, bool))
+    rows = rows[gather(known, rows["user"].to_numpy())]
+    return _restrict(dataset, rows, known, np.ones(dataset.num_items, bool))
 
 
 def _restrict(
@@ -148,7 +162,10 @@ def _restrict(
     if users.all() and items.all():
         return replace(dataset, interactions=rows)
     new_user, new_item = (np.cumsum(keep).astype("int32") - 1 for keep in (users, items))
-    rows = rows.assign(user=new_user[rows["user"]], item=new_item[rows["item"]])
+    rows = rows.assign(
+        user=gather(new_user, rows["user"].to_numpy()),
+        item=gather(new_item, rows["item"].to_numpy()),
+    )
     if "client" in rows:
         rows["client"] = np.unique(rows["client"], return_inverse=True)[1].astype("int32")
     lists = dataset.candidates
@@ -166,13 +183,20 @@ def _restrict(
 
 def _counts(rows: pd.DataFrame, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     return (
-        np.bincount(rows["user"], minlength=dataset.num_users),
-        np.bincount(rows["item"], minlength=dataset.num_items),
+        count(rows["user"].to_numpy(), dataset.num_users),
+        count(rows["item"].to_numpy(), dataset.num_items),
     )
 
 
+def _trained(dataset: Dataset) -> np.ndarray:
+    """Train rows of each user, [U]."""
+    rows = dataset.interactions
+    train = (rows["split"] == TRAIN).to_numpy()
+    return count(rows["user"].to_numpy(), dataset.num_users, train)
+
+
 def _with_split(dataset: Dataset, values: np.ndarray) -> Dataset:
-    rows = dataset.interactions.assign(split=values.astype("int8"))
+    rows = dataset.interactions.assign(split=values)
     return replace(dataset, interactions=rows)
 
 
@@ -192,8 +216,7 @@ def _check(dataset: Dataset, how: str) -> None:
                 f"{dataset.name}, column 'split': no row is {name} ({part}) with split '{how}'; "
                 "choose another split or other fractions"
             )
-    trained = np.bincount(rows.loc[rows["split"] == TRAIN, "user"], minlength=dataset.num_users)
-    if len(without := np.flatnonzero(trained == 0)):
+    if len(without := np.flatnonzero(_trained(dataset) == 0)):
         user = without[0]
         own = np.flatnonzero(rows["user"] == user)
         where = f", first in row {own[0]} of the interactions" if len(own) else ""

@@ -1,0 +1,96 @@
+"""Many interactions: bytes and seconds from a parquet of text ids to arrays, and for one round.
+
+    python -m benchmarks large [--quick]
+
+The rows are amazon-books' over and over: each copy has users of its own, the items are the same.
+Each size is read, split leave-one-out, federated, packed and planned (`prepare`) and trained for one
+round without evaluation, in a process of its own, twice: with an empty cache and with what that
+left there. The peak is the most memory that the process had resident, which counts pages of mapped
+files that the system may take back, and the 0.4 GB that Python and JAX take by themselves.
+`--quick` leaves the largest size out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.common import Bench, Timing
+
+SIZES = (1_000_000, 10_000_000, 100_000_000)
+ROUNDS = {1_000_000: "popularity fedavg sequential", 10_000_000: "popularity fedavg"}
+
+
+def write(file: Path, wanted: int) -> None:
+    """At least `wanted` rows of user, item and timestamp, ids as text, a copy a row group."""
+    from jaxrec.data import load
+
+    rows = load("amazon-books").interactions
+    user, item = rows["user"].to_numpy(), rows["item"].to_numpy()
+    names = lambda mark, start, number: pa.array(f"{mark}{start + n:010}" for n in range(number))
+    users, items = int(user.max()) + 1, names("B", 0, int(item.max()) + 1)
+    columns = {"item": items.take(pa.array(item)), "timestamp": rows["timestamp"].to_numpy()}
+    schema = pa.schema({"item": "string", "timestamp": "int64", "user": "string"})
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for copy in range(-(-wanted // len(rows))):
+            own = names("A", copy * users, users).take(pa.array(user))
+            writer.write_table(pa.table(columns | {"user": own}))
+
+
+def measure(file: Path, methods: list[str]) -> dict:
+    """Seconds of `prepare` and of a round of each method, and the peak after each."""
+    import jax
+
+    from jaxrec.config import method_module, read_settings
+    from jaxrec.prepare import prepare
+
+    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    asked = {"data": str(file), "split": "leave-one-out", "baselines": ()}
+    settings = {"fedavg": {"width": 16}, "sequential": {"width": 16, "heads": 1, "length": 20}}
+    began = time.perf_counter()
+    prepared = prepare(read_settings("popularity", None, asked)[0], progress=False)
+    jax.block_until_ready(prepared.data)
+    found = {"rows": len(prepared.dataset.interactions), "users": prepared.sizes.users}
+    found["prepare"] = time.perf_counter() - began, peak()
+    for name in methods:
+        config = read_settings(name, None, asked | settings.get(name, {}))[1]
+        method = method_module(name).make(config, prepared.sizes)
+        state = jax.jit(method.init)(jax.random.key(0), prepared.data)
+        step = jax.jit(method.step, donate_argnums=0)
+        step = step.lower(state, prepared.data, jax.random.key(1)).compile()
+        began = time.perf_counter()
+        jax.block_until_ready(step(state, prepared.data, jax.random.key(1)))
+        found[name] = time.perf_counter() - began, peak()
+    return found
+
+
+def main(bench: Bench, quick: bool) -> None:
+    for wanted in SIZES[: -1 if quick else None]:
+        with tempfile.TemporaryDirectory(prefix="large-") as folder:
+            file = Path(folder) / "interactions.parquet"
+            write(file, wanted)
+            environment = os.environ | {"JAXREC_CACHE": f"{folder}/cache"}
+            words = [sys.executable, "-m", "benchmarks.large", str(file)]
+            words += ROUNDS.get(wanted, "popularity").split()
+            for cache in ("empty cache", "kept"):
+                done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, check=True)
+                found = json.loads(done.stdout.splitlines()[-1])
+                rows, users = found.pop("rows"), found.pop("users")
+                for what, (seconds, peak) in found.items():
+                    name = f"{rows:,} rows of {users:,} users, {cache}: {what}"
+                    bench.report(name, Timing(0.0, seconds, 0.0, 1, int(peak)))
+                    print(f"    peak {peak / rows:,.0f} bytes a row", flush=True)
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(Path(sys.argv[1]), sys.argv[2:])))
