@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
+from jaxrec.data.blocks import count, gather, grouped
 from jaxrec.mesh import on_host
 from jaxrec.ops import ranking
 from jaxrec.types import TEST, VALID, DataError, Dataset, Method, SettingError
@@ -117,7 +118,7 @@ def make_plan(
         raise DataError(f"{dataset.name}: interactions have no column split: split them first")
     held = held_out(dataset, split, catalogue)
     where = np.flatnonzero(held & (True if only is None else only))
-    wanted = rows.iloc[where]
+    wanted = rows[[c for c in ("user", "item", "client") if c in rows]].iloc[where]
     if wanted.empty:
         raise DataError(
             f"{dataset.name}: column split has no {part} rows ({split})"
@@ -128,14 +129,18 @@ def make_plan(
     domain = _domains(dataset) if ranking == "domains" else None
     if catalogue == "known":
         domain = np.where(_known(dataset, split), 0 if domain is None else domain, -1)
-    wanted = wanted.assign(line=wanted["user"] if ranking == "users" else where)
-    lines = wanted.groupby("line").agg(user=("user", "first"), number=("user", "size"))
-    if "client" in rows:
-        lines["client"] = wanted.groupby("line")["client"].first()
-    if ranking != "users":
-        lines["item"] = wanted.set_index("line")["item"]
-    lines["width"] = _widths(lines.pop("number").to_numpy(), min(block, BLOCK))
+    wanted = wanted.assign(line=wanted["user"].to_numpy() if ranking == "users" else where)
+    line, first, number = np.unique(wanted["line"], return_index=True, return_counts=True)
+    lines = wanted.drop(columns=["line"] if ranking != "users" else ["line", "item"]).iloc[first]
+    lines = lines[[c for c in ("user", "client", "item") if c in lines]]
+    lines = lines.set_axis(pd.Index(line, name="line")).assign(number=number)
+    lines["width"] = _widths(number, min(block, BLOCK))
     lines = lines.sort_values(["width", *lines.columns.intersection(["client"])], kind="stable")
+    width, number = (lines.pop(name).to_numpy() for name in ("width", "number"))
+    place = np.empty(len(lines), np.int64)
+    place[np.searchsorted(line, lines.index)] = np.arange(len(lines))
+    place = place[np.searchsorted(line, wanted["line"])]
+    targets = Lists.of(number, wanted["item"].to_numpy()[np.argsort(place, kind="stable")])
 
     if candidates:
         pairs = (
@@ -143,13 +148,16 @@ def make_plan(
             if listed
             else _negatives(dataset, lines, candidates, seed, domain)
         )
+        listed_items = Lists.of(np.full(len(lines), candidates), pairs["item"].to_numpy())
     else:
-        earlier = rows.loc[(rows["split"] < split) & mask_history, ["user", "item"]]
-        pairs = lines[["user"]].rename_axis("line").reset_index().merge(earlier, on="user")
-    packed = [
-        _pack(own, wanted, pairs, block, dataset.num_items)
-        for _, own in lines.drop(columns="width").groupby(lines["width"])
-    ]
+        earlier = _by_user(dataset, split if mask_history else 0)
+        user = lines["user"].to_numpy()
+        listed_items = earlier._replace(first=earlier.first[user], number=earlier.number[user])
+    packed = []
+    for start, stop in zip(*_runs(width), strict=True):
+        cut = lambda lists, own=slice(start, stop): lists.cut(own)
+        own = lines.iloc[start:stop]
+        packed.append(_pack(own, cut(targets), cut(listed_items), block, dataset.num_items))
     return Plan(
         buckets=tuple(bucket for bucket, _ in packed),
         lines=pd.concat([own for _, own in packed], ignore_index=True),
@@ -164,14 +172,18 @@ def held_out(dataset: Dataset, split: int, catalogue: str = "all") -> np.ndarray
     """The rows of `split` that may be targets: bool [R]."""
     rows = dataset.interactions
     held = (rows["split"] == split).to_numpy()
-    return held & _known(dataset, split)[rows["item"]] if catalogue == "known" else held
+    return (
+        held & gather(_known(dataset, split), rows["item"].to_numpy())
+        if catalogue == "known"
+        else held
+    )
 
 
 def _known(dataset: Dataset, split: int) -> np.ndarray:
     """Whether each item has a row in a split before `split`: bool [I]."""
     rows = dataset.interactions
-    earlier = rows.loc[rows["split"] < split, "item"]
-    return np.bincount(earlier, minlength=dataset.num_items) > 0
+    earlier = (rows["split"] < split).to_numpy()
+    return count(rows["item"].to_numpy(), dataset.num_items, earlier) > 0
 
 
 def _domains(dataset: Dataset) -> np.ndarray:
@@ -196,31 +208,67 @@ def _widths(number: np.ndarray, block: int) -> np.ndarray:
     return width
 
 
+class Lists(NamedTuple):
+    """A list of items for each line: those from `first` on, `number` of them."""
+
+    first: np.ndarray  # [lines]
+    number: np.ndarray  # [lines]
+    item: np.ndarray
+
+    @classmethod
+    def of(cls, number: np.ndarray, item: np.ndarray) -> Lists:
+        """Lists that lie one after another in `item`."""
+        return cls(np.cumsum(number) - number, number, item)
+
+    def cut(self, lines: slice) -> Lists:
+        return self._replace(first=self.first[lines], number=self.number[lines])
+
+    def joined(self) -> np.ndarray:
+        """The items of all lists, one list after another."""
+        shift = self.first - (np.cumsum(self.number) - self.number)
+        return self.item[np.repeat(shift, self.number) + np.arange(self.number.sum())]
+
+
+def _by_user(dataset: Dataset, before: int) -> Lists:
+    """The items that each user has in the splits before `before`, in the order of the rows."""
+    rows = dataset.interactions
+    user, item = rows["user"].to_numpy(), rows["item"].to_numpy()
+    earlier = (rows["split"] < before).to_numpy()
+    lists = Lists.of(count(user, dataset.num_users, earlier), np.empty(earlier.sum(), np.int32))
+    done = 0
+    for order in grouped(user, dataset.num_users, where=earlier):
+        lists.item[done : done + len(order)] = item[order]
+        done += len(order)
+    return lists
+
+
+def _runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the runs of equal values begin and end."""
+    inner = np.flatnonzero(np.diff(values)) + 1
+    return np.append(0, inner), np.append(inner, len(values))
+
+
 def _pack(
-    lines: pd.DataFrame, wanted: pd.DataFrame, listed: pd.DataFrame, block: int, items: int
+    lines: pd.DataFrame, targets: Lists, listed: Lists, block: int, items: int
 ) -> tuple[Bucket, pd.DataFrame]:
     """The bucket of `lines`, in this order, and the lines with its padding, of user -1."""
     blocks = -(-len(lines) // block)
     size = -(-len(lines) // blocks)
-    place = pd.Series(np.arange(len(lines)), index=lines.index)
-    within = lambda rows: rows[rows["line"].isin(lines.index)]
+    wanted = np.full((blocks * size, targets.number.max()), items, np.int32)
+    wanted[: len(lines)][np.arange(wanted.shape[1]) < targets.number[:, None]] = targets.joined()
 
-    wanted = within(wanted)
-    at, column = place[wanted["line"]].to_numpy(), wanted.groupby("line").cumcount()
-    targets = np.full((blocks * size, column.max() + 1), items)
-    targets[at, column] = wanted["item"]
-
-    listed = within(listed)
-    in_block, at = np.divmod(place[listed["line"]].to_numpy(), size)
-    column = listed.groupby(in_block).cumcount()
-    row = np.full((blocks, column.max() + 1 if len(column) else 0), size)
-    item = np.zeros_like(row)
-    row[in_block, column], item[in_block, column] = at, listed["item"]
+    each = [listed.cut(slice(at, at + size)) for at in range(0, len(lines), size)]
+    most = max(own.number.sum() for own in each)
+    row, item = np.full((blocks, most), size, np.int32), np.zeros((blocks, most), np.int32)
+    for at, own in enumerate(each):
+        number = own.number.sum()
+        row[at, :number] = np.repeat(np.arange(len(own.number)), own.number)
+        item[at, :number] = own.joined()
 
     padding = blocks * size - len(lines)
     bucket = Bucket(
         users=np.pad(lines["user"], (0, padding), mode="edge").reshape(blocks, size),
-        targets=targets.reshape(blocks, size, -1),
+        targets=wanted.reshape(blocks, size, -1),
         row=row,
         item=item,
     )
