@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from jaxrec.data import columns
 from jaxrec.data.tables import ITEMS, Table, assemble
 from jaxrec.types import DataError, Dataset
 
@@ -31,12 +32,12 @@ def read(path: Path, name: str, assemble: Assemble = assemble) -> Dataset:
         case ".inter":
             return _atomic(path, name, assemble)
         case ".parquet" | ".csv" | ".tsv":
-            return assemble(name, _table(path))
+            return assemble(name, _interactions(path))
     raise DataError(f"{path}: unknown kind of file '{path.suffix}'; known: {', '.join(SUFFIXES)}")
 
 
 def _folder(folder: Path, name: str, assemble: Assemble) -> Dataset:
-    if rows := _either(folder, "interactions"):
+    if rows := _either(folder, "interactions", _interactions):
         more = (_either(folder, stem) for stem in ("items", "users", "candidates"))
         return assemble(name, rows, *more)
     if inter := sorted(folder.glob("*.inter")):
@@ -52,11 +53,25 @@ def _folder(folder: Path, name: str, assemble: Assemble) -> Dataset:
     )
 
 
-def _either(folder: Path, stem: str) -> Table | None:
+def _either(folder: Path, stem: str, read: Callable | None = None) -> Table | None:
     files = [f for s in (".parquet", ".csv") if (f := folder / f"{stem}{s}").exists()]
     if len(files) > 1:
         raise DataError(f"{folder}: both {files[0].name} and {files[1].name}; keep one of them")
-    return _table(files[0]) if files else None
+    return (read or _table)(files[0]) if files else None
+
+
+def _interactions(path: Path) -> Table:
+    """A table of interactions; one of many rows is mapped from the cache."""
+    if path.suffix == ".parquet":
+        try:
+            frame = columns.mapped(path)
+        except DataError:
+            raise
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, "a parquet file", error) from error
+        if frame is not None:
+            return Table(str(path), frame)
+    return _table(path)
 
 
 def _table(path: Path) -> Table:

@@ -9,6 +9,7 @@ from warnings import warn
 import numpy as np
 import pandas as pd
 
+from jaxrec.data.blocks import count, gather, grouped
 from jaxrec.types import DataError, Dataset
 
 # Compared in lower case without "_", "-" and spaces. A position orders rows without timestamp.
@@ -127,7 +128,7 @@ def assemble(
         indexed = _indexed(rows, column, table, only_seen)
         columns[column], catalogues[column], ids[column] = indexed
     columns |= {c: read(rows, c) for c, read in _READ.items() if c in rows.frame}
-    interactions = _without_repeats(rows, pd.DataFrame(columns))
+    interactions = _without_repeats(rows, pd.DataFrame(columns, copy=False))
     lists = None if candidates is None else _lists(candidates, ids)
     return Dataset(name, interactions, catalogues["item"], catalogues["user"], lists)
 
@@ -180,17 +181,22 @@ def _times(table: Table, column: str) -> np.ndarray:
 
 
 def _splits(table: Table, column: str) -> np.ndarray:
-    values = table.frame[column].astype(str).str.removesuffix(".0").map(SPLITS)
-    table.refuse(values.isna(), column, "is not a split: use 0 train, 1 valid, 2 test")
-    return values.to_numpy("int8")
+    values = table.frame[column]
+    coded = isinstance(values.dtype, pd.CategoricalDtype)
+    each = pd.Series(values.cat.categories) if coded else values
+    parts = each.astype(str).str.removesuffix(".0").map(SPLITS).fillna(-1).to_numpy("int8")
+    parts = np.append(parts, np.int8(-1))[values.cat.codes] if coded else parts
+    table.refuse(parts < 0, column, "is not a split: use 0 train, 1 valid, 2 test")
+    return parts
 
 
 def _clients(table: Table, column: str) -> np.ndarray:
     """Client ids as ranks; a user belongs to one client."""
     client, *_ = _indexed(table, column)
-    user = pd.factorize(table.frame["user"])[0]
-    first = client[np.unique(user, return_index=True)[1]]
-    table.refuse(client != first[user], column, "is a second client for this row's user")
+    user, raw = _distinct(table.frame["user"])
+    first = np.empty(len(raw), client.dtype)
+    first[user[::-1]] = client[::-1]
+    table.refuse(client != gather(first, user), column, "is a second client for this row's user")
     return client
 
 
@@ -208,22 +214,40 @@ def _raw_ids(table: Table, column: str) -> tuple[np.ndarray, np.ndarray]:
     values = table.frame[column]
     table.refuse(values.isna(), column, "is missing: every row needs an id")
     try:
-        codes, raw = pd.factorize(values)
+        codes, raw = _distinct(values)
     except TypeError:  # such as lists in a parquet
         table.refuse(values.map(pd.api.types.is_list_like), column, "is neither text nor number")
         raise
-    raw = np.asarray(raw)
     if not np.issubdtype(raw.dtype, np.number):
         text = pd.Series(raw).astype(str)
         whole = text.str.fullmatch(r"-?(0|[1-9][0-9]{0,17})(\.0+)?").all()
         raw = text.str.split(".").str[0].to_numpy("int64") if whole else text.to_numpy(object)
     if raw.dtype != object:
-        table.refuse((raw % 1 != 0)[codes], column, "is not a whole number")
-        table.refuse((raw < 0)[codes], column, "is negative: ids count from 0")
-        table.refuse((raw >= 2.0**63)[codes], column, "is outside 64 bits: write it as text")
+        refuse = lambda bad, problem: table.refuse(gather(bad, codes), column, problem)
+        refuse(raw % 1 != 0, "is not a whole number")
+        refuse(raw < 0, "is negative: ids count from 0")
+        refuse(raw >= 2.0**63, "is outside 64 bits: write it as text")
         raw = raw.astype("int64")
     ids, rank = np.unique(raw, return_inverse=True)
-    return rank[codes], ids
+    return _recoded(codes, rank), ids
+
+
+def _distinct(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """(code of each row, the distinct values); a missing one has code -1."""
+    if not isinstance(values.dtype, pd.CategoricalDtype):
+        codes, raw = pd.factorize(values)
+        return codes, np.asarray(raw)
+    codes, number = values.cat.codes.to_numpy(), len(values.cat.categories)
+    if not count(codes[codes >= 0], number).all():
+        values = values.cat.remove_unused_categories()
+    return values.cat.codes.to_numpy(), np.asarray(values.cat.categories)
+
+
+def _recoded(codes: np.ndarray, to: np.ndarray) -> np.ndarray:
+    """`to[codes]`, int32; the codes themselves where `to` leaves them as they are."""
+    if np.array_equal(to, np.arange(len(to))):
+        return codes.astype("int32", copy=False)
+    return gather(to.astype("int32"), codes)
 
 
 def _indexed(
@@ -247,30 +271,41 @@ def _indexed(
             described = described.set_index(ids).reindex(raw).assign(raw_id=raw)
         else:
             outside = f"is not among the {len(ids)} ids of {catalogue.file}"
-            table.refuse((place < 0)[codes], column, outside)
-            codes, raw = place[codes], ids
+            table.refuse(gather(place < 0, codes), column, outside)
+            codes, raw = _recoded(codes, place), ids
     described = described.reset_index(drop=True)
     described[column] = np.arange(len(described), dtype="int32")
     for text in described.columns.intersection(["title", "text", "category"]):
         described[text] = described[text].fillna("").astype(str)
-    return codes.astype("int32"), described[[column, *described.columns.drop(column)]], raw
+    return codes, described[[column, *described.columns.drop(column)]], raw
 
 
 def _without_repeats(table: Table, interactions: pd.DataFrame) -> pd.DataFrame:
     """One row for each (user, item): the earliest. The same pair at the same time is an error."""
     pair = ["user", "item"]
     timed = [*pair, "timestamp"] if "timestamp" in interactions else pair
+    user, item = (interactions[column].to_numpy() for column in pair)
+    repeats, involved = np.zeros(len(user), bool), np.zeros(len(user), bool)
+    for rows in grouped(user, int(user.max()) + 1, item):
+        same = (np.diff(user[rows]) == 0) & (np.diff(item[rows]) == 0)
+        repeats[rows[1:][same]] = involved[rows[:-1][same]] = True
+    if not repeats.any():
+        return interactions
+    involved |= repeats
+    several = interactions[involved]
+    again = np.zeros(len(user), bool)
+    again[involved] = several.duplicated(timed)
     table.refuse(
-        interactions.duplicated(timed),
+        again,
         "item",
         "repeats an earlier row: same user, same item, no other time; drop the repeats",
     )
-    if timed == pair or not (repeats := interactions.duplicated(pair)).any():
-        return interactions
-    earliest = interactions.sort_values("timestamp", kind="stable").drop_duplicates(pair).index
+    earliest = several.sort_values("timestamp", kind="stable").drop_duplicates(pair).index
     warn(
         f"{table.file}: {repeats.sum()} rows repeat a (user, item) pair at another time, the first "
         f"in {table.place(int(np.argmax(repeats)))}; the earliest of each pair is kept",
         stacklevel=2,
     )
-    return interactions.loc[np.sort(earliest)].reset_index(drop=True)
+    kept = ~involved
+    kept[earliest] = True
+    return interactions[kept].reset_index(drop=True)

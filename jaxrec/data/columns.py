@@ -1,0 +1,194 @@
+"""A parquet of many interactions, read in blocks, once, into columns of the cache that are mapped.
+
+The table is never in memory as a whole: it is read for the distinct ids, which are, and again for
+the rows, whose ids become int32 codes. What a later run finds in the cache costs it no reading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from warnings import warn
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pyarrow import compute, dataset
+
+from jaxrec.data.download import cache_folder
+from jaxrec.data.tables import INTERACTIONS, Table, plain
+from jaxrec.types import DataError
+
+ROWS = 2**21  # a table with no more is read whole
+BLOCK = 2**20  # rows that are in memory at once
+IDS = ("user", "item", "client", "split")
+_VERSION = 1  # of the files in the cache: another number makes every one anew
+
+
+def mapped(path: Path) -> pd.DataFrame | None:
+    """The columns that jaxrec knows of a parquet file or folder; ids are categories.
+
+    None for a table that is to be read whole: a small one, or one with other than numbers and text.
+    The columns lie in the cache folder under a hash of the parquet's bytes.
+
+    Raises DataError without a user or an item, and for a cache that cannot be written; OSError or
+    ValueError for a parquet that cannot be read.
+    """
+    source = dataset.dataset(path, format="parquet", partitioning="hive")
+    if source.count_rows() <= ROWS:
+        return None
+    nothing = source.schema.empty_table().to_pandas()
+    Table(str(path), nothing).renamed(INTERACTIONS, ("user", "item"))
+    kinds = _kinds(source.schema)
+    if None in kinds.values():
+        return None
+    folder = cache_folder() / "tables" / _digest(source.files)
+    frame = _kept(folder)
+    if frame is None:
+        _keep(source, kinds, folder)
+        frame = _kept(folder)
+    return frame
+
+
+def _kinds(schema: pa.Schema) -> dict[str, str | None]:
+    """ "ids" or "numbers" for each column that jaxrec knows; None for one it cannot keep."""
+    names = {same: name for name, known in INTERACTIONS.items() for same in known}
+    return {
+        field.name: _kind(names[plain(field.name)], field.type)
+        for field in schema
+        if plain(field.name) in names
+    }
+
+
+def _kind(name: str, of: pa.DataType) -> str | None:
+    number = pa.types.is_integer(of) or pa.types.is_floating(of)
+    if name in IDS:
+        of = of.value_type if pa.types.is_dictionary(of) else of
+        text = pa.types.is_string(of) or pa.types.is_large_string(of)
+        return "ids" if number or text else None
+    date = pa.types.is_timestamp(of) and of.tz is None
+    return "numbers" if number or date else None
+
+
+def _digest(files: list[str]) -> str:
+    digest = hashlib.sha256(f"{_VERSION}".encode())
+    for name in files:
+        with open(name, "rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{Path(name).name}:{content};".encode())
+    return digest.hexdigest()
+
+
+def _kept(folder: Path) -> pd.DataFrame | None:
+    """The frame of a folder of the cache; None if there is none or it is damaged."""
+    if not folder.exists():
+        return None
+    try:
+        index = json.loads((folder / "index.json").read_text())
+        columns = {}
+        for number, (name, kind, dtype) in enumerate(index["columns"]):
+            values = np.load(folder / f"{number}.npy", mmap_mode="r")
+            if values.shape != (index["rows"],) or values.dtype != dtype:
+                raise ValueError(f"{name}: {values.dtype} {values.shape}")
+            if kind == "ids":
+                ids = pd.read_parquet(folder / f"{number}.parquet")["id"].to_numpy()
+                if not -1 <= values.min() <= values.max() < len(ids):
+                    raise ValueError(f"{name}: codes outside its {len(ids)} ids")
+                ids = pd.Index(ids, dtype=ids.dtype)
+                values = pd.Categorical.from_codes(values, ids, validate=False)
+            columns[name] = values
+        return pd.DataFrame(columns, copy=False)
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        warn(f"{folder} is damaged ({error}); the table is read again", stacklevel=5)
+        return None
+
+
+def _keep(source: dataset.Dataset, kinds: dict[str, str], folder: Path) -> None:
+    """Write the folder whole or not at all, whoever else writes the same one."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="table-", dir=folder.parent) as place:
+            part = Path(place) / folder.name
+            part.mkdir()
+            _write(source, kinds, part)
+            shutil.rmtree(folder, ignore_errors=True)
+            part.rename(folder)
+    except OSError as error:
+        if folder.exists():  # another process was faster
+            return
+        raise DataError(
+            f"{folder}: the columns of a large table cannot be kept there ({error}). Make room, or "
+            "let JAXREC_CACHE name a folder that has it"
+        ) from error
+
+
+def _write(source: dataset.Dataset, kinds: dict[str, str], folder: Path) -> None:
+    ids, missing, rows = _survey(source, kinds)
+    files, dtypes = {}, {}
+    for number, (name, kind) in enumerate(kinds.items()):
+        of = source.schema.field(name).type
+        if kind == "ids":
+            dtype = np.dtype("int32")
+            pd.DataFrame({"id": ids[name]}).to_parquet(folder / f"{number}.parquet")
+        else:
+            whole = pa.types.is_integer(of) and missing[name]
+            dtype = np.dtype("float64" if whole else of.to_pandas_dtype())
+        dtypes[name] = dtype.str
+        files[name] = np.lib.format.open_memmap(folder / f"{number}.npy", "w+", dtype, (rows,))
+    lookup, start = {name: pd.Index(values) for name, values in ids.items()}, 0
+    for block in _blocks(source, kinds):
+        at = slice(start, start + len(block))
+        for name, kind in kinds.items():
+            column = block[name]
+            if kind == "numbers":
+                files[name][at] = column.to_numpy(zero_copy_only=False)
+                continue
+            coded = _encoded(column)
+            place = lookup[name].get_indexer(coded.dictionary.to_pandas())
+            codes = coded.indices.fill_null(len(place)).to_numpy()
+            files[name][at] = np.append(place, -1)[codes]
+        start = at.stop
+    columns = [[name, kind, dtypes[name]] for name, kind in kinds.items()]
+    for file in files.values():
+        file.flush()
+    (folder / "index.json").write_text(json.dumps({"rows": rows, "columns": columns}))
+
+
+def _survey(
+    source: dataset.Dataset, kinds: dict[str, str]
+) -> tuple[dict[str, np.ndarray], dict[str, int], int]:
+    """The distinct ids of each column, sorted; missing values of each column; number of rows."""
+    found = {name: [] for name, kind in kinds.items() if kind == "ids"}
+    missing, rows = dict.fromkeys(kinds, 0), 0
+    for block in _blocks(source, kinds):
+        rows += len(block)
+        for name in kinds:
+            missing[name] += block[name].null_count
+        for name, parts in found.items():
+            parts.append(_encoded(block[name]).dictionary)
+            if sum(map(len, parts)) > 2 * len(parts[0]) + BLOCK:
+                found[name] = [_union(parts)]
+    return {name: _in_order(_union(parts)) for name, parts in found.items()}, missing, rows
+
+
+def _blocks(source: dataset.Dataset, kinds: dict[str, str]):
+    return source.to_batches(
+        columns=list(kinds), batch_size=BLOCK, batch_readahead=1, fragment_readahead=1
+    )
+
+
+def _encoded(column: pa.Array) -> pa.DictionaryArray:
+    return column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+
+
+def _union(parts: list[pa.Array]) -> pa.Array:
+    return compute.drop_null(compute.unique(pa.chunked_array(parts)))
+
+
+def _in_order(ids: pa.Array) -> np.ndarray:
+    ids = ids.take(compute.sort_indices(ids))
+    ids = ids.to_numpy(zero_copy_only=False)
+    return ids[~pd.isna(ids)]  # NaN is no null to arrow
