@@ -3,8 +3,8 @@
     python -m benchmarks large [--quick]
 
 The rows are amazon-books' over and over: each copy has users of its own, the items are the same.
-Each size is read, split leave-one-out, federated, packed and planned (`prepare`) and trained for one
-round without evaluation, in a process of its own, twice: with an empty cache and with what that
+Each size is read, split leave-one-out, federated, packed and planned (`prepare`) and trained for
+one round without evaluation, in a process of its own, twice: with an empty cache and with what that
 left there. The peak is the most memory that the process had resident, which counts pages of mapped
 files that the system may take back, and the 0.4 GB that Python and JAX take by themselves.
 `--quick` leaves the largest size out.
@@ -21,7 +21,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 

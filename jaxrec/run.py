@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 from jax.sharding import Mesh
 
-from jaxrec import checkpoint, mesh, report
+from jaxrec import checkpoint, mesh, report, room
 from jaxrec.config import (
     RunConfig,
     baseline_settings,
@@ -39,6 +39,7 @@ from jaxrec.config import (
     reads_text,
     reads_titles,
 )
+from jaxrec.data.pack import owners
 from jaxrec.evaluate import Evaluation, evaluator
 from jaxrec.federated import communication
 from jaxrec.federated.communication import Ledger
@@ -271,6 +272,7 @@ def _train_one(
 
     if method.forecast and not job.done(memory):
         report.say(f"{name}: {_forecast(job, memory)}", shown=progress)
+    _check_state(job, like)
     last = start() if state is None else state
     memory, best, last = _fit(job, last, best, memory, rows, key)
     state = checkpoint.to_state(best, like)
@@ -313,7 +315,7 @@ def _fit(
     run, out, data, clients = job.run, job.out, job.prepared.data, job.clients
     devices = job.prepared.mesh
     place = mesh.shardings(state, data, job.prepared.sizes, devices)
-    advance = _advancer(job.method, data, key, devices, place)
+    advance = _advancer(job, key, place)
     evaluate = evaluator(job.method, job.prepared.valid, lists=False)
     state = state if devices is None else jax.block_until_ready(jax.device_put(state, place))
     began, saved, saving = time.perf_counter(), memory.round, 0.0
@@ -391,19 +393,57 @@ def _starter(method: Method, key: jax.Array, prepared: Prepared) -> tuple[Callab
     return lambda: init(key, prepared.data), jax.eval_shape(method.init, key, prepared.data)
 
 
-def _advancer(
-    method: Method, data: Data, key: jax.Array, devices: Mesh | None, place: Any
-) -> Callable:
-    """A function (state, start, stop) -> (state, metrics, seconds compiling, seconds training).
+def _check_state(job: Job, like: Any) -> None:
+    """Refuse a state that does not fit beside the data; `like` describes it."""
+    parts = lambda like: {"data": _data(job), "state": room.held(_placed(job, like))}
 
-    Metrics are [stop - start, ...] by name. `place` is where the state lies on a mesh of devices.
-    One program is compiled, and one more where the last chunk is shorter than the others.
-    """
+    def again(config: Any) -> int:
+        made = method_module(job.name).make(config, job.prepared.sizes)
+        return sum(parts(jax.eval_shape(_starter(made, jax.random.key(0), job.prepared))).values())
+
+    if job.method.compiled:
+        room.check(job.name, parts(like), job.config, job.clients, again)
+
+
+def _data(job: Job) -> int:
+    """Bytes of the data and the plans of a run on one device."""
+    prepared = job.prepared
+    plans = [plan.buckets for plan in (prepared.valid, prepared.test, *prepared.apart.values())]
+    return room.held(prepared.data, prepared.known, plans)
+
+
+def _placed(job: Job, like: Any) -> Any:
+    """What describes a state, with where its arrays lie on a mesh."""
+    place = mesh.shardings(like, job.prepared.data, job.prepared.sizes, job.prepared.mesh)
+    if place is None:
+        return like
+    described = lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at)
+    return jax.tree.map(described, like, place)
+
+
+def _program(method: Method, devices: Mesh | None, place: Any, *args: Any) -> jax.stages.Compiled:
+    """(state, data, key, numbers of rounds) -> (state, metrics, what is finite), compiled."""
 
     def chunk(state, data, key, numbers):
         step = lambda state, number: method.step(state, data, jax.random.fold_in(key, number))
         state, metrics = jax.lax.scan(step, state, numbers)
         return state, metrics, _finite(state)
+
+    placed = {} if devices is None else {"out_shardings": (place, None, None)}
+    on_devices = jax.set_mesh(devices) if devices else contextlib.nullcontext()
+    with on_devices, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Some donated buffers were not usable")
+        return jax.jit(chunk, donate_argnums=0, **placed).lower(*args).compile()
+
+
+def _advancer(job: Job, key: jax.Array, place: Any) -> Callable:
+    """A function (state, start, stop) -> (state, metrics, seconds compiling, seconds training).
+
+    Metrics are [stop - start, ...] by name. `place` is where the state lies on a mesh of devices.
+    One program is compiled, and one more where the last chunk is shorter than the others; one that
+    does not fit the device is refused.
+    """
+    method, data, devices, programs = job.method, job.prepared.data, job.prepared.mesh, {}
 
     def chunk_on_host(state, data, key, numbers):
         history = []
@@ -412,15 +452,22 @@ def _advancer(
             history.append(metrics)
         return state, jax.tree.map(lambda *each: np.stack(each), *history), _finite(state)
 
-    placed = {} if devices is None else {"out_shardings": (place, None, None)}
-    jitted = jax.jit(chunk, donate_argnums=0, **placed)
-    programs = {}
+    def compile(state, *args):
+        program = _program(method, devices, place, state, *args)
+        parts = lambda state, program: {
+            "data": _data(job),
+            "state": room.held(state),
+            "a round's work": room.planned(program),
+        }
 
-    def compile(*args):
-        on_devices = jax.set_mesh(devices) if devices else contextlib.nullcontext()
-        with on_devices, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Some donated buffers were not usable")
-            return jitted.lower(*args).compile()
+        def again(config: Any) -> int:
+            made = method_module(job.name).make(config, job.prepared.sizes)
+            like = _placed(job, jax.eval_shape(_starter(made, key, job.prepared)))
+            place = mesh.shardings(like, data, job.prepared.sizes, devices)
+            return sum(parts(like, _program(made, devices, place, like, *args)).values())
+
+        room.check(job.name, parts(state, program), job.config, job.clients, again)
+        return program
 
     def advance(state, start, stop):
         numbers = jax.device_put(np.arange(start, stop, dtype=np.int32))
@@ -489,8 +536,7 @@ def _values(
 
 def _with_ids(per_user: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
     users = per_user.copy()
-    client = dataset.interactions.groupby("user")["client"].first()
-    users.insert(1, "client", users["user"].map(client))
+    users.insert(1, "client", owners(dataset)[users["user"]].astype(np.int32))
     if "raw_id" in dataset.users:
         users.insert(1, "raw_id", users["user"].map(dataset.users.set_index("user")["raw_id"]))
     return users

@@ -26,7 +26,7 @@ def pack(dataset: Dataset, *, multiple: int = 1, before: int = VALID) -> tuple[D
     """
     num_users, num_items = dataset.num_users, dataset.num_items
     rows = dataset.interactions
-    ids, client = np.unique(_owners(dataset), return_inverse=True)  # client [U]
+    ids, client = np.unique(owners(dataset), return_inverse=True)  # client [U]
     user, item = rows["user"].to_numpy(), rows["item"].to_numpy()
     train, held = ((rows["split"] < part).to_numpy() for part in (VALID, before))
     of_clients = lambda where: np.bincount(client, count(user, num_users, where)).astype(int)
@@ -129,7 +129,7 @@ def history_of(data: Data) -> History:
     return data.history
 
 
-def _owners(dataset: Dataset) -> np.ndarray:
+def owners(dataset: Dataset) -> np.ndarray:
     """The client of each user, [U]."""
     rows = dataset.interactions
     for column, step in (("split", "split"), ("client", "partition")):
