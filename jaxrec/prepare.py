@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 import jaxrec
 from jaxrec import mesh
 from jaxrec.config import RunConfig
+from jaxrec.data.blocks import count
 from jaxrec.data.pack import history, pack
 from jaxrec.data.partition import partition
 from jaxrec.data.sources import load
@@ -127,8 +128,7 @@ def _record(
     dataset: Dataset, sizes: Sizes, run: RunConfig, how: str, who: str, text: ItemText | None
 ) -> dict[str, Any]:
     rows = dataset.interactions
-    counts = rows["split"].value_counts()
-    parts = [int(counts[part]) for part in range(3)]
+    parts = count(rows["split"].to_numpy(), 3).tolist()
     shares = "/".join(f"{100 * part / len(rows):.0f}" for part in parts)
     notes = [f"best round by valid {run.monitor}", f"seed {run.seed}"]
     if run.random_positives:

@@ -54,6 +54,22 @@ def grouped(
         last = max(first + 1, int(np.searchsorted(ends, done + ROWS, side="right")))
         inside = (key >= first) & (key < last)
         rows = np.flatnonzero(inside if where is None else inside & where)
-        keys = (key[rows],) if by is None else (by[rows], key[rows])
-        yield rows[np.lexsort(keys)]
+        yield rows[_order(key[rows], None if by is None else by[rows])]
         first, done = last, int(ends[last - 1])
+
+
+def _order(key: np.ndarray, by: np.ndarray | None) -> np.ndarray:
+    """As np.lexsort((by, key)); by one sort where both fit into 64 bits, which rows in order speed.
+
+    Neither may be empty.
+    """
+    if by is None:
+        return np.argsort(key, kind="stable")
+    if by.dtype.kind in "iu":
+        lowest, span = int(by.min()), int(by.max()) - int(by.min()) + 1
+        first = int(key.min())
+        if span * (int(key.max()) - first + 1) < 2**63 and abs(lowest) < 2**62:
+            both = (key - first).astype(np.int64) * span
+            both += by.astype(np.int64) - lowest
+            return np.argsort(both, kind="stable")
+    return np.lexsort((by, key))

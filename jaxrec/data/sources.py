@@ -86,6 +86,7 @@ def _parts(values: pd.Series) -> Iterator[bytes]:
         yield little.str.encode()
         yield from (array[rows].astype(little).tobytes() for rows in slices(len(array)))
     else:
-        text = [str(v).encode() for v in values]
-        yield np.array([len(t) for t in text], "<i8").tobytes()
-        yield b"".join(text)
+        text = lambda rows: [str(value).encode() for value in array[rows]]
+        for rows in slices(len(array)):
+            yield np.array([len(each) for each in text(rows)], "<i8").tobytes()
+        yield from (b"".join(text(rows)) for rows in slices(len(array)))
