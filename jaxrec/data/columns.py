@@ -6,10 +6,12 @@ the rows, whose ids become int32 codes. What a later run finds in the cache cost
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from warnings import warn
 
@@ -127,34 +129,40 @@ def _keep(source: dataset.Dataset, kinds: dict[str, str], folder: Path) -> None:
 
 def _write(source: dataset.Dataset, kinds: dict[str, str], folder: Path) -> None:
     ids, missing, rows = _survey(source, kinds)
-    files, dtypes = {}, {}
+    dtypes = {}
     for number, (name, kind) in enumerate(kinds.items()):
         of = source.schema.field(name).type
         if kind == "ids":
-            dtype = np.dtype("int32")
+            dtypes[name] = np.dtype("int32")
             pd.DataFrame({"id": ids[name]}).to_parquet(folder / f"{number}.parquet")
         else:
-            whole = pa.types.is_integer(of) and missing[name]
-            dtype = np.dtype("float64" if whole else of.to_pandas_dtype())
-        dtypes[name] = dtype.str
-        files[name] = np.lib.format.open_memmap(folder / f"{number}.npy", "w+", dtype, (rows,))
-    lookup, start = {name: pd.Index(values) for name, values in ids.items()}, 0
-    for block in _blocks(source, kinds):
-        at = slice(start, start + len(block))
-        for name, kind in kinds.items():
-            column = block[name]
-            if kind == "numbers":
-                files[name][at] = column.to_numpy(zero_copy_only=False)
-                continue
-            coded = _encoded(column)
-            place = lookup[name].get_indexer(coded.dictionary.to_pandas())
-            codes = coded.indices.fill_null(len(place)).to_numpy()
-            files[name][at] = np.append(place, -1)[codes]
-        start = at.stop
-    columns = [[name, kind, dtypes[name]] for name, kind in kinds.items()]
-    for file in files.values():
-        file.flush()
+            real = pa.types.is_integer(of) and missing[name]
+            dtypes[name] = np.dtype("float64" if real else of.to_pandas_dtype())
+    lookup = {name: pd.Index(values) for name, values in ids.items()}
+    with contextlib.ExitStack() as files:
+        # Written, not mapped: a full disk is an error here and the end of the process there.
+        paths = [folder / f"{number}.npy" for number in range(len(kinds))]
+        opened = [files.enter_context(path.open("wb")) for path in paths]
+        for file, dtype in zip(opened, dtypes.values(), strict=True):
+            header = {"descr": dtype.str, "fortran_order": False, "shape": (rows,)}
+            np.lib.format.write_array_header_1_0(file, header)
+        for block in _blocks(source, kinds):
+            for file, (name, dtype) in zip(opened, dtypes.items(), strict=True):
+                column = block[name]
+                if kinds[name] == "ids":
+                    values = _codes(column, lookup[name])
+                else:
+                    values = column.to_numpy(zero_copy_only=False)
+                file.write(values.astype(dtype, copy=False).tobytes())
+    columns = [[name, kind, dtypes[name].str] for name, kind in kinds.items()]
     (folder / "index.json").write_text(json.dumps({"rows": rows, "columns": columns}))
+
+
+def _codes(column: pa.Array, ids: pd.Index) -> np.ndarray:
+    """The place of each row's id among the `ids`; -1 for a missing one."""
+    coded = _encoded(column)
+    place = ids.get_indexer(coded.dictionary.to_pandas())
+    return np.append(place, -1)[coded.indices.fill_null(len(place)).to_numpy()]
 
 
 def _survey(
@@ -174,10 +182,13 @@ def _survey(
     return {name: _in_order(_union(parts)) for name, parts in found.items()}, missing, rows
 
 
-def _blocks(source: dataset.Dataset, kinds: dict[str, str]):
-    return source.to_batches(
-        columns=list(kinds), batch_size=BLOCK, batch_readahead=1, fragment_readahead=1
-    )
+def _blocks(source: dataset.Dataset, kinds: dict[str, str]) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from source.to_batches(
+            columns=list(kinds), batch_size=BLOCK, batch_readahead=1, fragment_readahead=1
+        )
+    except OSError as error:  # what is left of OSError are the faults of the cache
+        raise ValueError(str(error)) from error
 
 
 def _encoded(column: pa.Array) -> pa.DictionaryArray:
