@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ def mapped(path: Path) -> pd.DataFrame | None:
     kinds = _kinds(source.schema)
     if None in kinds.values():
         return None
-    folder = cache_folder() / "tables" / _digest(source.files)
+    folder = cache_folder() / "tables" / _digest(path, source.files)
     frame = _kept(folder)
     if frame is None:
         _keep(source, kinds, folder)
@@ -75,12 +76,12 @@ def _kind(name: str, of: pa.DataType) -> str | None:
     return "numbers" if number or date else None
 
 
-def _digest(files: list[str]) -> str:
+def _digest(path: Path, files: list[str]) -> str:
     digest = hashlib.sha256(f"{_VERSION}".encode())
     for name in files:
         with open(name, "rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{Path(name).name}:{content};".encode())
+        digest.update(f"{os.path.relpath(name, path)}:{content};".encode())
     return digest.hexdigest()
 
 
