@@ -51,6 +51,7 @@ def mapped(path: Path) -> pd.DataFrame | None:
     folder = cache_folder() / "tables" / _digest(path, source.files)
     frame = _kept(folder)
     if frame is None:
+        shutil.rmtree(folder, ignore_errors=True)  # if it is there, it is damaged
         _keep(source, kinds, folder)
         frame = _kept(folder)
     return frame
@@ -117,7 +118,6 @@ def _keep(source: dataset.Dataset, kinds: dict[str, str], folder: Path) -> None:
             part = Path(place) / folder.name
             part.mkdir()
             _write(source, kinds, part)
-            shutil.rmtree(folder, ignore_errors=True)
             part.rename(folder)
     except OSError as error:
         if folder.exists():  # another process was faster
