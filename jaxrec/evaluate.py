@@ -131,8 +131,8 @@ def make_plan(
         domain = np.where(_known(dataset, split), 0 if domain is None else domain, -1)
     wanted = wanted.assign(line=wanted["user"].to_numpy() if ranking == "users" else where)
     line, first, number = np.unique(wanted["line"], return_index=True, return_counts=True)
-    lines = wanted.drop(columns=["line"] if ranking != "users" else ["line", "item"]).iloc[first]
-    lines = lines[[c for c in ("user", "client", "item") if c in lines]]
+    shown = ("user", "client", "item") if ranking != "users" else ("user", "client")
+    lines = wanted[[column for column in shown if column in wanted]].iloc[first]
     lines = lines.set_axis(pd.Index(line, name="line")).assign(number=number)
     lines["width"] = _widths(number, min(block, BLOCK))
     lines = lines.sort_values(["width", *lines.columns.intersection(["client"])], kind="stable")
@@ -148,16 +148,16 @@ def make_plan(
             if listed
             else _negatives(dataset, lines, candidates, seed, domain)
         )
-        listed_items = Lists.of(np.full(len(lines), candidates), pairs["item"].to_numpy())
+        pairs = Lists.of(np.full(len(lines), candidates), pairs["item"].to_numpy())
     else:
-        earlier = _by_user(dataset, split if mask_history else 0)
-        user = lines["user"].to_numpy()
-        listed_items = earlier._replace(first=earlier.first[user], number=earlier.number[user])
+        pairs = _by_user(dataset, split if mask_history else 0)
+        first, number = (each[lines["user"].to_numpy()] for each in (pairs.first, pairs.number))
+        pairs = pairs._replace(first=first, number=number)
     packed = []
     for start, stop in zip(*_runs(width), strict=True):
-        cut = lambda lists, own=slice(start, stop): lists.cut(own)
-        own = lines.iloc[start:stop]
-        packed.append(_pack(own, cut(targets), cut(listed_items), block, dataset.num_items))
+        own = slice(start, stop)
+        lists = targets.cut(own), pairs.cut(own)
+        packed.append(_pack(lines.iloc[own], *lists, block, dataset.num_items))
     return Plan(
         buckets=tuple(bucket for bucket, _ in packed),
         lines=pd.concat([own for _, own in packed], ignore_index=True),
@@ -172,11 +172,9 @@ def held_out(dataset: Dataset, split: int, catalogue: str = "all") -> np.ndarray
     """The rows of `split` that may be targets: bool [R]."""
     rows = dataset.interactions
     held = (rows["split"] == split).to_numpy()
-    return (
-        held & gather(_known(dataset, split), rows["item"].to_numpy())
-        if catalogue == "known"
-        else held
-    )
+    if catalogue == "known":
+        held = held & gather(_known(dataset, split), rows["item"].to_numpy())
+    return held
 
 
 def _known(dataset: Dataset, split: int) -> np.ndarray:

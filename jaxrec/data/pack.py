@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 
 from jaxrec.data.blocks import count, gather, grouped, slices
 from jaxrec.types import VALID, Clients, Data, DataError, Dataset, History, Sizes
@@ -27,7 +28,7 @@ def pack(dataset: Dataset, *, multiple: int = 1, before: int = VALID) -> tuple[D
     num_users, num_items = dataset.num_users, dataset.num_items
     rows = dataset.interactions
     ids, client = np.unique(owners(dataset), return_inverse=True)  # client [U]
-    user, item = rows["user"].to_numpy(), rows["item"].to_numpy()
+    user = rows["user"].to_numpy()
     train, held = ((rows["split"] < part).to_numpy() for part in (VALID, before))
     of_clients = lambda where: np.bincount(client, count(user, num_users, where)).astype(int)
     sizes, counts = of_clients(train), of_clients(held)
@@ -51,22 +52,9 @@ def pack(dataset: Dataset, *, multiple: int = 1, before: int = VALID) -> tuple[D
             for (lo, hi), (lines, n), end in zip(bounds, shapes, ends, strict=True)
         ]
     )
-    fields = {"user": np.zeros(ends[-1], np.int32), "item": np.zeros(ends[-1], np.int32)}
-    fields["mask"] = np.zeros(ends[-1], bool)
-    age = None
-    if "timestamp" in rows:
-        age = _ages(key, rows["timestamp"].to_numpy(), held, num_users)
-        fields["age"] = np.zeros(ends[-1], np.int32)
-    shift, done = begin - (np.cumsum(counts) - counts), 0
-    for order in grouped(key, num_users, item, held):
-        at = np.arange(done, done + len(order)) + shift[place[user[order]]]
-        fields["user"][at] = local[key[order]]
-        fields["item"][at] = item[order]
-        fields["mask"][at] = True
-        if age is not None:
-            fields["age"][at] = age[order]
-        done += len(order)
-    del key, age, train, held
+    shift = begin - (np.cumsum(counts) - counts)
+    fields = _end_to_end(rows, key, held, local, shift[place[users]], ends[-1])
+    del key, train, held
 
     lines = {}
     for name in list(fields):  # one after another: none is twice in memory for longer than it takes
@@ -95,6 +83,38 @@ def pack(dataset: Dataset, *, multiple: int = 1, before: int = VALID) -> tuple[D
         data = data._replace(domain=jnp.asarray(domain, jnp.int32))
         sizes = sizes._replace(domains=int(domain.max()) + 1)
     return data, sizes
+
+
+def _end_to_end(
+    rows: pd.DataFrame,
+    key: np.ndarray,
+    where: np.ndarray,
+    local: np.ndarray,
+    shift: np.ndarray,
+    size: int,
+) -> dict[str, np.ndarray]:
+    """What Clients hold of each row, [size], the lines of all clients end to end; 0 for padding.
+
+    The rows of `where` are laid in order of (key, item), the n-th of them at n + shift[its key].
+    `key` is a number for each user, `local` [U] that user's row of its client's own table.
+    """
+    item, users = rows["item"].to_numpy(), len(local)
+    fields = {name: np.zeros(size, np.int32) for name in ("user", "item")}
+    fields["mask"] = np.zeros(size, bool)
+    age = None
+    if "timestamp" in rows:
+        age = _ages(key, rows["timestamp"].to_numpy(), where, users)
+        fields["age"] = np.zeros(size, np.int32)
+    done = 0
+    for order in grouped(key, users, item, where):
+        at = np.arange(done, done + len(order)) + shift[key[order]]
+        fields["user"][at] = local[key[order]]
+        fields["item"][at] = item[order]
+        fields["mask"][at] = True
+        if age is not None:
+            fields["age"][at] = age[order]
+        done += len(order)
+    return fields
 
 
 def history(dataset: Dataset, before: int = VALID) -> History | None:
