@@ -93,8 +93,9 @@ def main(bench: Bench, quick: bool) -> None:
                 rows, users = found.pop("rows"), found.pop("users")
                 for what, (seconds, peak) in found.items():
                     name = f"{rows:,} rows of {users:,} users, {cache}: {what}"
-                    bench.report(name, Timing(0.0, seconds, 0.0, 1, int(peak)))
-                    print(f"    peak {peak / rows:,.0f} bytes a row", flush=True)
+                    bench.report(name, Timing(0.0, seconds, 0.0, 1))
+                    each = f"{peak / rows:,.0f} bytes a row"
+                    print(f"    resident at most so far: {peak / 1e6:,.0f} MB, {each}", flush=True)
 
 
 if __name__ == "__main__":
