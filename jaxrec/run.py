@@ -399,7 +399,7 @@ def _check_state(job: Job, like: Any) -> None:
 
     def again(config: Any) -> int:
         made = method_module(job.name).make(config, job.prepared.sizes)
-        return sum(parts(jax.eval_shape(_starter(made, jax.random.key(0), job.prepared))).values())
+        return sum(parts(_starter(made, jax.random.key(0), job.prepared)[1]).values())
 
     if job.method.compiled:
         room.check(job.name, parts(like), job.config, job.clients, again)
@@ -462,7 +462,7 @@ def _advancer(job: Job, key: jax.Array, place: Any) -> Callable:
 
         def again(config: Any) -> int:
             made = method_module(job.name).make(config, job.prepared.sizes)
-            like = _placed(job, jax.eval_shape(_starter(made, key, job.prepared)))
+            like = _placed(job, _starter(made, key, job.prepared)[1])
             place = mesh.shardings(like, data, job.prepared.sizes, devices)
             return sum(parts(like, _program(made, devices, place, like, *args)).values())
 

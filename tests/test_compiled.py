@@ -77,11 +77,14 @@ def test_a_run_compiles_each_program_once(name, dataset, compiled):
 
 
 @every_method
-def test_nothing_is_copied_unasked_while_rounds_and_evaluations_run(name, dataset):
+def test_nothing_is_copied_unasked_while_rounds_and_evaluations_run(name, dataset, monkeypatch):
+    made = []
+    keep = lambda *args: made.append(_advancer(*args)) or made[-1]
+    monkeypatch.setattr("jaxrec.run._advancer", keep)
     run = fit(name, dataset, rounds=2)
     shared = {"candidates": run.run.candidates, "ranking": run.run.ranking, "ks": run.run.ks}
     evaluate = evaluator(run.method, make_plan(run.dataset, **shared))
-    advance = _advancer(run.method, run.data, jax.random.key(0), None, None)
+    advance = made[-1]
     state, *_ = advance(run.state, 0, 2)
     expected = evaluate(state, run.data).means  # and both are compiled
     with jax.transfer_guard("disallow"):
