@@ -18,6 +18,7 @@ from jaxrec.methods import rqfedrec
 from jaxrec.ops import quantize
 from jaxrec.types import SettingError
 
+pytestmark = pytest.mark.usefixtures("programs")
 QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
 EXACT = {"uplink": "float32", "downlink": "float32", "sketch_bits": 32}
 SMALL = {"width": 4, "levels": 2, "codes": 5, "participation": 1.0, "sketch_participation": 1.0}
@@ -41,16 +42,17 @@ def _played(settings, rounds, how, undescribed):
     if undescribed:
         data = data._replace(text=data.text.at[jnp.array(undescribed)].set(0))
 
-    def play(data):
-        states, metrics = [method.init(jax.random.key(0), data)], []
-        for number in range(rounds):
-            state, found = method.step(states[-1], data, jax.random.key(number))
-            states.append(state)
-            metrics.append(found)
-        served = method.prepare(states[-1], data)
-        return states, metrics, method.score(served, jnp.arange(problem(how)[1].users))
+    init, step = (jax.jit(f, compiler_options=QUICK) for f in (method.init, method.step))
+    states, metrics = [init(jax.random.key(0), data)], []
+    for number in range(rounds):
+        state, found = step(states[-1], data, jax.random.key(number))
+        states.append(state)
+        metrics.append(found)
 
-    return jax.jit(play, compiler_options=QUICK)(data)
+    def scores(state, data):
+        return method.score(method.prepare(state, data), jnp.arange(problem(how)[1].users))
+
+    return states, metrics, jax.jit(scores, compiler_options=QUICK)(states[-1], data)
 
 
 def played(rounds=1, how="given", undescribed=(), **settings):
