@@ -20,6 +20,7 @@ from jaxrec.ops import memory, schedule
 from jaxrec.ops.schedule import Events
 from jaxrec.types import TEST, TRAIN, VALID, DataError, Dataset, SettingError
 
+pytestmark = pytest.mark.usefixtures("programs")
 QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
 SMALL = {"groups": 4, "rank": 6, "width": 16}
 
@@ -38,12 +39,13 @@ def problem(how="leave-one-out"):
 def trained(data, sizes, **settings):
     method = agentcf.make(agentcf.Config(**SMALL | settings), sizes)
 
-    def play(data):
-        state, metrics = method.step(method.init(jax.random.key(0), data), data, jax.random.key(1))
-        served = method.prepare(state, data)
-        return state, metrics, method.score(served, jnp.arange(sizes.users))
+    init, step = (jax.jit(f, compiler_options=QUICK) for f in (method.init, method.step))
+    state, metrics = step(init(jax.random.key(0), data), data, jax.random.key(1))
 
-    return jax.jit(play, compiler_options=QUICK)(data)
+    def scores(state, data):
+        return method.score(method.prepare(state, data), jnp.arange(sizes.users))
+
+    return state, metrics, jax.jit(scores, compiler_options=QUICK)(state, data)
 
 
 def world_of(data, sizes, single=False):
