@@ -14,6 +14,7 @@ from jaxrec import mesh
 from jaxrec.data.synthetic import synthetic
 from jaxrec.types import SettingError
 
+pytestmark = pytest.mark.usefixtures("programs")
 DATA = {"users": 41, "items": 40, "clients": 10, "length": 14}
 QUICK = {"rounds": 1, "progress": False, "baselines": (), "text": "tfidf"}
 TINY = {
@@ -80,7 +81,12 @@ def ended(process):
     return out
 
 
-@pytest.mark.parametrize("name", TINY)
+SIMPLE = "local_only", "popularity"  # all that they do, fedavg does too
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SIMPLE)) for n in TINY]
+)
 def test_eight_devices_equal_one(name):
     assert ended(program(["-c", SAME, name], 8)) == "equal\n"
 

@@ -30,7 +30,7 @@ def toy(monkeypatch):
 
 @pytest.fixture(scope="module")
 def dataset():
-    return synthetic(users=60, items=40, clients=6, length=16)
+    return synthetic(users=60, items=40, clients=20, length=16)
 
 
 def fit(dataset, name="toy", **settings):
@@ -72,7 +72,7 @@ def test_a_state_that_does_not_fit_is_refused_with_a_width_that_does(dataset, mo
 
 
 def test_a_rounds_work_that_does_not_fit_is_refused_with_a_setting_that_does(dataset, monkeypatch):
-    config = {"width": 16, "loss": "bpr", "upload": "change", "partition": "user"}
+    config = {"width": 16}
     seen = []
     monkeypatch.setattr(room, "check", lambda name, parts, *rest: seen.append(parts))
     fit(dataset, "fedavg", **config)
