@@ -35,7 +35,7 @@ def compiled_programs_end_with_their_file():
     jax.clear_caches()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(autouse=True, scope="module")
 def programs(tmp_path_factory):
     """Each program is compiled once for all tests of a file, in other processes too."""
     settings = {

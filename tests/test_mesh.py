@@ -14,7 +14,6 @@ from jaxrec import mesh
 from jaxrec.data.synthetic import synthetic
 from jaxrec.types import SettingError
 
-pytestmark = pytest.mark.usefixtures("programs")
 DATA = {"users": 41, "items": 40, "clients": 10, "length": 14}
 QUICK = {"rounds": 1, "progress": False, "baselines": (), "text": "tfidf"}
 TINY = {

@@ -15,7 +15,6 @@ from jaxrec.methods import METHODS
 from jaxrec.run import train
 from jaxrec.types import SettingError
 
-pytestmark = pytest.mark.usefixtures("programs")
 TOY = Path(__file__).parent / "toy.py"
 
 

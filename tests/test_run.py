@@ -28,9 +28,6 @@ from jaxrec.types import SettingError
 TOY = Path(__file__).parent / "toy.py"
 
 
-pytestmark = pytest.mark.usefixtures("programs")
-
-
 @pytest.fixture(scope="module")
 def dataset():
     return synthetic(users=60, items=40, clients=6, length=16)

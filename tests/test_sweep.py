@@ -31,9 +31,6 @@ TOY = Path(__file__).parent / "toy.py"
 QUICK = {"rounds": 4, "evaluate_every": 2}
 
 
-pytestmark = pytest.mark.usefixtures("programs")
-
-
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
     spec = importlib.util.spec_from_file_location("toy", TOY)

@@ -17,8 +17,6 @@ from jaxrec.methods import METHODS
 from jaxrec.track import TRACKERS
 from jaxrec.train import main
 
-pytestmark = pytest.mark.usefixtures("programs")
-
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):

@@ -20,7 +20,6 @@ from jaxrec.ops import memory, schedule
 from jaxrec.ops.schedule import Events
 from jaxrec.types import TEST, TRAIN, VALID, DataError, Dataset, SettingError
 
-pytestmark = pytest.mark.usefixtures("programs")
 QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
 SMALL = {"groups": 4, "rank": 6, "width": 16}
 

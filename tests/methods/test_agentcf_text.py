@@ -39,9 +39,6 @@ needs_openai = pytest.mark.skipif(
 )
 
 
-pytestmark = pytest.mark.usefixtures("programs")
-
-
 def ready(dataset):
     """Data with titles, and its sizes."""
     data, sizes = pack(dataset)

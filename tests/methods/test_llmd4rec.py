@@ -22,7 +22,6 @@ from jaxrec.models import decoder
 from jaxrec.ops import distill
 from jaxrec.types import DataError, Dataset, SettingError
 
-pytestmark = pytest.mark.usefixtures("programs")
 QUICK = {"xla_backend_optimization_level": 0}
 USERS, ITEMS, LENGTH = 40, 24, 8
 CRM = {

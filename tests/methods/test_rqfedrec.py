@@ -18,7 +18,6 @@ from jaxrec.methods import rqfedrec
 from jaxrec.ops import quantize
 from jaxrec.types import SettingError
 
-pytestmark = pytest.mark.usefixtures("programs")
 QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
 EXACT = {"uplink": "float32", "downlink": "float32", "sketch_bits": 32}
 SMALL = {"width": 4, "levels": 2, "codes": 5, "participation": 1.0, "sketch_participation": 1.0}
