@@ -146,8 +146,8 @@ def train(
       method: a name in `METHODS`; "fedcia" without one.
       data: a name or path for `load`, or a Dataset; "synthetic" without one.
       out: folder of the run, which must not hold one yet; None writes no files.
-      resume: folder of a run to continue. Its method, data and settings hold; only `rounds` and
-        `patience` may be given anew. The end has the same bits as that of an uninterrupted run.
+      resume: folder of a run to continue. Its method, data and settings hold; only `rounds`,
+        `patience` and `mesh` may be given anew. The end has the same bits as that of an uninterrupted run.
       hold_test: leave the test split alone: no test values, no `users` and no `result.json`, until
         the run is resumed without it.
       track: called at every evaluation with the method's name and its row of `metrics.jsonl`.
