@@ -17,7 +17,7 @@ import pandas as pd
 
 from jaxrec import report
 from jaxrec.config import RunConfig, unknown
-from jaxrec.run import read_record, read_result
+from jaxrec.job import read_record, read_result
 from jaxrec.significance import Test, holm, paired_test
 from jaxrec.types import DataError, SettingError
 

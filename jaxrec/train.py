@@ -24,8 +24,9 @@ from jaxrec.config import (
     read_words,
     take_options,
 )
+from jaxrec.job import read_record
 from jaxrec.llm import LLMError
-from jaxrec.run import read_record, train
+from jaxrec.run import train
 from jaxrec.track import tracking
 from jaxrec.types import SettingError
 

@@ -9,7 +9,8 @@ import pytest
 from jaxrec.data.synthetic import synthetic
 from jaxrec.evaluate import evaluator, make_plan
 from jaxrec.methods import METHODS
-from jaxrec.run import _advancer, train
+from jaxrec.rounds import advancer
+from jaxrec.run import train
 
 SHORT = {"width": 8, "length": 8, "batch": 32, "layers": 1, "text": "tfidf"}
 SETTINGS = {
@@ -79,8 +80,8 @@ def test_a_run_compiles_each_program_once(name, dataset, compiled):
 @every_method
 def test_nothing_is_copied_unasked_while_rounds_and_evaluations_run(name, dataset, monkeypatch):
     made = []
-    keep = lambda *args: made.append(_advancer(*args)) or made[-1]
-    monkeypatch.setattr("jaxrec.run._advancer", keep)
+    keep = lambda *args: made.append(advancer(*args)) or made[-1]
+    monkeypatch.setattr("jaxrec.run.advancer", keep)
     run = fit(name, dataset, rounds=2)
     shared = {"candidates": run.run.candidates, "ranking": run.run.ranking, "ks": run.run.ks}
     evaluate = evaluator(run.method, make_plan(run.dataset, **shared))

@@ -12,7 +12,7 @@ from rich.console import Console
 from jaxrec import report
 from jaxrec.federated import communication
 from jaxrec.federated.communication import Ledger
-from jaxrec.run import Memory
+from jaxrec.job import Memory
 from jaxrec.types import CheckpointError, Traffic
 
 SECONDS = {"seconds/compile": 1.0, "seconds/train": 2.0, "seconds/evaluate": 0.5}

@@ -18,7 +18,7 @@ import pytest
 from pyarrow import parquet
 
 import jaxrec
-from jaxrec import report, run
+from jaxrec import job, report, run
 from jaxrec.checkpoint import CheckpointError
 from jaxrec.commands import command
 from jaxrec.data.synthetic import synthetic
@@ -169,7 +169,7 @@ def test_a_run_of_a_version_with_fewer_settings_is_served(trained, dataset, tmp_
     del record["settings"]["catalogue"]
     index = json.loads((out / "checkpoint" / "index.json").read_text())
     digest = record["data"]["digest"]
-    index["identity"] = run._identity("fedcia", record["settings"], digest)
+    index["identity"] = job.identity_of("fedcia", record["settings"], digest)
     report.write_json(out / "config.json", record)
     report.write_json(out / "checkpoint" / "index.json", index)
     pd.testing.assert_frame_equal(recommend(out, data=dataset), recommend(trained))

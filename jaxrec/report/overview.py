@@ -14,9 +14,9 @@ from jaxrec import comparison, report
 from jaxrec.compare import caption, tables
 from jaxrec.comparison import Run
 from jaxrec.config import RunConfig, unknown
+from jaxrec.job import read_record
 from jaxrec.report.charts import LIGHT, Chart, Line
 from jaxrec.report.markup import Html, of_rich, sentence, table
-from jaxrec.run import read_record
 from jaxrec.types import DataError
 
 SHARES = np.linspace(0, 100, 41)  # of users or clients, where their distribution is drawn

@@ -1,0 +1,152 @@
+"""The rounds of a job: the first state, chunks of rounds as one program each, what does not fit.
+
+A chunk is the rounds up to the next evaluation. One that does not fit its device is refused before
+it runs, and one that leaves a value that is not finite ends the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxrec import checkpoint, mesh, room
+from jaxrec.config import method_module
+from jaxrec.job import Job
+from jaxrec.prepare import Prepared
+from jaxrec.types import Method
+
+
+def starter(method: Method, key: jax.Array, prepared: Prepared) -> tuple[Callable[[], Any], Any]:
+    """What makes the first state, and the state's shapes."""
+    if not method.compiled:
+        start = lambda: method.init(key, prepared.data)
+        return start, start()
+    init = jax.jit(method.init)
+    return lambda: init(key, prepared.data), jax.eval_shape(method.init, key, prepared.data)
+
+
+def check_state(job: Job, like: Any) -> None:
+    """Refuse a state that does not fit beside the data; `like` describes it."""
+    parts = lambda like: {"data": _data(job), "state": room.held(_placed(job, like))}
+
+    def again(config: Any) -> int:
+        made = method_module(job.name).make(config, job.prepared.sizes)
+        return sum(parts(starter(made, jax.random.key(0), job.prepared)[1]).values())
+
+    if job.method.compiled:
+        room.check(job.name, parts(like), job.config, job.clients, again)
+
+
+def advancer(job: Job, key: jax.Array, place: Any) -> Callable:
+    """A function (state, start, stop) -> (state, metrics, seconds compiling, seconds training).
+
+    Metrics are [stop - start, ...] by name. `place` is where the state lies on a mesh of devices.
+    One program is compiled, and one more where the last chunk is shorter than the others; one that
+    does not fit the device is refused.
+    """
+    method, data, devices, programs = job.method, job.prepared.data, job.prepared.mesh, {}
+
+    def chunk_on_host(state, data, key, numbers):
+        history = []
+        for number in numbers:
+            state, metrics = method.step(state, data, jax.random.fold_in(key, number))
+            history.append(metrics)
+        return state, jax.tree.map(lambda *each: np.stack(each), *history), _finite(state)
+
+    def compile(state, *args):
+        program = _program(method, devices, place, state, *args)
+        parts = lambda state, program: {
+            "data": _data(job),
+            "state": room.held(state),
+            "a round's work": room.planned(program),
+        }
+
+        def again(config: Any) -> int:
+            made = method_module(job.name).make(config, job.prepared.sizes)
+            like = _placed(job, starter(made, key, job.prepared)[1])
+            place = mesh.shardings(like, data, job.prepared.sizes, devices)
+            return sum(parts(like, _program(made, devices, place, like, *args)).values())
+
+        room.check(job.name, parts(state, program), job.config, job.clients, again)
+        return program
+
+    def advance(state, start, stop):
+        numbers = jax.device_put(np.arange(start, stop, dtype=np.int32))
+        args, seconds = (state, data, key, numbers), 0.0
+        if stop - start not in programs:
+            program, seconds = timed(compile, *args) if method.compiled else (chunk_on_host, 0.0)
+            programs[stop - start] = program
+        (state, metrics, finite), training = timed(programs[stop - start], *args)
+        metrics = checkpoint.to_arrays(metrics)
+        _check_finite(metrics, finite, start, stop)
+        return state, metrics, seconds, training
+
+    return advance
+
+
+def _program(method: Method, devices: Mesh | None, place: Any, *args: Any) -> jax.stages.Compiled:
+    """(state, data, key, numbers of rounds) -> (state, metrics, what is finite), compiled."""
+
+    def chunk(state, data, key, numbers):
+        step = lambda state, number: method.step(state, data, jax.random.fold_in(key, number))
+        state, metrics = jax.lax.scan(step, state, numbers)
+        return state, metrics, _finite(state)
+
+    placed = {} if devices is None else {"out_shardings": (place, None, None)}
+    on_devices = jax.set_mesh(devices) if devices else contextlib.nullcontext()
+    with on_devices, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Some donated buffers were not usable")
+        return jax.jit(chunk, donate_argnums=0, **placed).lower(*args).compile()
+
+
+def _data(job: Job) -> int:
+    """Bytes of the data and the plans of a run on one device."""
+    prepared = job.prepared
+    plans = [plan.buckets for plan in (prepared.valid, prepared.test, *prepared.apart.values())]
+    return room.held(prepared.data, prepared.known, plans)
+
+
+def _placed(job: Job, like: Any) -> Any:
+    """What describes a state, with where its arrays lie on a mesh."""
+    place = mesh.shardings(like, job.prepared.data, job.prepared.sizes, job.prepared.mesh)
+    if place is None:
+        return like
+    described = lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at)
+    return jax.tree.map(described, like, place)
+
+
+def _finite(state: Any) -> Any:
+    """Whether each floating array of a state is finite, in the state's structure."""
+    floating = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return jax.tree.map(lambda leaf: jnp.isfinite(leaf).all() if floating(leaf) else True, state)
+
+
+def _check_finite(metrics: checkpoint.Arrays, finite: Any, start: int, stop: int) -> None:
+    for name, values in metrics.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            bad = ~np.isfinite(values.reshape(stop - start, -1)).all(1)
+            first = int(np.argmax(bad))
+            worst = values.reshape(stop - start, -1)[first]
+            raise FloatingPointError(
+                f"round {start + first + 1}: {name} is {worst[~np.isfinite(worst)][0]}"
+            )
+    broken = [name for name, fine in checkpoint.to_arrays(finite).items() if not fine]
+    if broken:
+        raise FloatingPointError(
+            f"round {stop} at the latest: {broken[0]} of the state is not finite"
+        )
+
+
+def timed(function: Callable, *args: Any) -> tuple[Any, float]:
+    """What a function returns once its arrays are ready, and the seconds it took."""
+    began = time.perf_counter()
+    result = jax.block_until_ready(function(*args))
+    return result, time.perf_counter() - began
