@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from functools import cache
 
 import jax
 import pytest
@@ -44,33 +45,39 @@ def dataset():
     return synthetic(users=24, items=40, clients=4, length=12)
 
 
-@pytest.fixture
-def compiled():
-    """The names of the programs compiled so far, as a list that grows."""
-    names = []
+@pytest.fixture(scope="module")
+def ran(dataset):
+    """By a method's name: its run of 5 rounds, the programs it compiled, how many there were at
+    each evaluation, and what advances its rounds."""
 
-    def note(event, seconds, fun_name="", **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            names.append(fun_name.removeprefix("jit").strip("()_"))
+    @cache
+    def get(name):
+        compiled, at, made = [], [], []
 
-    jax.monitoring.register_event_duration_secs_listener(note)
-    yield names
-    jax.monitoring.unregister_event_duration_listener(note)
+        def note(event, seconds, fun_name="", **_):
+            if event == "/jax/core/compile/backend_compile_duration":
+                compiled.append(fun_name.removeprefix("jit").strip("()_"))
 
+        keep = lambda *args: made.append(advancer(*args)) or made[-1]
+        jax.monitoring.register_event_duration_secs_listener(note)
+        settings = {"rounds": 5, "evaluate_every": 2, "patience": 0, "baselines": ()}
+        settings |= SETTINGS[name] | {"track": lambda *_: at.append(len(compiled))}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("jaxrec.run.advancer", keep)
+            run = train(name, dataset, progress=False, **settings)
+        jax.monitoring.unregister_event_duration_listener(note)
+        return run, compiled, at, made[-1]
 
-def fit(name, dataset, **more):
-    settings = {"rounds": 5, "evaluate_every": 2, "patience": 0, "baselines": ()} | SETTINGS[name]
-    return train(name, dataset, progress=False, **settings | more)
+    return get
 
 
 @every_method
-def test_a_run_compiles_each_program_once(name, dataset, compiled):
-    at = []
-    result = fit(name, dataset, track=lambda *_: at.append(len(compiled)))
-    one_shot, values = result.method.one_shot, result.values
+def test_a_run_compiles_each_program_once(name, ran):
+    run, compiled, at, _ = ran(name)
+    one_shot = run.method.one_shot
     later = [compiled[begin:end] for begin, end in itertools.pairwise(at)]
     assert later == ([] if one_shot else [[], ["chunk"]])  # chunks of 2, 2 and 1 rounds
-    parts = sum(name.startswith(f"test/{result.run.ranking}/") for name in values)
+    parts = sum(value.startswith(f"test/{run.run.ranking}/") for value in run.values)
     number = Counter(compiled)
     assert number["init"] == 1
     assert number["chunk"] == (1 if one_shot else 2)
@@ -78,14 +85,10 @@ def test_a_run_compiles_each_program_once(name, dataset, compiled):
 
 
 @every_method
-def test_nothing_is_copied_unasked_while_rounds_and_evaluations_run(name, dataset, monkeypatch):
-    made = []
-    keep = lambda *args: made.append(advancer(*args)) or made[-1]
-    monkeypatch.setattr("jaxrec.run.advancer", keep)
-    run = fit(name, dataset, rounds=2)
+def test_nothing_is_copied_unasked_while_rounds_and_evaluations_run(name, ran):
+    run, _, _, advance = ran(name)
     shared = {"candidates": run.run.candidates, "ranking": run.run.ranking, "ks": run.run.ks}
     evaluate = evaluator(run.method, make_plan(run.dataset, **shared))
-    advance = made[-1]
     state, *_ = advance(run.state, 0, 2)
     expected = evaluate(state, run.data).means  # and both are compiled
     with jax.transfer_guard("disallow"):

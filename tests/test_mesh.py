@@ -80,11 +80,11 @@ def ended(process):
     return out
 
 
-SIMPLE = "local_only", "popularity"  # all that they do, fedavg does too
+SLOW = "local_only", "popularity", "llmd4rec"  # divided as fedavg and sequential are
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SIMPLE)) for n in TINY]
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in TINY]
 )
 def test_eight_devices_equal_one(name):
     assert ended(program(["-c", SAME, name], 8)) == "equal\n"

@@ -94,7 +94,7 @@ def test_the_weights_are_those_of_the_likeliest_choice():
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("new_items", [True, False])
+@pytest.mark.parametrize("new_items", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_weights_are_fitted_before_the_tail_is_seen(new_items):
     data, sizes = problem()
     _, metrics, _ = small(groups=0, tail=0.2, new_items=new_items)
@@ -138,7 +138,7 @@ def test_events_one_at_a_time_are_the_same_log():
     assert 1e-3 < difference < 1.5
 
 
-@pytest.mark.parametrize("how", ["leave-one-out", "ratio"])
+@pytest.mark.parametrize("how", ["leave-one-out", pytest.param("ratio", marks=pytest.mark.slow)])
 def test_at_test_time_the_agents_have_lived_through_the_validation_rows(how):
     data, sizes = problem(how)
     known = data._replace(history=history(held_out(how), TEST))
@@ -255,9 +255,7 @@ def test_settings_that_cannot_work_are_refused(settings, message):
 def test_data_that_agents_cannot_live_in_are_refused():
     dataset = synthetic(users=30, items=80, clients=3, length=10)
     timeless = replace(dataset, interactions=dataset.interactions.drop(columns="timestamp"))
-    train = lambda data, **more: jaxrec.train(
-        "agentcf", data, progress=False, text="tfidf", baselines=(), **more
-    )
+    train = lambda data, **more: jaxrec.train("agentcf", data, text="tfidf", **more)
     with pytest.raises(DataError, match="no column 'timestamp' or 'position'"):
         train(timeless, split="ratio")
     lonely = dataset.items.assign(domain=np.where(dataset.items.item == 7, 1, 0))
@@ -266,7 +264,14 @@ def test_data_that_agents_cannot_live_in_are_refused():
     nowhere = replace(dataset, items=dataset.items.drop(columns="domain"))
     with pytest.raises(DataError, match="needs a column 'domain'"):
         train(nowhere)
-    found = train(nowhere, ranking="rows").values
+
+
+@pytest.mark.slow
+def test_one_domain_is_ranked_by_rows():
+    dataset = synthetic(users=30, items=80, clients=3, length=10)
+    nowhere = replace(dataset, items=dataset.items.drop(columns="domain"))
+    settings = {"progress": False, "text": "tfidf", "baselines": (), "ranking": "rows"}
+    found = jaxrec.train("agentcf", nowhere, **settings).values
     assert 0 < found["test/MRR(9 negatives)"] < 1
 
 
