@@ -80,7 +80,13 @@ def test_least_squares_finds_the_vector_of_the_least_loss():
     ("method", "settings", "l2", "prior"),
     [
         ("fedavg", {"partition": "user", "l2_user": 2.0}, 4.0, 0.0),
-        ("rqfedrec", {"codes": 8, "levels": 2, "width": 8, "text": "tfidf"}, 1.0, 1.0),
+        pytest.param(
+            "rqfedrec",
+            {"codes": 8, "levels": 2, "width": 8, "text": "tfidf"},
+            1.0,
+            1.0,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_softmax_comes_near_the_least_loss(method, settings, l2, prior):

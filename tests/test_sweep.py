@@ -190,6 +190,7 @@ def test_where_all_fail_nothing_wins(folder, tmp_path, capsys):
     assert not (tmp_path / "sweep" / "winner.json").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_with_what_is_missing(folder, tmp_path, trained):
     space, long = {"width": [2, 3, 8]}, {"rounds": 40, "evaluate_every": 10, "on_host": True}
     out = tmp_path / "killed"

@@ -56,7 +56,10 @@ def small(**settings):
     return trained(*problem(), **settings)
 
 
-@pytest.mark.parametrize("kind", ["dual", "single", "private"])
+@pytest.mark.parametrize(
+    "kind",
+    ["dual", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("single", "private"))],
+)
 def test_scores_are_the_weighted_features(kind):
     data, sizes = problem()
     state, _, scores = small(memory=kind)
