@@ -6,7 +6,7 @@ The rows are amazon-books' over and over: each copy has users of its own, the it
 Each size is read, split leave-one-out, federated, packed and planned (`prepare`) and trained for
 one round without evaluation, in a process of its own, twice: with an empty cache and with what that
 left there. The peak is the most memory that the process had resident, which counts pages of mapped
-files that the system may take back, and the 0.4 GB that Python and JAX take by themselves.
+files that the system may take back, and what Python and JAX take by themselves.
 `--quick` leaves the largest size out.
 """
 
@@ -32,9 +32,7 @@ ROUNDS = {  # the methods that are trained, small, and the settings that let the
     "fedavg": {"width": 16, "loss": "bpr", "upload": "change", "block": 1},
     "sequential": {"width": 16, "heads": 1, "inner": 2, "length": 20, "loss": "binary"},
 }
-PATIENT = (
-    10**7
-)  # with more rows a federated round of FedAvg takes too long for a benchmark on a CPU
+PATIENT = 10**7  # rows; with more a round of FedAvg takes too long for a benchmark on a CPU
 
 
 def write(file: Path, wanted: int) -> None:

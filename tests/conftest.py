@@ -2,11 +2,14 @@
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+
+from jaxrec.methods import METHODS
 
 if jax.default_backend() != "cpu":  # references are of float64: TF32 has three of its digits
     jax.config.update("jax_default_matmul_precision", "highest")
@@ -55,11 +58,26 @@ def programs(tmp_path_factory):
     compilation_cache.reset_cache()
 
 
+def beside(name):
+    """The module of a file in this folder, and its spec, which is yet to be run."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+    return importlib.util.module_from_spec(spec), spec
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """The module of a method for tests of runs, known by the name toy."""
+    module, spec = beside("toy")
+    monkeypatch.setitem(sys.modules, "toy", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(METHODS, "toy", module)
+    return module
+
+
 @pytest.fixture(scope="session")
 def loopback():
     """The module of the scripted model and its server."""
-    spec = importlib.util.spec_from_file_location("loopback", Path(__file__).parent / "loopback.py")
-    module = importlib.util.module_from_spec(spec)
+    module, spec = beside("loopback")
     spec.loader.exec_module(module)
     return module
 

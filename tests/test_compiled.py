@@ -62,10 +62,12 @@ def ran(dataset):
         jax.monitoring.register_event_duration_secs_listener(note)
         settings = {"rounds": 5, "evaluate_every": 2, "patience": 0, "baselines": ()}
         settings |= SETTINGS[name] | {"track": lambda *_: at.append(len(compiled))}
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("jaxrec.run.advancer", keep)
-            run = train(name, dataset, progress=False, **settings)
-        jax.monitoring.unregister_event_duration_listener(note)
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("jaxrec.run.advancer", keep)
+                run = train(name, dataset, progress=False, **settings)
+        finally:
+            jax.monitoring.unregister_event_duration_listener(note)
         return run, compiled, at, made[-1]
 
     return get

@@ -1,7 +1,6 @@
 """Settings come in layers, and what is wrong in any of them is named."""
 
 import dataclasses
-import importlib.util
 import json
 import subprocess
 import sys
@@ -16,15 +15,7 @@ from jaxrec.config import RunConfig, coerce, read_settings, read_toml, read_word
 from jaxrec.methods import METHODS
 from jaxrec.types import SettingError
 
-
-@pytest.fixture(autouse=True)
-def toy(monkeypatch):
-    spec = importlib.util.spec_from_file_location("toy", Path(__file__).parent / "toy.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "toy", module)
-    spec.loader.exec_module(module)
-    monkeypatch.setitem(METHODS, "toy", module)
-    return module
+pytestmark = pytest.mark.usefixtures("toy")
 
 
 def write(folder: Path, text: str) -> Path:

@@ -1,9 +1,6 @@
 """What does not fit the device is refused before its first round, with numbers and a setting."""
 
-import importlib.util
 import re
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +8,10 @@ import pytest
 
 from jaxrec import room
 from jaxrec.data.synthetic import synthetic
-from jaxrec.methods import METHODS
 from jaxrec.run import train
 from jaxrec.types import SettingError
 
-TOY = Path(__file__).parent / "toy.py"
-
-
-@pytest.fixture(autouse=True)
-def toy(monkeypatch):
-    spec = importlib.util.spec_from_file_location("toy", TOY)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "toy", module)
-    spec.loader.exec_module(module)
-    monkeypatch.setitem(METHODS, "toy", module)
+pytestmark = pytest.mark.usefixtures("toy")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """A run picks the best state, stops, saves, and resumes with the same bits."""
 
 import contextlib
-import importlib.util
 import itertools
 import json
 import random
@@ -20,11 +19,11 @@ import pytest
 from jaxrec.checkpoint import CheckpointError, to_arrays
 from jaxrec.config import RunConfig
 from jaxrec.data.synthetic import synthetic
-from jaxrec.methods import METHODS
 from jaxrec.prepare import prepare
 from jaxrec.run import train
 from jaxrec.types import SettingError
 
+pytestmark = pytest.mark.usefixtures("toy")
 TOY = Path(__file__).parent / "toy.py"
 
 
@@ -40,16 +39,6 @@ def folder(dataset, tmp_path_factory):
     folder.mkdir()
     dataset.interactions.to_parquet(folder / "interactions.parquet")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def toy(monkeypatch):
-    spec = importlib.util.spec_from_file_location("toy", TOY)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "toy", module)
-    spec.loader.exec_module(module)
-    monkeypatch.setitem(METHODS, "toy", module)
-    return module
 
 
 def fit(dataset, **settings):

@@ -22,7 +22,6 @@ from jaxrec import job, report, run
 from jaxrec.checkpoint import CheckpointError
 from jaxrec.commands import command
 from jaxrec.data.synthetic import synthetic
-from jaxrec.methods import METHODS
 from jaxrec.serve import lists, recommend
 from jaxrec.types import DataError, SettingError
 
@@ -175,12 +174,7 @@ def test_a_run_of_a_version_with_fewer_settings_is_served(trained, dataset, tmp_
     pd.testing.assert_frame_equal(recommend(out, data=dataset), recommend(trained))
 
 
-def test_a_run_on_two_devices_is_served_on_one(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("toy", TOY)
-    toy = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "toy", toy)
-    spec.loader.exec_module(toy)
-    monkeypatch.setitem(METHODS, "toy", toy)
+def test_a_run_on_two_devices_is_served_on_one(tmp_path, toy):
     words = "toy --rounds 1 --width 4 --clients 5 --partition blocks --mesh clients=2"
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     out = tmp_path / "run"

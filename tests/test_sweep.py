@@ -1,6 +1,5 @@
 """A search finds the best by validation, shows the test split of the winner only, and goes on."""
 
-import importlib.util
 import json
 import re
 import shlex
@@ -32,14 +31,9 @@ QUICK = {"rounds": 4, "evaluate_every": 2}
 
 
 @pytest.fixture(autouse=True)
-def toy(monkeypatch):
-    spec = importlib.util.spec_from_file_location("toy", TOY)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "toy", module)
-    spec.loader.exec_module(module)
-    monkeypatch.setitem(METHODS, "toy", module)
+def toy(toy, monkeypatch):
     monkeypatch.setattr(report, "write_curve", lambda *args: None)  # half the time of a toy's run
-    return module
+    return toy
 
 
 @pytest.fixture(scope="module")
