@@ -39,7 +39,7 @@ def _in_order() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {IN_ORDER}".strip()
 
 
-if FORCED in os.environ.get("XLA_FLAGS", ""):
+if FORCED in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ:
     _in_order()
 
 

@@ -118,7 +118,7 @@ def train(
         settings = resumed(out, record, settings)
     elif out is not None:
         out = Path(out)
-        if mesh.first() and (out / "config.json").exists():
+        if (out / "config.json").exists():  # in every process: none has written yet
             raise SettingError(f"{out}: holds a run already; resume it or choose another folder")
     if out and "[" in str(out.absolute()):
         raise SettingError(f"{out.absolute()}: orbax cannot save below '['; choose another folder")

@@ -17,7 +17,7 @@ from jaxrec.types import SettingError
 DATA = {"users": 41, "items": 40, "clients": 10, "length": 14}
 QUICK = {"rounds": 1, "progress": False, "baselines": (), "text": "tfidf"}
 TINY = {
-    "fedavg": ("clients", {"width": 4}),
+    "fedavg": ("clients", {"width": 4, "participation": 0.5}),
     "local_only": ("clients", {"width": 4}),
     "popularity": ("clients", {}),
     "fedcia": ("clients", {"width": 4, "rank": 8}),
@@ -27,20 +27,28 @@ TINY = {
     "agentcf": ("users", {"groups": 2, "rank": 4, "width": 8, "candidates": 5}),
 }
 SAME = f"""
+import contextlib
 import sys
 import jax
 import numpy as np
 import jaxrec
 from jaxrec.data.synthetic import synthetic
 
-dataset, scores = synthetic(**{DATA}), []
+dataset, scores, work = synthetic(**{DATA}), [], []
 name = sys.argv[1]
 axis, settings = {TINY}[name]
 for mesh in ("", f"{{axis}}=8"):
     run = jaxrec.train(name, dataset, mesh=mesh, **{QUICK}, **settings)
     score = lambda state, data: run.method.score(run.method.prepare(state, data), np.arange(41))
     scores.append(np.asarray(jax.jit(score)(run.state, run.data)))
+    if name == "fedavg":
+        (part, *_) = run.data.clients
+        devices = getattr(part.client.sharding, "mesh", None)
+        with jax.set_mesh(devices) if devices else contextlib.nullcontext():
+            step = jax.jit(run.method.step).lower(run.state, run.data, jax.random.key(0))
+            work.append(step.compile().cost_analysis()["flops"])
 np.testing.assert_allclose(*scores, atol=1e-3 * np.abs(scores[0]).max(), err_msg=name)
+assert not work or work[1] < 0.6 * work[0], work
 print("equal")
 """
 

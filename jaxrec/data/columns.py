@@ -49,11 +49,15 @@ def mapped(path: Path) -> pd.DataFrame | None:
     if None in kinds.values():
         return None
     folder = cache_folder() / "tables" / _digest(path, source.files)
+    there = folder.exists()
     frame = _kept(folder)
     if frame is None:
-        shutil.rmtree(folder, ignore_errors=True)  # if it is there, it is damaged
+        if there:  # but damaged; one that another process has just written stays
+            shutil.rmtree(folder, ignore_errors=True)
         _keep(source, kinds, folder)
         frame = _kept(folder)
+    if frame is None:
+        raise DataError(f"{folder}: cannot be read after it was written; remove it and try again")
     return frame
 
 

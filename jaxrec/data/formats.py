@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 
 from jaxrec.data import columns
 from jaxrec.data.tables import ITEMS, Table, assemble
@@ -67,7 +68,7 @@ def _interactions(path: Path) -> Table:
             frame = columns.mapped(path)
         except DataError:
             raise
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise _unreadable(path, "a parquet file", error) from error
         if frame is not None:
             return Table(str(path), frame)
@@ -78,7 +79,7 @@ def _table(path: Path) -> Table:
     if path.suffix == ".parquet":
         try:
             return Table(str(path), pd.read_parquet(path).reset_index(drop=True))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise _unreadable(path, "a parquet file", error) from error
     return _text(path, "," if path.suffix == ".csv" else "\t")
 

@@ -128,6 +128,8 @@ def history(dataset: Dataset, before: int = VALID) -> History | None:
     user, item, time = (rows[c].to_numpy() for c in ("user", "item", "timestamp"))
     held = (rows["split"] < before).to_numpy()
     counts = count(user, dataset.num_users, held)
+    if (total := int(counts.sum())) >= 2**31:
+        raise DataError(f"{dataset.name}: {total:,} rows to learn from: from 2^31 on, sample users")
     start = np.append(0, np.cumsum(counts)).astype(np.int32)
     users, items = np.empty(start[-1], np.int32), np.empty(start[-1], np.int32)
     times, done = np.empty(start[-1], time.dtype), 0

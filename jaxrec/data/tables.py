@@ -171,13 +171,17 @@ def _times(table: Table, column: str) -> np.ndarray:
         numbers = pd.to_numeric(values, errors="coerce")
         if pd.api.types.is_signed_integer_dtype(numbers) and not numbers.isna().any():
             return numbers.to_numpy("int64")
-        if numbers.notna().any():
-            floats = np.floor(_numbers(table, column))
+        if numbers.notna().mean() >= 0.5:
+            floats = _numbers(table, column)
+            parts = "has a fraction: multiply the times, so that all are whole numbers"
+            table.refuse(floats % 1 != 0, column, parts)
             table.refuse(np.abs(floats) >= 2.0**63, column, "is outside 64 bits")
             return floats.astype("int64")
     dates = pd.to_datetime(values, format="ISO8601", errors="coerce", utc=True)
     table.refuse(dates.isna(), column, "is neither a number nor an ISO 8601 date")
-    return (dates - pd.Timestamp(0, tz="UTC")).dt.total_seconds().to_numpy("int64")
+    micro = (dates - pd.Timestamp(0, tz="UTC")).to_numpy().astype("timedelta64[us]").astype("int64")
+    whole = micro % 1_000_000 == 0
+    return micro // 1_000_000 if whole.all() else micro
 
 
 def _splits(table: Table, column: str) -> np.ndarray:
@@ -266,9 +270,14 @@ def _indexed(
         described = described.iloc[np.argsort(known)]
         if "raw_id" not in described:
             described = described.assign(raw_id=ids)
-        place = pd.Index(ids).get_indexer(raw)
+        if object in (raw.dtype, ids.dtype):  # numbers in one table are texts in the other
+            place = pd.Index(ids.astype(str)).get_indexer(raw.astype(str))
+        else:
+            place = pd.Index(ids).get_indexer(raw)
         if only_seen:
-            described = described.set_index(ids).reindex(raw).assign(raw_id=raw)
+            if column == "item" and "domain" in described:
+                table.refuse(gather(place < 0, codes), column, f"has no domain in {catalogue.file}")
+            described = described.reset_index(drop=True).reindex(place).assign(raw_id=raw)
         else:
             outside = f"is not among the {len(ids)} ids of {catalogue.file}"
             table.refuse(gather(place < 0, codes), column, outside)
@@ -276,7 +285,7 @@ def _indexed(
     described = described.reset_index(drop=True)
     described[column] = np.arange(len(described), dtype="int32")
     for text in described.columns.intersection(["title", "text", "category"]):
-        described[text] = described[text].fillna("").astype(str)
+        described[text] = described[text].astype(object).fillna("").astype(str)
     return codes, described[[column, *described.columns.drop(column)]], raw
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrec.mesh import divide
 from jaxrec.types import Clients, SettingError
 
 
@@ -131,7 +132,9 @@ def _bucket_round(
     everyone = cohort.participation == 1 and block == count
 
     def pick(tree, index):
-        return tree if everyone else jax.tree.map(lambda leaf: leaf[index], tree)
+        if everyone:
+            return tree
+        return divide(jax.tree.map(lambda leaf: leaf[index], tree), "clients")
 
     def put(tree, index, new):
         if everyone:
