@@ -159,24 +159,32 @@ def resumed(out: Path, record: dict[str, Any], given: dict[str, Any]) -> dict[st
     old = read_values(record["method"], record["settings"], f"{out / 'config.json'}: ")
     new = read_values(record["method"], given)
     may = resumable(record["method"])
-    changed = [name for name in new if name not in may and new[name] != old[name]]
+    changed = [name for name in new if name not in may and new[name] != old.get(name)]
     if changed:
         name = changed[0]
         raise SettingError(
-            f"{name} = {new[name]!r}: {out} was trained with {old[name]!r}; a resumed run may "
+            f"{name} = {new[name]!r}: {out} was trained with {old.get(name)!r}; a resumed run may "
             f"change only {' and '.join(may)}"
         )
     return old | new
 
 
 def check_record(record: dict[str, Any], prepared: Prepared, out: Path) -> None:
-    """CheckpointError if the data have changed since; a warning if the libraries have."""
+    """CheckpointError if the data or their text vectors have changed since; a warning if the
+    libraries have."""
     old, new = record["data"]["digest"], prepared.record["data"]["digest"]
     if old != new:
         raise checkpoint.CheckpointError(
             f"{out}: the data have changed: their digest was {old[:12]} and is {new[:12]}; "
             f"restore them or start a new run"
         )
+    for what in ("encoder", "vectors"):
+        was, now = (one["data"].get(what) for one in (record, prepared.record))
+        if was is not None and was != now:
+            raise checkpoint.CheckpointError(
+                f"{out}: the items' texts were read with {what} {was} and now with {now}; restore "
+                f"that encoder or start a new run"
+            )
     if changed := {
         n: v for n, v in record["versions"].items() if prepared.record["versions"].get(n) != v
     }:

@@ -5,6 +5,7 @@ load -> core -> split -> partition -> pack (-> item text)
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from functools import partial
 from typing import Any, NamedTuple
@@ -83,8 +84,10 @@ def prepare(
         data = data._replace(written=jax.tree.map(jnp.asarray, written))
     known = data._replace(history=history(dataset, TEST))
     if devices:
-        place = lambda data: jax.device_put(data, mesh.shardings(data, data, sizes, devices))
-        data, known = place(data), place(known)
+        place = lambda tree: jax.device_put(tree, mesh.shardings(tree, data, sizes, devices))
+        past = place(known.history)
+        data = place(data)
+        known = data._replace(history=past)
     plan = partial(
         make_plan,
         dataset,
@@ -124,6 +127,10 @@ def _chosen(how: str, column: str, otherwise: str, dataset: Dataset) -> str:
     return "given" if column in dataset.interactions else otherwise
 
 
+def _vectors_digest(text: ItemText) -> str:
+    return hashlib.sha256(np.ascontiguousarray(text.vectors).tobytes()).hexdigest()[:12]
+
+
 def _record(
     dataset: Dataset, sizes: Sizes, run: RunConfig, how: str, who: str, text: ItemText | None
 ) -> dict[str, Any]:
@@ -150,6 +157,7 @@ def _record(
         "data": {
             "name": dataset.name,
             "digest": dataset.digest,
+            **({"encoder": text.encoder, "vectors": _vectors_digest(text)} if text else {}),
             **sizes._asdict(),
             "interactions": len(rows),
             **dict(zip(("train", "valid", "test"), parts, strict=True)),

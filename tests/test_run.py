@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ import pytest
 from jaxrec.checkpoint import CheckpointError, to_arrays
 from jaxrec.config import RunConfig
 from jaxrec.data.synthetic import synthetic
+from jaxrec.job import check_record
 from jaxrec.prepare import prepare
 from jaxrec.run import train
 from jaxrec.types import SettingError
@@ -371,3 +373,11 @@ def test_ctrl_c_saves_and_says_how_to_go_on(folder, tmp_path):
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     memory = json.loads((out / "checkpoint" / "index.json").read_text())["memory"]
     assert memory["round"] == rows[-1]["round"] < 4000
+
+
+def test_a_run_goes_on_with_its_own_text_vectors_only():
+    record = {"data": {"digest": "a", "encoder": "MiniLM", "vectors": "1"}, "versions": {}}
+    check_record(record, SimpleNamespace(record=record), Path("run"))
+    other = record | {"data": record["data"] | {"encoder": "hashed TF-IDF"}}
+    with pytest.raises(CheckpointError, match="encoder MiniLM and now with hashed TF-IDF"):
+        check_record(record, SimpleNamespace(record=other), Path("run"))

@@ -371,3 +371,27 @@ def test_the_original_zips_agree_with_the_folders(data_root, name, source):
     keys = ["user", "item"]
     a, b = (d.interactions.sort_values(keys).to_numpy() for d in (folder_form, zip_form))
     np.testing.assert_array_equal(a, b)
+
+
+def test_times_keep_their_order_or_are_refused(tmp_path):
+    rows = pd.DataFrame({"user": [0, 0], "item": [0, 1], "timestamp": [0.9, 0.1]})
+    rows.to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(DataError, match=r"column 'timestamp', line 2: 0\.9 has a fraction"):
+        load(tmp_path / "a.csv")
+    rows["timestamp"] = pd.to_datetime(rows["timestamp"], unit="s")
+    rows.to_parquet(tmp_path / "b.parquet")
+    assert load(tmp_path / "b.parquet").interactions["timestamp"].tolist() == [900_000, 100_000]
+
+
+def test_an_id_is_found_among_text_ids(tmp_path):
+    (tmp_path / "x.inter").write_text("user_id:token\titem_id:token\n1\t1\n1\t2\n")
+    items = "item_id:token\ttitle:token\n1\tone\n2\ttwo\nb4\tfour\n"
+    (tmp_path / "x.item").write_text(items)
+    assert load(tmp_path / "x.inter").items["title"].tolist() == ["one", "two"]
+
+
+def test_an_item_without_a_domain_is_named(tmp_path):
+    (tmp_path / "x.inter").write_text("user_id:token\titem_id:token\n1\t1\n1\t2\n")
+    (tmp_path / "x.item").write_text("item_id:token\tdomain:float\n1\t0\n")
+    with pytest.raises(DataError, match=r"line 3.*has no domain in .*x\.item"):
+        load(tmp_path / "x.inter")
