@@ -25,7 +25,10 @@ SETTINGS = {
     "popularity": {},
 }
 HOSTED = {"agentcf_text"}  # steps in Python and talks to a host
-every_method = pytest.mark.parametrize("name", SETTINGS)
+SLOW = "llmd4rec"  # its rounds are compiled as those of sequential are
+every_method = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == SLOW)) for n in SETTINGS]
+)
 
 
 def test_every_compiled_method_is_tested():
