@@ -25,12 +25,14 @@ from jaxrec.types import Method
 
 
 def starter(method: Method, key: jax.Array, prepared: Prepared) -> tuple[Callable[[], Any], Any]:
-    """What makes the first state, and the state's shapes."""
+    """What makes the first state, where it lies on the mesh, and the state's shapes."""
     if not method.compiled:
         start = lambda: method.init(key, prepared.data)
         return start, start()
-    init = jax.jit(method.init)
-    return lambda: init(key, prepared.data), jax.eval_shape(method.init, key, prepared.data)
+    like = jax.eval_shape(method.init, key, prepared.data)
+    place = mesh.shardings(like, prepared.data, prepared.sizes, prepared.mesh)
+    init = jax.jit(method.init, **({} if place is None else {"out_shardings": place}))
+    return lambda: jax.block_until_ready(init(key, prepared.data)), like
 
 
 def check_state(job: Job, like: Any) -> None:

@@ -93,7 +93,8 @@ def train(
       out: folder of the run, which must not hold one yet; None writes no files.
       resume: folder of a run to continue. Its method, data and settings hold; only `rounds`,
         `patience` and `mesh` may be given anew. The end has the same bits as that of an
-        uninterrupted run.
+        uninterrupted run, if that is evaluated after the same rounds: one that ended between two
+        multiples of `evaluate_every` was evaluated there too.
       hold_test: leave the test split alone: no test values, no `users` and no `result.json`, until
         the run is resumed without it.
       track: called at every evaluation with the method's name and its row of `metrics.jsonl`.
@@ -207,6 +208,9 @@ def _train_one(
         if stored:
             return _result(job, *stored, rows, best)
         best = checkpoint.to_arrays(best)
+        if prepared.mesh:
+            place = mesh.shardings(like, prepared.data, prepared.sizes, prepared.mesh)
+            state = jax.block_until_ready(jax.device_put(state, place))
     mesh.meet(f"{name} is read")  # before the first process writes
     if not mesh.first():
         progress, out = False, None
@@ -259,11 +263,9 @@ def _fit(
     Returns the memory of the last round, the state of the best one and that of the last one.
     """
     run, out, data, clients = job.run, job.out, job.prepared.data, job.clients
-    devices = job.prepared.mesh
-    place = mesh.shardings(state, data, job.prepared.sizes, devices)
+    place = mesh.shardings(state, data, job.prepared.sizes, job.prepared.mesh)
     advance = advancer(job, key, place)
     evaluate = evaluator(job.method, job.prepared.valid, lists=False)
-    state = state if devices is None else jax.block_until_ready(jax.device_put(state, place))
     began, saved, saving = time.perf_counter(), memory.round, 0.0
     with report.Line(job.name, job.rounds, shown=job.progress) as line, _ctrl_c() as asked:
         while not job.done(memory):
