@@ -5,7 +5,6 @@ load -> core -> split -> partition -> pack (-> item text)
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from functools import partial
 from typing import Any, NamedTuple
@@ -47,6 +46,10 @@ class Prepared(NamedTuple):
     members: int  # clients of the federation that have interactions
     buckets: dict[int, int]  # by a bucket's length: its clients, to which the mesh adds padding
     record: dict[str, Any]  # for config.json: data, protocol, versions, device
+
+    def shardings(self, tree: Any) -> Any:
+        """How each array of a state, or of what describes one, lies on the mesh; None without."""
+        return mesh.shardings(tree, self.data, self.sizes, self.mesh)
 
 
 def prepare(
@@ -127,10 +130,6 @@ def _chosen(how: str, column: str, otherwise: str, dataset: Dataset) -> str:
     return "given" if column in dataset.interactions else otherwise
 
 
-def _vectors_digest(text: ItemText) -> str:
-    return hashlib.sha256(np.ascontiguousarray(text.vectors).tobytes()).hexdigest()[:12]
-
-
 def _record(
     dataset: Dataset, sizes: Sizes, run: RunConfig, how: str, who: str, text: ItemText | None
 ) -> dict[str, Any]:
@@ -157,7 +156,7 @@ def _record(
         "data": {
             "name": dataset.name,
             "digest": dataset.digest,
-            **({"encoder": text.encoder, "vectors": _vectors_digest(text)} if text else {}),
+            **({"encoder": text.encoder, "vectors": text.digest} if text else {}),
             **sizes._asdict(),
             "interactions": len(rows),
             **dict(zip(("train", "valid", "test"), parts, strict=True)),

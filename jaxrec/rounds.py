@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxrec import checkpoint, mesh, room
+from jaxrec import checkpoint, room
 from jaxrec.config import method_module
 from jaxrec.job import Job
 from jaxrec.prepare import Prepared
@@ -30,7 +30,7 @@ def starter(method: Method, key: jax.Array, prepared: Prepared) -> tuple[Callabl
         start = lambda: method.init(key, prepared.data)
         return start, start()
     like = jax.eval_shape(method.init, key, prepared.data)
-    place = mesh.shardings(like, prepared.data, prepared.sizes, prepared.mesh)
+    place = prepared.shardings(like)
     init = jax.jit(method.init, **({} if place is None else {"out_shardings": place}))
     return lambda: jax.block_until_ready(init(key, prepared.data)), like
 
@@ -74,7 +74,7 @@ def advancer(job: Job, key: jax.Array, place: Any) -> Callable:
         def again(config: Any) -> int:
             made = method_module(job.name).make(config, job.prepared.sizes)
             like = _placed(job, starter(made, key, job.prepared)[1])
-            place = mesh.shardings(like, data, job.prepared.sizes, devices)
+            place = job.prepared.shardings(like)
             return sum(parts(like, _program(made, devices, place, like, *args)).values())
 
         room.check(job.name, parts(state, program), job.config, job.clients, again)
@@ -118,7 +118,7 @@ def _data(job: Job) -> int:
 
 def _placed(job: Job, like: Any) -> Any:
     """What describes a state, with where its arrays lie on a mesh."""
-    place = mesh.shardings(like, job.prepared.data, job.prepared.sizes, job.prepared.mesh)
+    place = job.prepared.shardings(like)
     if place is None:
         return like
     described = lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at)

@@ -209,8 +209,7 @@ def _train_one(
             return _result(job, *stored, rows, best)
         best = checkpoint.to_arrays(best)
         if prepared.mesh:
-            place = mesh.shardings(like, prepared.data, prepared.sizes, prepared.mesh)
-            state = jax.block_until_ready(jax.device_put(state, place))
+            state = jax.block_until_ready(jax.device_put(state, prepared.shardings(like)))
     mesh.meet(f"{name} is read")  # before the first process writes
     if not mesh.first():
         progress, out = False, None
@@ -263,8 +262,7 @@ def _fit(
     Returns the memory of the last round, the state of the best one and that of the last one.
     """
     run, out, data, clients = job.run, job.out, job.prepared.data, job.clients
-    place = mesh.shardings(state, data, job.prepared.sizes, job.prepared.mesh)
-    advance = advancer(job, key, place)
+    advance = advancer(job, key, job.prepared.shardings(state))
     evaluate = evaluator(job.method, job.prepared.valid, lists=False)
     began, saved, saving = time.perf_counter(), memory.round, 0.0
     with report.Line(job.name, job.rounds, shown=job.progress) as line, _ctrl_c() as asked:

@@ -56,8 +56,8 @@ def mapped(path: Path) -> pd.DataFrame | None:
             shutil.rmtree(folder, ignore_errors=True)
         _keep(source, kinds, folder)
         frame = _kept(folder)
-    if frame is None:
-        raise DataError(f"{folder}: cannot be read after it was written; remove it and try again")
+        if frame is None:
+            raise DataError(f"{folder}: cannot be read once written; remove it and try again")
     return frame
 
 

@@ -270,10 +270,10 @@ def _indexed(
         described = described.iloc[np.argsort(known)]
         if "raw_id" not in described:
             described = described.assign(raw_id=ids)
-        if object in (raw.dtype, ids.dtype):  # numbers in one table are texts in the other
-            place = pd.Index(ids.astype(str)).get_indexer(raw.astype(str))
-        else:
-            place = pd.Index(ids).get_indexer(raw)
+        wanted, there = raw, ids
+        if raw.dtype != ids.dtype:  # numbers in one table are texts in the other
+            wanted, there = raw.astype(str), ids.astype(str)
+        place = pd.Index(there).get_indexer(wanted)
         if only_seen:
             if column == "item" and "domain" in described:
                 table.refuse(gather(place < 0, codes), column, f"has no domain in {catalogue.file}")

@@ -38,6 +38,7 @@ class ItemText(NamedTuple):
     vectors: np.ndarray  # f32 [I, D]  unit rows; zero for an item without text
     encoder: str  # what made them, for printing: "all-MiniLM-L6-v2 (384)"
     missing: int  # items without text
+    digest: str  # sha256 of the texts and of all that decides the vectors
 
 
 def texts(items: pd.DataFrame) -> list[str]:
@@ -81,14 +82,15 @@ def vectors(dataset: Dataset, encoder: str = "auto", *, progress: bool = True) -
         )
     name, identity, encode = _encoder(encoder, progress)
     key = json.dumps([_VERSION, identity, described])
-    file = cache_folder() / "text" / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    file = cache_folder() / "text" / f"{digest}.npz"
     result = _kept(file, len(described))
     if result is None:
         found = encode([text for text in described if text])
         result = np.zeros((len(described), found.shape[1]), np.float32)
         result[given] = found
         _keep(file, result)
-    return ItemText(result, f"{name} ({result.shape[1]})", int((~given).sum()))
+    return ItemText(result, f"{name} ({result.shape[1]})", int((~given).sum()), digest)
 
 
 def embed(described: Sequence[str], encoder: str = "auto") -> np.ndarray:
