@@ -3,11 +3,11 @@
     python -m benchmarks large [--quick]
 
 The rows are amazon-books' over and over: each copy has users of its own, the items are the same.
-Each size is read, split leave-one-out, federated, packed and planned (`prepare`) and trained for
-one round without evaluation, in a process of its own, twice: with an empty cache and with what that
-left there. The peak is the most memory that the process had resident, which counts pages of mapped
-files that the system may take back, and what Python and JAX take by themselves.
-`--quick` leaves the largest size out.
+For each method the rows are read, split leave-one-out, federated, packed and planned (`prepare`),
+and trained on for one round without evaluation, in a process of its own: the first with an empty
+cache, those after it with what that left there. The peak is the most memory that the process had
+resident, which counts pages of mapped files that the system may take back, and what Python and JAX
+take by themselves. `--quick` leaves the largest size out.
 """
 
 from __future__ import annotations
@@ -51,29 +51,28 @@ def write(file: Path, wanted: int) -> None:
             writer.write_table(pa.table(columns | {"user": own}))
 
 
-def measure(file: Path, methods: list[str]) -> dict:
-    """Seconds of `prepare` and of a round of each method, and the peak after each."""
+def measure(file: Path, name: str) -> dict:
+    """Seconds of `prepare` for a method and of its round, and the peak after each."""
     import jax
 
-    from jaxrec.config import method_module, read_settings
+    from jaxrec.config import method_module, read_settings, reads
     from jaxrec.prepare import prepare
 
     peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     asked = {"data": str(file), "split": "leave-one-out", "baselines": ()}
     began = time.perf_counter()
-    prepared = prepare(read_settings("popularity", None, asked)[0], progress=False)
+    run, config = read_settings(name, None, asked | ROUNDS[name])
+    prepared = prepare(run, **reads({name: config}), progress=False)
     jax.block_until_ready(prepared.data)
     found = {"rows": len(prepared.dataset.interactions), "users": prepared.sizes.users}
     found["prepare"] = time.perf_counter() - began, peak()
-    for name in methods:
-        config = read_settings(name, None, asked | ROUNDS[name])[1]
-        method = method_module(name).make(config, prepared.sizes)
-        state = jax.jit(method.init)(jax.random.key(0), prepared.data)
-        step = jax.jit(method.step, donate_argnums=0)
-        step = step.lower(state, prepared.data, jax.random.key(1)).compile()
-        began = time.perf_counter()
-        jax.block_until_ready(step(state, prepared.data, jax.random.key(1)))
-        found[name] = time.perf_counter() - began, peak()
+    method = method_module(name).make(config, prepared.sizes)
+    state = jax.jit(method.init)(jax.random.key(0), prepared.data)
+    step = jax.jit(method.step, donate_argnums=0)
+    step = step.lower(state, prepared.data, jax.random.key(1)).compile()
+    began = time.perf_counter()
+    jax.block_until_ready(step(state, prepared.data, jax.random.key(1)))
+    found["a round"] = time.perf_counter() - began, peak()
     return found
 
 
@@ -83,18 +82,18 @@ def main(bench: Bench, quick: bool) -> None:
             file = Path(folder) / "interactions.parquet"
             write(file, wanted)
             environment = os.environ | {"JAXREC_CACHE": f"{folder}/cache"}
-            words = [sys.executable, "-m", "benchmarks.large", str(file)]
-            words += [name for name in ROUNDS if wanted <= PATIENT or name != "fedavg"]
-            for cache in ("empty cache", "kept"):
+            names = [name for name in ROUNDS if wanted <= PATIENT or name != "fedavg"]
+            for name, cache in [(names[0], "empty cache"), *((name, "kept") for name in names)]:
+                words = [sys.executable, "-m", "benchmarks.large", str(file), name]
                 done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, check=True)
                 found = json.loads(done.stdout.splitlines()[-1])
                 rows, users = found.pop("rows"), found.pop("users")
                 for what, (seconds, peak) in found.items():
-                    name = f"{rows:,} rows of {users:,} users, {cache}: {what}"
-                    bench.report(name, Timing(0.0, seconds, 0.0, 1))
+                    title = f"{rows:,} rows of {users:,} users, {name}, {cache}: {what}"
+                    bench.report(title, Timing(0.0, seconds, 0.0, 1))
                     each = f"{peak / rows:,.0f} bytes a row"
                     print(f"    resident at most so far: {peak / 1e6:,.0f} MB, {each}", flush=True)
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(Path(sys.argv[1]), sys.argv[2:])))
+    print(json.dumps(measure(Path(sys.argv[1]), sys.argv[2])))

@@ -63,7 +63,7 @@ def setting(name: str, given: dict[str, Any]) -> Setting:
     """Read the data and compile all programs, several at once."""
     method, values = read_toml(CONFIGS / f"{name}.toml")
     run, config = build(method, values | given)
-    prepared = prepare(run, text=True)
+    prepared = prepare(run, text=True, history=True)
     methods = {
         form: llmd4rec.make(replace(config, serve="crm", **own), prepared.sizes)
         for form, own in FORMS.items()

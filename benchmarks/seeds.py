@@ -15,7 +15,7 @@ import numpy as np
 
 import jaxrec
 from benchmarks.common import Bench, timed
-from jaxrec.config import read_settings, reads_text
+from jaxrec.config import read_settings, reads
 from jaxrec.prepare import prepare
 from jaxrec.types import Method
 
@@ -38,7 +38,7 @@ def main(bench: Bench, quick: bool) -> None:
     keys = jax.random.split(jax.random.key(0), SEEDS // 2 if quick else SEEDS)
     for name in METHODS:
         run, config = read_settings(name, None, {"data": "synthetic"})
-        prepared = prepare(run, text=reads_text(name, config), progress=False)
+        prepared = prepare(run, **reads({name: config}), progress=False)
         method, data = jaxrec.METHODS[name].make(config, prepared.sizes), prepared.data
         states = []
         for form, function in both(method).items():

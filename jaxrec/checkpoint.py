@@ -34,16 +34,22 @@ def to_arrays(state: Any) -> Arrays:
     return {_name(path): np.array(on_host(_words(leaf))) for path, leaf in leaves}
 
 
-def to_state(arrays: Arrays, like: Any) -> Any:
-    """The inverse of `to_arrays`; `like` is the state, or its shapes as `jax.eval_shape` gives."""
+def to_state(arrays: Arrays, like: Any, place: Any = None) -> Any:
+    """The inverse of `to_arrays`; `like` is the state, or its shapes as `jax.eval_shape` gives.
 
-    def leaf(path: tuple, shape: Any) -> jax.Array:
-        words = jnp.array(arrays[_name(path)])
+    With `place`, a sharding for each leaf, a device is given its own part alone.
+    """
+
+    def leaf(path: tuple, shape: Any, at: jax.sharding.Sharding | None = None) -> jax.Array:
+        array = arrays[_name(path)]
+        part = lambda index: np.array(array[index])  # a copy: the state may be donated
+        words = jax.make_array_from_callback(array.shape, at, part) if at else jnp.array(array)
         if jnp.issubdtype(shape.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(words)
         return words
 
-    return jax.tree_util.tree_map_with_path(leaf, like)
+    places = () if place is None else (place,)
+    return jax.tree_util.tree_map_with_path(leaf, like, *places)
 
 
 def save(
@@ -89,7 +95,12 @@ def read_memory(folder: Path, identity: Mapping[str, str]) -> dict[str, Any] | N
 
 
 def restore(folder: Path, which: str, like: Any, rows: Mapping[int, int] | None = None) -> Any:
-    """The `which` ("last" or "best") state of a checkpoint, in the structure of `like`.
+    """The `which` ("last" or "best") state of a checkpoint; see `read`."""
+    return to_state(read(folder, which, like, rows), like)
+
+
+def read(folder: Path, which: str, like: Any, rows: Mapping[int, int] | None = None) -> Arrays:
+    """The `which` ("last" or "best") state of a checkpoint as arrays on the host, as `like` has it.
 
     `rows` says how many rows of a first axis of a length in `like` are no padding: the checkpoint
     may have them with another padding. Raises CheckpointError if it is missing, damaged, or of
@@ -111,8 +122,8 @@ def restore(folder: Path, which: str, like: Any, rows: Mapping[int, int] | None 
     digests = _digests(path)
     if harmed := [name for name, sha in expected["sha256"].items() if digests.get(name) != sha]:
         raise CheckpointError(f"{path / harmed[0]}: missing or damaged")
-    read = _read(path, target).items()
-    return to_state({name: _padded(array, wanted[name].shape) for name, array in read}, like)
+    found = _read(path, target).items()
+    return {name: _padded(array, wanted[name].shape) for name, array in found}
 
 
 def _as_saved(

@@ -126,7 +126,7 @@ class Files:
     out: Path | None = None
     """Folder to write the run to; by default runs/METHOD-DATA-TIME."""
     resume: Path | None = None
-    """Folder of a run to continue; only rounds and patience may change."""
+    """Folder of a run to continue; only rounds, patience and mesh may change."""
 
 
 @dataclass(frozen=True)
@@ -162,19 +162,25 @@ def method_module(name: str) -> types.ModuleType:
     return METHODS[name]
 
 
-def reads_text(method: str, config: Any) -> bool:
-    """Whether `method` so configured needs vectors of the items' texts."""
-    return getattr(method_module(method), "reads_text", lambda config: False)(config)
+def reads(configs: Mapping[str, Any]) -> dict[str, bool]:
+    """What these methods, with their settings, need beside clients: arguments of `prepare`.
+
+    "text", vectors of the items' texts; "titles", the texts; "history", the rows by time.
+    """
+    said = lambda name, otherwise: [
+        (getattr(method_module(method), name, otherwise), config)
+        for method, config in configs.items()
+    ]
+    return {
+        "text": any(of(config) for of, config in said("reads_text", lambda config: False)),
+        "titles": any(flag for flag, _ in said("reads_titles", False)),
+        "history": any(flag for flag, _ in said("reads_history", False)),
+    }
 
 
 def check_data(method: str, config: Any, data: Data) -> None:
     """Refuse packed data that `method` so configured cannot work on, as far as it says so."""
     getattr(method_module(method), "check_data", lambda config, data: None)(config, data)
-
-
-def reads_titles(method: str) -> bool:
-    """Whether `method` reads the items' texts as they are."""
-    return getattr(method_module(method), "reads_titles", False)
 
 
 def settings(method: str) -> dict[str, Field]:

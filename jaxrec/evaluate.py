@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from jax.sharding import Mesh
 
 from jaxrec.data.blocks import count, gather, grouped
-from jaxrec.mesh import on_host
+from jaxrec.mesh import divide, on_host, within
 from jaxrec.ops import ranking
 from jaxrec.types import TEST, VALID, DataError, Dataset, Method, SettingError
 
@@ -72,6 +73,7 @@ def make_plan(
     only: np.ndarray | None = None,
     mask_history: bool = True,
     catalogue: Literal["all", "known"] = "all",
+    multiple: int = 1,
 ) -> Plan:
     """Pack the users who have items in `split`; the others are left out.
 
@@ -98,6 +100,7 @@ def make_plan(
         to the same items, those are part of what is to be predicted.
       catalogue: "known" leaves out, as targets and as rivals, the items without an earlier row.
         A log knows such an item only because it is held out, which gives it away.
+      multiple: of lines that a block is padded to, such as the number of devices.
 
     Raises:
       DataError: there is no column `split`, or it has no such rows, or no domains are known, or no
@@ -157,7 +160,7 @@ def make_plan(
     for start, stop in zip(*_runs(width), strict=True):
         own = slice(start, stop)
         lists = targets.cut(own), pairs.cut(own)
-        packed.append(_pack(lines.iloc[own], *lists, block, dataset.num_items))
+        packed.append(_pack(lines.iloc[own], *lists, block, multiple, dataset.num_items))
     return Plan(
         buckets=tuple(bucket for bucket, _ in packed),
         lines=pd.concat([own for _, own in packed], ignore_index=True),
@@ -247,11 +250,11 @@ def _runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pack(
-    lines: pd.DataFrame, targets: Lists, listed: Lists, block: int, items: int
+    lines: pd.DataFrame, targets: Lists, listed: Lists, block: int, multiple: int, items: int
 ) -> tuple[Bucket, pd.DataFrame]:
     """The bucket of `lines`, in this order, and the lines with its padding, of user -1."""
     blocks = -(-len(lines) // block)
-    size = -(-len(lines) // blocks)
+    size = -(-len(lines) // (blocks * multiple)) * multiple
     wanted = np.full((blocks * size, targets.number.max()), items, np.int32)
     wanted[: len(lines)][np.arange(wanted.shape[1]) < targets.number[:, None]] = targets.joined()
 
@@ -340,7 +343,7 @@ def _of(lines: pd.DataFrame, domain: np.ndarray) -> np.ndarray:
 
 
 def evaluator(
-    method: Method, plan: Plan, *, lists: bool = True
+    method: Method, plan: Plan, *, lists: bool = True, devices: Mesh | None = None
 ) -> Callable[[Any, Any], Evaluation]:
     """A function (state, data) -> Evaluation, compiled at its first call and never again.
 
@@ -349,6 +352,7 @@ def evaluator(
         one, once for the candidates of all lines.
       plan: from `make_plan`.
       lists: in full ranking, also make top-k lists for coverage@k and Gini@k.
+      devices: each ranks its part of the lines of a block; `multiple` of the plan is their number.
 
     The function raises FloatingPointError for a score that is NaN or +inf; it names the first user.
     A method that ranks candidates raises SettingError for a plan that has no such lists.
@@ -363,9 +367,11 @@ def evaluator(
         served = method.prepare(state, data)
 
         def rank(block: Bucket):
-            scores = method.score(served, block.users).astype(jnp.float32)  # [B, I]
+            block = block._replace(users=divide(block.users), targets=divide(block.targets))
+            scores = divide(method.score(served, block.users).astype(jnp.float32))  # [B, I]
             broken = ~(jnp.max(scores, axis=-1) < jnp.inf)  # max hands NaN on
-            listed = jnp.zeros(scores.shape, bool).at[block.row, block.item].set(True, mode="drop")
+            listed = divide(jnp.zeros(scores.shape, bool))
+            listed = listed.at[block.row, block.item].set(True, mode="drop")
             excluded = ~listed if plan.candidates else listed
             mask = block.targets < plan.items
             if domain is not None:
@@ -389,7 +395,8 @@ def evaluator(
         run = _list_ranker(method, plan, names)
 
     def evaluate(state, data) -> Evaluation:
-        values, spread = on_host(run(state, data, plan.buckets))
+        with within(devices):
+            values, spread = on_host(run(state, data, plan.buckets))
         real = plan.lines["user"] >= 0
         values, lines = values[real], plan.lines[real].reset_index(drop=True)
         users = lines["user"].to_numpy()

@@ -10,6 +10,7 @@ receiving, and a mesh changes no result beyond rounding. The devices may be thos
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from typing import Any, Literal, TypeVar, get_args
@@ -25,6 +26,7 @@ Axis = Literal["clients", "batch", "users"]
 AXES = get_args(Axis)
 Tree = TypeVar("Tree")
 FORCED = "--xla_force_host_platform_device_count"
+PATIENCE = 24 * 3600  # seconds
 IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 
 
@@ -67,9 +69,21 @@ def first() -> bool:
 
 
 def meet(where: str) -> None:
-    """Wait until every process of a launch has come to `where`."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
+    """Wait until every process of a launch has come to `where`, however much later.
+
+    By a message to the first process: a sum over devices that are CPUs waits half a minute only.
+    """
+    if (number := jax.process_count()) > 1:
+        from orbax.checkpoint import multihost
+
+        multihost.sync_global_processes(where, timeout=PATIENCE, processes=set(range(number)))
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether it is so in one process of a launch or more; every process has to ask."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
 def _same(leaf: jax.Array) -> jax.Array:  # one function, compiled once for each form of a leaf
@@ -144,8 +158,17 @@ def shardings(tree: Any, data: Data, sizes: Sizes, mesh: Mesh | None) -> Any:
     return jax.tree.map(lambda leaf: along if divided(leaf) else copied, tree)
 
 
-def divide(tree: Tree, axis: Axis) -> Tree:
-    """The arrays of `tree`, divided along their first axis where a mesh of `axis` is set."""
-    if axis not in jax.sharding.get_abstract_mesh().axis_names:
+def within(devices: Mesh | None) -> contextlib.AbstractContextManager:
+    """Where the mesh, if there is one, is set for what is compiled."""
+    return jax.set_mesh(devices) if devices else contextlib.nullcontext()
+
+
+def divide(tree: Tree, axis: Axis | None = None) -> Tree:
+    """The arrays of `tree`, divided along their first axis where a mesh is set, of `axis` if given.
+
+    Arrays must have a first axis that the devices divide evenly.
+    """
+    (own,) = jax.sharding.get_abstract_mesh().axis_names or (None,)
+    if own is None or axis not in (None, own):
         return tree
-    return jax.lax.with_sharding_constraint(tree, PartitionSpec(axis))
+    return jax.lax.with_sharding_constraint(tree, PartitionSpec(own))

@@ -19,7 +19,8 @@ import jaxrec
 from jaxrec import mesh
 from jaxrec.config import RunConfig
 from jaxrec.data.blocks import count
-from jaxrec.data.pack import history, pack
+from jaxrec.data.pack import history as by_time
+from jaxrec.data.pack import pack
 from jaxrec.data.partition import partition
 from jaxrec.data.sources import load
 from jaxrec.data.split import core, split, with_random_positives
@@ -58,12 +59,13 @@ def prepare(
     *,
     text: bool = False,
     titles: bool = False,
+    history: bool = False,
     progress: bool = True,
 ) -> Prepared:
     """Load the data of a run, unless `dataset` is given, and make it ready for any method.
 
-    `text` asks for vectors of the items' texts and `titles` for the texts themselves, as methods
-    that read them need.
+    `text` asks for vectors of the items' texts, `titles` for the texts themselves and `history` for
+    the rows by time, as methods that read them need (`jaxrec.config.reads`).
 
     Raises DataError for bad data, SettingError for settings that do not fit it.
     """
@@ -75,7 +77,7 @@ def prepare(
     who = _chosen(run.partition, "client", "blocks", dataset)
     clients = min(run.clients, dataset.num_users)
     dataset = partition(dataset, who, clients, run.alpha, run.seed)
-    data, sizes = pack(dataset, multiple=run.client_devices)
+    data, sizes = pack(dataset, multiple=run.client_devices, by_time=history)
     members = communication.members(data)
     real = [(len(b.client), int((b.client < sizes.clients).sum())) for b in data.clients]
     buckets = dict(sorted(real, reverse=True))  # of one length, the one with the fewest
@@ -85,7 +87,8 @@ def prepare(
     if titles:
         written = strings.pack(titled(dataset.items), TITLED)
         data = data._replace(written=jax.tree.map(jnp.asarray, written))
-    known = data._replace(history=history(dataset, TEST))
+    known = data._replace(history=by_time(dataset, TEST) if history else None)
+    mesh.meet("data read")
     if devices:
         place = lambda tree: jax.device_put(tree, mesh.shardings(tree, data, sizes, devices))
         past = place(known.history)
@@ -101,6 +104,7 @@ def prepare(
         ranking=run.ranking,
         mask_history=run.mask_history,
         catalogue=run.catalogue,
+        multiple=devices.size if devices else 1,
     )
     apart = {name: plan(TEST, only=only) for name, only in _apart(dataset, run).items()}
     record = _record(dataset, sizes, run, how, who, described)

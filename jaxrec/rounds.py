@@ -6,7 +6,6 @@ it runs, and one that leaves a value that is not finite ends the run.
 
 from __future__ import annotations
 
-import contextlib
 import time
 import warnings
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxrec import checkpoint, room
+from jaxrec import checkpoint, mesh, room
 from jaxrec.config import method_module
 from jaxrec.job import Job
 from jaxrec.prepare import Prepared
@@ -103,8 +102,7 @@ def _program(method: Method, devices: Mesh | None, place: Any, *args: Any) -> ja
         return state, metrics, _finite(state)
 
     placed = {} if devices is None else {"out_shardings": (place, None, None)}
-    on_devices = jax.set_mesh(devices) if devices else contextlib.nullcontext()
-    with on_devices, warnings.catch_warnings():
+    with mesh.within(devices), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Some donated buffers were not usable")
         return jax.jit(chunk, donate_argnums=0, **placed).lower(*args).compile()
 

@@ -31,8 +31,7 @@ from jaxrec.config import (
     method_module,
     read_settings,
     read_values,
-    reads_text,
-    reads_titles,
+    reads,
 )
 from jaxrec.data.pack import owners
 from jaxrec.evaluate import Evaluation, evaluator
@@ -90,7 +89,7 @@ def train(
     Args:
       method: a name in `METHODS`; "fedcia" without one.
       data: a name or path for `load`, or a Dataset; "synthetic" without one.
-      out: folder of the run, which must not hold one yet; None writes no files.
+      out: folder of the run, which must not hold one yet; None writes no files, or to `resume`.
       resume: folder of a run to continue. Its method, data and settings hold; only `rounds`,
         `patience` and `mesh` may be given anew. The end has the same bits as that of an
         uninterrupted run, if that is evaluated after the same rounds: one that ended between two
@@ -105,13 +104,16 @@ def train(
       SettingError, DataError: settings or data that cannot work.
       CheckpointError: `resume` is no run, a damaged one, or one on other data.
       FloatingPointError: a metric, the state or a score is not finite; the message names the round.
-      KeyboardInterrupt: Ctrl-C; the rounds up to the next evaluation are finished and saved first.
+      KeyboardInterrupt: Ctrl-C or SIGTERM, in any process of a launch; the rounds up to the next
+        evaluation are finished and saved first.
     """
     given = data if isinstance(data, Dataset) else None
     if data is not None and not (given and resume):
         settings["data"] = given.name if given else str(data)
     record = None
     if resume is not None:
+        if out is not None:
+            raise SettingError(f"out = '{out}': {resume} goes on in its own folder; leave out away")
         out, record = Path(resume), read_record(Path(resume))
         if method not in (None, record["method"]):
             raise SettingError(f"{resume}: is a run of {record['method']}, not of {method}")
@@ -127,9 +129,7 @@ def train(
     run, config = read_settings(method, None, settings)
     settled = {name: baseline_settings(name, run) for name in run.baselines if name != method}
     configs = {method: config} | {name: own for name, (_, own) in settled.items()}
-    text = any(reads_text(name, own) for name, own in configs.items())
-    titles = any(map(reads_titles, configs))
-    prepared = prepare(run, given, text=text, titles=titles, progress=progress)
+    prepared = prepare(run, given, **reads(configs), progress=progress)
     if record:
         check_record(record, prepared, out)
     for name, own in configs.items():  # a baseline that cannot run is refused before the first hour
@@ -162,9 +162,8 @@ def reopen(out: str | Path, data: Dataset | None = None, *, progress: bool = Tru
     record = read_record(out)
     name = record["method"]
     run, config = build(name, read_values(name, record["settings"], f"{out / 'config.json'}: "))
-    text, titles = reads_text(name, config), reads_titles(name)
     here = replace(run, mesh="")
-    prepared = prepare(here, data, text=text, titles=titles, progress=progress)
+    prepared = prepare(here, data, **reads({name: config}), progress=progress)
     check_record(record, prepared, out)
     method = method_module(name).make(config, prepared.sizes)
     # of the settings as they were written: an older version had fewer, today's defaults fill in
@@ -194,6 +193,7 @@ def _train_one(
     job = Job(name, method, run, config, prepared, out, progress, track)
     init_key, key = jax.random.split(jax.random.key(run.seed))
     start, like = starter(method, init_key, prepared)
+    place = prepared.shardings(like)
 
     memory = Memory(ledger=communication.opened(method.traffic, job.clients))
     rows, state, best = [], None, None
@@ -202,14 +202,11 @@ def _train_one(
         if memory.round > job.rounds:
             raise SettingError(f"rounds = {run.rounds}: {out} has already taken {memory.round}")
         rows = rows_until(out, memory)
-        restored = partial(checkpoint.restore, out / "checkpoint", like=like, rows=prepared.buckets)
-        best, state = restored("best"), restored("last")
-        stored = not hold_test and job.done(memory) and stored_result(out, memory)
-        if stored:
-            return _result(job, *stored, rows, best)
-        best = checkpoint.to_arrays(best)
-        if prepared.mesh:
-            state = jax.block_until_ready(jax.device_put(state, prepared.shardings(like)))
+        saved = partial(checkpoint.read, out / "checkpoint", like=like, rows=prepared.buckets)
+        best, stored = saved("best"), job.done(memory) and stored_result(out, memory)
+        if stored and not hold_test:
+            return _result(job, *stored, rows, checkpoint.to_state(best, like, place))
+        state = checkpoint.to_state(saved("last"), like, place)
     mesh.meet(f"{name} is read")  # before the first process writes
     if not mesh.first():
         progress, out = False, None
@@ -224,13 +221,16 @@ def _train_one(
     check_state(job, like)
     last = start() if state is None else state
     memory, best, last = _fit(job, last, best, memory, rows, key)
-    state = checkpoint.to_state(best, like)
+    state = checkpoint.to_state(best, like, place)
     if hold_test:
         return _result(job, _values(job, memory, rows, {}), pd.DataFrame(), rows, state)
-    tested, seconds = timed(evaluator(method, prepared.test), state, prepared.known)
+    tested, seconds = timed(
+        evaluator(method, prepared.test, devices=prepared.mesh), state, prepared.known
+    )
     values = _values(job, memory._replace(evaluate=memory.evaluate + seconds), rows, tested.means)
     for part, plan in prepared.apart.items():
-        found = evaluator(method, plan, lists=False)(state, prepared.known)
+        evaluate = evaluator(method, plan, lists=False, devices=prepared.mesh)
+        found = evaluate(state, prepared.known)
         values |= {f"test/{name}/{part}": value for name, value in found.means.items()}
         values[f"test/{run.ranking}/{part}"] = len(found.per_user)
     pages = {}
@@ -263,9 +263,10 @@ def _fit(
     """
     run, out, data, clients = job.run, job.out, job.prepared.data, job.clients
     advance = advancer(job, key, job.prepared.shardings(state))
-    evaluate = evaluator(job.method, job.prepared.valid, lists=False)
+    prepared = job.prepared
+    evaluate = evaluator(job.method, prepared.valid, lists=False, devices=prepared.mesh)
     began, saved, saving = time.perf_counter(), memory.round, 0.0
-    with report.Line(job.name, job.rounds, shown=job.progress) as line, _ctrl_c() as asked:
+    with report.Line(job.name, job.rounds, shown=job.progress) as line, _asked_to_stop() as asked:
         while not job.done(memory):
             stop = min(job.rounds, (memory.round // run.evaluate_every + 1) * run.evaluate_every)
             try:
@@ -296,21 +297,22 @@ def _fit(
                 train=memory.train + training,
                 evaluate=memory.evaluate + evaluating,
             )
-            # many processes gather together what one of them saves
-            arrays = checkpoint.to_arrays(state) if better or jax.process_count() > 1 else None
-            best = arrays if better else best
             rows.append(_row(memory, evaluation, metrics))
             if out:
                 report.append_row(out / "metrics.jsonl", rows[-1])
             if job.track:
                 job.track(job.name, rows[-1])
-            elapsed = time.perf_counter() - began
             line.update(memory, name, value)
-            if out and (saving <= SAVING_SHARE * elapsed or job.done(memory) or asked.is_set()):
-                last = checkpoint.to_arrays(state) if arrays is None else arrays
-                saving += timed(save, job, memory, last, best)[1]
+            # what one process decides, all do: they gather together what one of them saves
+            stops = mesh.anywhere(asked.is_set())
+            due = saving <= SAVING_SHARE * (time.perf_counter() - began)
+            saves = mesh.anywhere(bool(out) and (due or stops or job.done(memory)))
+            arrays = checkpoint.to_arrays(state) if better or saves else None
+            best = arrays if better else best
+            if saves:
                 saved = memory.round
-            if asked.is_set():
+                saving += timed(save, job, memory, arrays, best)[1] if out else 0.0
+            if stops:
                 raise KeyboardInterrupt(f"{job.name}: stopped after round {memory.round}")
     return memory, best, state
 
@@ -372,19 +374,23 @@ def _result(
 
 
 @contextlib.contextmanager
-def _ctrl_c() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second one interrupts at once."""
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; the second one interrupts at once."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
 
+    def as_before() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
     def ask(*_: object) -> None:
         asked.set()
-        signal.signal(signal.SIGINT, before)
+        as_before()
 
-    before = signal.signal(signal.SIGINT, ask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        as_before()

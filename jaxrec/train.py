@@ -1,7 +1,8 @@
 """The command: python -m jaxrec.train METHOD [--config FILE] [--setting value ...] [--out DIR].
 
 Exit status: 0, done; 2, refused or ended by what is wrong, in one line on stderr; 130, interrupted.
-The first Ctrl-C finishes the rounds up to the next evaluation, saves and says how to go on.
+The first Ctrl-C or SIGTERM finishes the rounds up to the next evaluation, saves and says how to go
+on.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def main(words: Sequence[str]) -> int:
         data, trackers = settings.pop("data", None), ",".join(output.track).split(",")
         trackers = [name for name in trackers if name]
         with folder_for(stem, files.resume or files.out) as out, tracking(trackers, out) as track:
-            given = {} if files.resume else {"out": out}
+            given = {"out": files.out if files.resume else out}
             given |= {"track": track, "progress": not output.quiet}
             result = train(method, data, resume=files.resume, **given, **settings)
         if not mesh.first():

@@ -113,7 +113,7 @@ class Data(NamedTuple):
     """What a method trains on: buckets of clients, smallest first, and the same rows by time."""
 
     clients: tuple[Clients, ...]
-    history: History | None = None  # None where the data has no order
+    history: History | None = None  # None where the data has no order or nobody reads it
     domain: jax.Array | None = None  # int32 [I]  of each item; None where the data has none
     text: jax.Array | None = None  # f32 [I, T]  public vectors of the items' text; zero without any
     written: Text | None = None  # [I]  the items' titles, a newline, categories and texts

@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -27,14 +29,22 @@ TINY = {
     "agentcf": ("users", {"groups": 2, "rank": 4, "width": 8, "candidates": 5}),
 }
 SAME = f"""
-import contextlib
 import sys
+from functools import partial
 import jax
 import numpy as np
 import jaxrec
 from jaxrec.data.synthetic import synthetic
+from jaxrec.evaluate import evaluator, make_plan
+from jaxrec.mesh import within
+from jaxrec.types import VALID
 
-dataset, scores, work = synthetic(**{DATA}), [], []
+def watch(score, *args):
+    found = score(*args)
+    jax.debug.inspect_array_sharding(found, callback=ranked.append)
+    return found
+
+dataset, scores, work, ranked = synthetic(**{DATA}), [], [], []
 name = sys.argv[1]
 axis, settings = {TINY}[name]
 for mesh in ("", f"{{axis}}=8"):
@@ -44,11 +54,17 @@ for mesh in ("", f"{{axis}}=8"):
     if name == "fedavg":
         (part, *_) = run.data.clients
         devices = getattr(part.client.sharding, "mesh", None)
-        with jax.set_mesh(devices) if devices else contextlib.nullcontext():
+        with within(devices):
             step = jax.jit(run.method.step).lower(run.state, run.data, jax.random.key(0))
             work.append(step.compile().cost_analysis()["flops"])
+        watched = run.method._replace(score=partial(watch, run.method.score))
+        plan = make_plan(run.dataset, VALID, ks=(10,), multiple=8)
+        found = evaluator(watched, plan, devices=devices)(run.state, run.data).means
+        assert found["NDCG@10"] == run.values["valid/NDCG@10"], found
 np.testing.assert_allclose(*scores, atol=1e-3 * np.abs(scores[0]).max(), err_msg=name)
-assert not work or work[1] < 0.6 * work[0], work
+if work:
+    assert work[1] < 0.6 * work[0], work
+    assert ranked[1].shard_shape((48, 40)) == (6, 40), ranked
 print("equal")
 """
 
@@ -79,13 +95,22 @@ def program(words, devices):
     return subprocess.Popen([sys.executable, *map(str, words)], env=env, text=True, **pipes)
 
 
-def ended(process):
+def ended(process, status=0):
     try:
         out, error = process.communicate(timeout=240)
     finally:
         process.kill()
-    assert process.returncode == 0, error[-3000:]
+    assert process.returncode == status, error[-3000:]
     return out
+
+
+def launch(words, devices=4):
+    """Two processes that are one run."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    words = ["-m", "jaxrec.train", *words, "--mesh", f"clients={2 * devices}", "--distributed"]
+    return [program([*words, f"localhost:{port},2,{number}"], devices) for number in range(2)]
 
 
 SLOW = "local_only", "popularity", "llmd4rec"  # divided as fedavg and sequential are
@@ -106,16 +131,12 @@ def test_buckets_that_are_padded_to_one_length_go_on(tmp_path, monkeypatch):
 
 
 def test_two_processes_equal_one_and_a_run_goes_on_with_other_devices(tmp_path):
-    words = ["-m", "jaxrec.train", "fedavg", "--width", "4", "--evaluate-every", "1", "--quiet"]
+    words = ["fedavg", "--width", "4", "--evaluate-every", "1", "--quiet"]
     words += ["--baselines", "popularity"]
+    alone = ["-m", "jaxrec.train", *words]
 
     def launched(*more):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        launch = [f"localhost:{port},2,{number}" for number in range(2)]
-        processes = [program([*words, "--distributed", one, *more], 4) for one in launch]
-        first, second = map(ended, processes)
+        first, second = map(ended, launch([*words, *more]))
         assert "run folder" in first
         assert "run folder" not in second
 
@@ -123,15 +144,29 @@ def test_two_processes_equal_one_and_a_run_goes_on_with_other_devices(tmp_path):
         found = json.loads((tmp_path / folder / "result.json").read_text())
         return {name: value for name, value in found.items() if "seconds" not in name}
 
-    launched("--mesh", "clients=8", "--rounds", 1, "--out", tmp_path / "two")
-    ended(program([*words, "--mesh", "clients=8", "--rounds", 1, "--out", tmp_path / "one"], 8))
+    launched("--rounds", 1, "--out", tmp_path / "two")
+    ended(program([*alone, "--mesh", "clients=8", "--rounds", 1, "--out", tmp_path / "one"], 8))
     assert values("two") == values("one")
 
     resume = "--rounds", 2, "--resume"
-    ended(program([*words, *resume, tmp_path / "two", "--mesh", ""], 1))
-    launched(*resume, tmp_path / "one", "--mesh", "clients=8")
+    ended(program([*alone, *resume, tmp_path / "two", "--mesh", ""], 1))
+    launched(*resume, tmp_path / "one")
     assert values("two") == pytest.approx(values("one"), rel=1e-3, abs=1e-3)
     assert values("two")["rounds"] == 2
+
+
+def test_a_signal_to_one_process_of_a_launch_stops_all_after_one_save(tmp_path):
+    words = ["fedavg", "--width", "4", "--rounds", "100000", "--evaluate-every", "1", "--quiet"]
+    processes = launch([*words, "--out", tmp_path / "run"], devices=1)
+    measured, until = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+    while not (measured.exists() and measured.stat().st_size):
+        time.sleep(0.1)
+        assert time.monotonic() < until and processes[0].poll() is None
+    processes[1].send_signal(signal.SIGTERM)
+    for process in processes:
+        ended(process, status=130)
+    memory = json.loads((tmp_path / "run" / "checkpoint" / "index.json").read_text())["memory"]
+    assert memory["round"] == len(measured.read_text().splitlines())
 
 
 @pytest.mark.parametrize(

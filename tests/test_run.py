@@ -277,6 +277,8 @@ def test_more_rounds_continue_a_finished_run(dataset, tmp_path):
     assert json.loads((short / "config.json").read_text())["settings"]["rounds"] == 10
     with pytest.raises(SettingError, match=r"rounds = 4.*already taken 10"):
         train(resume=short, data=dataset, rounds=4, progress=False)
+    with pytest.raises(SettingError, match=r"goes on in its own folder; leave out away"):
+        train(resume=short, data=dataset, out=long, progress=False)
 
 
 def test_finished_baselines_are_not_trained_again(dataset, tmp_path):
@@ -361,11 +363,12 @@ def test_killed_at_random_moments_and_resumed_it_has_the_same_bits(folder, tmp_p
     assert_same_state(train(resume=out, progress=False).state, whole.state)
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(folder, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_says_how_to_go_on(number, folder, tmp_path):
     out = tmp_path / "run"
     words = command("--data", folder, "--rounds", 4000, "--evaluate-every", 1, "--out", out)
     with running(words, out, 3) as process:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         printed = process.communicate()[1]
     assert process.returncode == 130
     assert f"--resume {out}" in printed

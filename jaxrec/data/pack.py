@@ -11,14 +11,17 @@ from jaxrec.data.blocks import count, gather, grouped, slices
 from jaxrec.types import VALID, Clients, Data, DataError, Dataset, History, Sizes
 
 
-def pack(dataset: Dataset, *, multiple: int = 1, before: int = VALID) -> tuple[Data, Sizes]:
+def pack(
+    dataset: Dataset, *, multiple: int = 1, before: int = VALID, by_time: bool = True
+) -> tuple[Data, Sizes]:
     """The train rows as buckets of Clients, smallest first, and the static sizes.
 
     A bucket holds the clients whose number of train rows has the same next power of two, N, in
     order of (size, id); its U is its largest number of users. The rows of a client are in order of
     (user, item). `multiple` pads each bucket's client axis to a multiple of the number of devices
     with clients of weight 0, ids from the number of clients on. A client without train rows has
-    weight 0 and keeps its users. Beside them lie the same rows by time, and the items' domains.
+    weight 0 and keeps its users. Beside them lie the items' domains and, `by_time`, the same rows
+    in order of time, for methods that read them.
 
     With another `before` than VALID the buckets hold the same clients, with all their rows of the
     splits before it, and are as wide as that takes.
@@ -71,7 +74,7 @@ def pack(dataset: Dataset, *, multiple: int = 1, before: int = VALID) -> tuple[D
         }
         bucket |= {name: each[number] for name, each in lines.items()}
         buckets.append(jax.tree.map(jnp.asarray, Clients(**bucket)))
-    data = Data(tuple(buckets), history(dataset, before))
+    data = Data(tuple(buckets), history(dataset, before) if by_time else None)
     sizes = Sizes(num_users, num_items, len(ids))
     if "domain" in dataset.items:
         domain = dataset.items["domain"].to_numpy()

@@ -52,6 +52,7 @@ RUN = {
     "split": "leave-one-out", "ranking": "domains", "candidates": 9, "baselines": ("popularity",),
     "ks": (1, 5, 10), "monitor": "MRR",
 }  # fmt: skip
+reads_history = True
 FEATURES = (
     "fused likes, item memory", "fused likes, content", "fused dislikes, item memory",
     "private likes, content", "other domains' likes, content", "group vector, item memory",

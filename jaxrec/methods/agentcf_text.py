@@ -69,7 +69,7 @@ RUN = {
 }
 RESUMABLE = ("api_key_env", "concurrency", "timeout", "retries")
 """Settings that change no answer, so that a run may go on with others."""
-reads_titles = True
+reads_titles = reads_history = True
 
 
 @dataclass(frozen=True)

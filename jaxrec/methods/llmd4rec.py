@@ -53,6 +53,7 @@ RUN = {
     "patience": 0,  # the model that serves stands still while the other one learns
     "baselines": ("popularity",),
 }
+reads_history = True
 PRETRAIN, DOWN, UP, IDLE = range(4)  # of Metrics.phase
 RANDOM = "random backbone: architecture test"
 

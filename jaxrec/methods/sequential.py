@@ -36,6 +36,7 @@ RUN = {
     "patience": 3,
     "baselines": ("popularity",),
 }
+reads_history = True
 
 
 @dataclass(frozen=True)

@@ -127,8 +127,10 @@ def top(scores: jax.Array, excluded: jax.Array, k: int) -> jax.Array:
 
     int32 [..., min(k, I)], best first, of equal ones the lowest id first; I once all are excluded.
     """
-    items = scores.shape[-1]
-    _, best = jax.lax.top_k(jnp.where(excluded, -jnp.inf, scores), min(k, items))
+    items, least = scores.shape[-1], jnp.finfo(scores.dtype).min  # of those that are not excluded
+    _, best = jax.lax.top_k(
+        jnp.where(excluded, -jnp.inf, jnp.maximum(scores, least)), min(k, items)
+    )
     return jnp.where(jnp.take_along_axis(excluded, best, axis=-1), items, best)
 
 

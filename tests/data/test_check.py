@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxrec.config import build, check_data, reads_text, reads_titles
+from jaxrec.config import build, check_data, reads
 from jaxrec.data import load, synthetic
 from jaxrec.data.check import NEEDS, USES, counts, examine, histogram, knows, lacks
 from jaxrec.methods import METHODS
@@ -223,9 +223,8 @@ def refusal(method, dataset, **settings):
     module = METHODS[method]
     run, config = build(method, {"text": "tfidf", **SMALL.get(method, {}), **settings})
     given = {"complete": lambda *args: ""} if method == "agentcf_text" else {}
-    reads = {"text": reads_text(method, config), "titles": reads_titles(method)}
     try:
-        prepared = prepare(run, dataset, progress=False, **reads)
+        prepared = prepare(run, dataset, progress=False, **reads({method: config}))
         made = module.make(config, prepared.sizes, **given)
         check_data(method, config, prepared.data)
         init = made.init if not made.compiled else lambda *args: jax.eval_shape(made.init, *args)

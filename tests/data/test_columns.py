@@ -84,7 +84,7 @@ def test_a_table_in_blocks_is_the_table(tmp_path, in_blocks, text, described):
     assert_same(load(folder), expected)
     assert len(kept()) == 1
     run = replace(RunConfig(), split="leave-one-out", partition="given")
-    packed = [prepare(run, each) for each in (load(folder), expected)]
+    packed = [prepare(run, each, history=True) for each in (load(folder), expected)]
     assert packed[0].record == packed[1].record
     same = lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
     arrays = lambda found: (found.data, found.known, found.valid.buckets, found.test.buckets)
