@@ -84,12 +84,14 @@ def save(
 def read_memory(folder: Path, identity: Mapping[str, str]) -> dict[str, Any] | None:
     """The memory of the last commit, None where there is none yet.
 
-    Raises CheckpointError if it is damaged or of a run with another identity.
+    Raises CheckpointError if it is damaged or of a run with another identity; what only one of the
+    two knows, such as a setting that an older version lacked, is no difference.
     """
     if not (folder / "index.json").exists():
         return None
     index = _index(folder)
-    if other := [name for name in identity if index["identity"].get(name) != identity[name]]:
+    both = index["identity"].keys() & identity.keys()
+    if other := sorted(name for name in both if index["identity"][name] != identity[name]):
         raise CheckpointError(f"{folder}: is of a run with other {' and '.join(other)}")
     return index["memory"]
 

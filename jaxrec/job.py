@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import warnings
 from collections.abc import Callable
@@ -74,9 +73,8 @@ class Job(NamedTuple):
 
 def identity_of(method: str, settings: dict[str, Any], data: str) -> dict[str, str]:
     """What a checkpoint of a method with these settings on this data is known by."""
-    kept = {name: value for name, value in settings.items() if name not in resumable(method)}
-    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-    return {"method": method, "settings": digest, "data": data}
+    kept = {name: json.dumps(v) for name, v in settings.items() if name not in resumable(method)}
+    return kept | {"method": method, "data": data}
 
 
 def resumable(method: str) -> tuple[str, ...]:

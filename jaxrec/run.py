@@ -166,7 +166,6 @@ def reopen(out: str | Path, data: Dataset | None = None, *, progress: bool = Tru
     prepared = prepare(here, data, **reads({name: config}), progress=progress)
     check_record(record, prepared, out)
     method = method_module(name).make(config, prepared.sizes)
-    # of the settings as they were written: an older version had fewer, today's defaults fill in
     identity = identity_of(name, record["settings"], record["data"]["digest"])
     if (remembered := checkpoint.read_memory(out / "checkpoint", identity)) is None:
         raise checkpoint.CheckpointError(f"{out}: nothing is saved yet; wait for an evaluation")
