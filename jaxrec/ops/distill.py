@@ -17,6 +17,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrec.ops.losses import rows_at_once
+
 
 class Learnt(NamedTuple):
     """What `learn` finds; sums are over the places that count, and the others hold 0."""
@@ -103,11 +105,9 @@ def learn(
       weight: f32 [N] of KD; without it, `weights` of the ranks of this pass.
       cross, share: factors of the two losses.
       temperature: T of both softmaxes of KD.
-      chunk: rows at a time; without it, as many as a CPU's cache or a GPU takes.
+      chunk: rows at a time; without it, `rows_at_once`.
     """
-    if chunk is None:
-        room = 2**20 if jax.default_backend() == "cpu" else 2**26
-        chunk = max(8, 1 << (room // len(table)).bit_length() - 1)
+    chunk = rows_at_once(2 * len(table)) if chunk is None else chunk
     arrays = map(jnp.asarray, (hidden, table, teacher, teacher_table, target, where))
     weight = None if weight is None else jnp.asarray(weight)
     settings = float(cross), float(share), float(temperature), min(chunk, len(hidden))

@@ -70,14 +70,20 @@ def next_item(
       table: f32 [I, D].
       target: int32 [N]; any value where `where` is False.
       where: bool [N].
-      chunk: rows at a time; without it, as many as a CPU's cache holds the scores of, or as fill a
-        GPU.
+      chunk: rows at a time; without it, `rows_at_once`.
     """
-    if chunk is None:
-        room = 2**21 if jax.default_backend() == "cpu" else 2**27
-        chunk = max(8, 1 << (room // len(table)).bit_length() - 1)
+    chunk = rows_at_once(len(table)) if chunk is None else chunk
     arrays = map(jnp.asarray, (hidden, table, target, where))
     return _next_item(*arrays, min(chunk, len(hidden)))
+
+
+def rows_at_once(scores: int) -> int:
+    """How many rows of so many scores a CPU's cache holds, or fill a GPU; a power of two.
+
+    At least 32: a product of fewer reads its table for longer than it computes.
+    """
+    room = 2**21 if jax.default_backend() == "cpu" else 2**27
+    return max(32, 1 << (room // scores).bit_length() - 1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -113,16 +113,14 @@ def lonely(domain: jax.Array) -> np.ndarray:
 
 def levels(events: Events, users: int, items: int) -> jax.Array:
     """The level of each event, from 0 on: int32 [E]. O(E), one event after another."""
+    touched = jnp.stack([events.user, users + events.item, users + events.negative], axis=1)
 
     def next_level(reached, event):
-        user, item = reached
-        touched = jnp.stack([user[event.user], item[event.item], item[event.negative]])
-        level = jnp.max(touched)
-        pair = jnp.stack([event.item, event.negative])
-        return (user.at[event.user].set(level + 1), item.at[pair].set(level + 1)), level
+        level = jnp.max(reached[event])
+        # one array, read once and written once, or XLA copies all of it at every event
+        return reached.at[event].set(level + 1), level
 
-    nobody = jnp.zeros(users, jnp.int32), jnp.zeros(items, jnp.int32)
-    return jax.lax.scan(next_level, nobody, events)[1]
+    return jax.lax.scan(next_level, jnp.zeros(users + items, jnp.int32), touched)[1]
 
 
 def replay(
