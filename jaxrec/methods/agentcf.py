@@ -97,10 +97,10 @@ class Config:
     new_items: bool = True
     """Whether the fit counts items without an earlier row, as a ranking of all items does. Those of
     a log are there because somebody takes them later: with catalogue = known, set it to false."""
-    width: int = 128
-    """Events at once."""
     minibatch: bool = False
     """Run the log in order, `width` events at once, whatever they share: an approximation."""
+    width: int = 128
+    """Events of a minibatch; without minibatches the device decides how many run at once."""
 
 
 class State(NamedTuple):
@@ -156,7 +156,8 @@ def make(config: Config, sizes: Sizes) -> Method:
         item=config.item_rate,
     )
     rule = partial(memory.interact, rates=rates, single=single)
-    replay = partial(schedule.replay, rule, width=config.width, add=config.minibatch)
+    at_once = config.width if config.minibatch else schedule.at_once()
+    replay = partial(schedule.replay, rule, width=at_once, add=config.minibatch)
     world_of = partial(_world, domains=sizes.domains, rank=config.rank, single=single)
     domains = 1 if single else sizes.domains
     groups = max(config.groups, 1)

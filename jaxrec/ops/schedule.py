@@ -85,7 +85,8 @@ def has(history: History, user: jax.Array, item: jax.Array) -> jax.Array:
         open = low < high
         return jnp.where(open & below, middle + 1, low), jnp.where(open & ~below, middle, high)
 
-    low, _ = jax.lax.fori_loop(0, 32, halve, (low, high))  # enough for any int32 length
+    most = jnp.max(jnp.diff(history.start))  # rows of a user, which halve to none in so many bits
+    low, _ = jax.lax.fori_loop(0, 32 - jax.lax.clz(most), halve, (low, high))
     return (low < end) & (held.at[low].get(mode="clip") == item)
 
 
@@ -123,6 +124,12 @@ def levels(events: Events, users: int, items: int) -> jax.Array:
     return jax.lax.scan(next_level, jnp.zeros(users + items, jnp.int32), touched)[1]
 
 
+def at_once() -> int:
+    """Events that `replay` had best run at once: a lane without an event costs a CPU as much as one
+    with, and an accelerator nothing."""
+    return 16 if jax.default_backend() == "cpu" else 512
+
+
 def replay(
     rule: Rule,
     memories: Memories,
@@ -141,7 +148,7 @@ def replay(
       memories: read and written.
       events: all of them.
       level: int32 [E], when each runs; those of one level in any order.
-      width: events at once; the mean size of a level is about the best.
+      width: events at once, such as `at_once` says.
       shared: handed to every event.
       add: memories take the sum of what the events at once would change in them, which lets events
         in conflict share a level: an approximation. Needs floating memories.
