@@ -151,12 +151,8 @@ def _index(folder: Path) -> dict[str, Any]:
     path = folder / "index.json"
     try:
         index = json.loads(path.read_text())
-        (
-            index["memory"],
-            index["saved"][index["last"]],
-            index["saved"][index["best"]],
-            index["identity"],
-        )
+        _ = index["memory"], index["saved"][index["last"]], index["saved"][index["best"]]
+        _ = index["identity"]["method"], index["identity"]["data"]
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -167,14 +167,12 @@ def reads(configs: Mapping[str, Any]) -> dict[str, bool]:
 
     "text", vectors of the items' texts; "titles", the texts; "history", the rows by time.
     """
-    said = lambda name, otherwise: [
-        (getattr(method_module(method), name, otherwise), config)
-        for method, config in configs.items()
-    ]
+    modules = {method_module(name): config for name, config in configs.items()}
+    texts = [of for of in modules if hasattr(of, "reads_text")]
     return {
-        "text": any(of(config) for of, config in said("reads_text", lambda config: False)),
-        "titles": any(flag for flag, _ in said("reads_titles", False)),
-        "history": any(flag for flag, _ in said("reads_history", False)),
+        "text": any(of.reads_text(modules[of]) for of in texts),
+        "titles": any(getattr(of, "reads_titles", False) for of in modules),
+        "history": any(getattr(of, "reads_history", False) for of in modules),
     }
 
 

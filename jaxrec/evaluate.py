@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ import pandas as pd
 from jax.sharding import Mesh
 
 from jaxrec.data.blocks import count, gather, grouped
-from jaxrec.mesh import divide, on_host, within
+from jaxrec.mesh import by_rows, divide, on_host, within
 from jaxrec.ops import ranking
 from jaxrec.types import TEST, VALID, DataError, Dataset, Method, SettingError
 
@@ -377,8 +378,8 @@ def evaluator(
             if domain is not None:
                 excluded |= domain != domain[block.targets[:, :1]]
             places = ranking.places(ranking.ranks(scores, block.targets, mask, excluded), longest)
-            shown = ranking.top(scores, excluded, longest) if lists else None
-            return broken, places, shown
+            best = partial(ranking.top, k=longest)
+            return broken, places, by_rows(best, scores, excluded) if lists else None
 
         blocks = [jax.lax.map(rank, bucket) for bucket in buckets]
         by_user = lambda *each: jnp.concatenate([x.reshape(-1, *x.shape[2:]) for x in each])

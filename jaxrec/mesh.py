@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar, get_args
 
 import jax
@@ -79,11 +80,28 @@ def meet(where: str) -> None:
         multihost.sync_global_processes(where, timeout=PATIENCE, processes=set(range(number)))
 
 
-def anywhere(flag: bool) -> bool:
-    """Whether it is so in one process of a launch or more; every process has to ask."""
+def anywhere(*flags: bool) -> list[bool]:
+    """Whether each is so in one process of a launch or more; every process has to ask."""
     if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+        return list(flags)
+    return multihost_utils.process_allgather(np.array(flags)).any(0).tolist()
+
+
+@contextlib.contextmanager
+def together(what: str) -> Iterator[None]:
+    """What every process of a launch does by itself; where one of them fails, all do.
+
+    Raises SettingError where it is another one.
+    """
+    try:
+        yield
+    except Exception:
+        meet(what)
+        anywhere(True)
+        raise
+    meet(what)
+    if anywhere(False)[0]:
+        raise SettingError(f"{what}: another process of the launch failed; it says why")
 
 
 def _same(leaf: jax.Array) -> jax.Array:  # one function, compiled once for each form of a leaf
@@ -168,7 +186,22 @@ def divide(tree: Tree, axis: Axis | None = None) -> Tree:
 
     Arrays must have a first axis that the devices divide evenly.
     """
-    (own,) = jax.sharding.get_abstract_mesh().axis_names or (None,)
+    own = _axis()
     if own is None or axis not in (None, own):
         return tree
     return jax.lax.with_sharding_constraint(tree, PartitionSpec(own))
+
+
+def by_rows(function: Callable, *arrays: jax.Array) -> jax.Array:
+    """What a function makes of each row of arrays; where a mesh is set, each device of its own."""
+    own = _axis()
+    if own is None:
+        return function(*arrays)
+    rows = PartitionSpec(own)
+    return jax.shard_map(function, in_specs=rows, out_specs=rows, check_vma=False)(*arrays)
+
+
+def _axis() -> str | None:
+    """The axis of the mesh that is set, if it is one that jaxrec divides work along."""
+    names = jax.sharding.get_abstract_mesh().axis_names
+    return next((name for name in names if name in AXES), None)

@@ -45,7 +45,7 @@ def newcomers(run: Result, histories: Mapping[Any, Sequence[Any]]) -> Result:
     item = places(run.dataset.items, "item", rows["raw"].to_numpy())
     user, names = pd.factorize(rows["name"])
     dataset = _federation(run, user, item, names)
-    data, sizes = pack(dataset)
+    data, sizes = pack(dataset, by_time=run.data.history is not None)
     return run._replace(
         dataset=dataset,
         data=run.data._replace(clients=data.clients, history=data.history),

@@ -70,7 +70,9 @@ def prepare(
     Raises DataError for bad data, SettingError for settings that do not fit it.
     """
     devices = mesh.make(run.mesh)
-    dataset = core(dataset or load(run.data, progress=progress), run.min_user, run.min_item)
+    with mesh.together("reading data"):
+        dataset = dataset or load(run.data, progress=progress)
+    dataset = core(dataset, run.min_user, run.min_item)
     how = _chosen(run.split, "split", "ratio", dataset)
     dataset = split(dataset, how, run.valid, run.test, run.seed)
     dataset = with_random_positives(dataset, run.random_positives, run.seed)
@@ -88,7 +90,7 @@ def prepare(
         written = strings.pack(titled(dataset.items), TITLED)
         data = data._replace(written=jax.tree.map(jnp.asarray, written))
     known = data._replace(history=by_time(dataset, TEST) if history else None)
-    mesh.meet("data read")
+    mesh.meet("packed")
     if devices:
         place = lambda tree: jax.device_put(tree, mesh.shardings(tree, data, sizes, devices))
         past = place(known.history)

@@ -113,7 +113,7 @@ def train(
     record = None
     if resume is not None:
         if out is not None:
-            raise SettingError(f"out = '{out}': {resume} goes on in its own folder; leave out away")
+            raise SettingError(f"out = '{out}': {resume} goes on in its own folder; give no out")
         out, record = Path(resume), read_record(Path(resume))
         if method not in (None, record["method"]):
             raise SettingError(f"{resume}: is a run of {record['method']}, not of {method}")
@@ -260,9 +260,8 @@ def _fit(
 
     Returns the memory of the last round, the state of the best one and that of the last one.
     """
-    run, out, data, clients = job.run, job.out, job.prepared.data, job.clients
-    advance = advancer(job, key, job.prepared.shardings(state))
-    prepared = job.prepared
+    run, out, clients, prepared = job.run, job.out, job.clients, job.prepared
+    data, advance = prepared.data, advancer(job, key, prepared.shardings(state))
     evaluate = evaluator(job.method, prepared.valid, lists=False, devices=prepared.mesh)
     began, saved, saving = time.perf_counter(), memory.round, 0.0
     with report.Line(job.name, job.rounds, shown=job.progress) as line, _asked_to_stop() as asked:
@@ -277,7 +276,13 @@ def _fit(
                 raise FloatingPointError(f"{at}: {error}{kept}") from None
             name = report.measured(run.monitor, evaluation.means)
             value = evaluation.means[name]
-            better = memory.best is None or value > memory.best
+            # what one process decides, all do: they gather together what the first one saves
+            better, stops, folder, due = mesh.anywhere(
+                memory.best is None or value > memory.best,
+                asked.is_set(),
+                bool(out),
+                bool(out) and saving <= SAVING_SHARE * (time.perf_counter() - began),
+            )
             ledger = communication.charged(
                 memory.ledger,
                 job.method.traffic,
@@ -302,15 +307,14 @@ def _fit(
             if job.track:
                 job.track(job.name, rows[-1])
             line.update(memory, name, value)
-            # what one process decides, all do: they gather together what one of them saves
-            stops = mesh.anywhere(asked.is_set())
-            due = saving <= SAVING_SHARE * (time.perf_counter() - began)
-            saves = mesh.anywhere(bool(out) and (due or stops or job.done(memory)))
+            saves = due or (folder and (stops or job.done(memory)))
             arrays = checkpoint.to_arrays(state) if better or saves else None
             best = arrays if better else best
             if saves:
                 saved = memory.round
                 saving += timed(save, job, memory, arrays, best)[1] if out else 0.0
+                mesh.meet(f"round {saved} is saved")
+                stops |= mesh.anywhere(asked.is_set())[0]
             if stops:
                 raise KeyboardInterrupt(f"{job.name}: stopped after round {memory.round}")
     return memory, best, state

@@ -109,7 +109,8 @@ def lists(
 
 def whole(run: Result) -> Data:
     """The run's data with the rows of all splits, in buckets of the same clients."""
-    data, _ = pack(run.dataset, multiple=run.run.client_devices, before=TEST + 1)
+    ordered = run.data.history is not None
+    data, _ = pack(run.dataset, multiple=run.run.client_devices, before=TEST + 1, by_time=ordered)
     return run.data._replace(clients=data.clients, history=data.history)
 
 

@@ -110,7 +110,7 @@ def test_without_a_commit_there_is_nothing_to_remember(tmp_path):
 
 def test_another_run_is_refused(tmp_path):
     save(tmp_path, 1, 1)
-    with pytest.raises(CheckpointError, match="other settings and data"):
+    with pytest.raises(CheckpointError, match="other data and settings"):
         checkpoint.read_memory(tmp_path, IDENTITY | {"settings": "S", "data": "D"})
 
 

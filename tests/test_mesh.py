@@ -1,5 +1,6 @@
 """Many devices, in one process or two, compute what one computes; a mesh goes with its method."""
 
+import contextlib
 import json
 import os
 import signal
@@ -36,8 +37,9 @@ import numpy as np
 import jaxrec
 from jaxrec.data.synthetic import synthetic
 from jaxrec.evaluate import evaluator, make_plan
-from jaxrec.mesh import within
-from jaxrec.types import VALID
+from jaxrec.mesh import by_rows, divide, within
+from jaxrec.ops import ranking
+from jaxrec.types import TEST
 
 def watch(score, *args):
     found = score(*args)
@@ -58,9 +60,14 @@ for mesh in ("", f"{{axis}}=8"):
             step = jax.jit(run.method.step).lower(run.state, run.data, jax.random.key(0))
             work.append(step.compile().cost_analysis()["flops"])
         watched = run.method._replace(score=partial(watch, run.method.score))
-        plan = make_plan(run.dataset, VALID, ks=(10,), multiple=8)
+        plan = make_plan(run.dataset, TEST, ks=(10,), multiple=8)
         found = evaluator(watched, plan, devices=devices)(run.state, run.data).means
-        assert found["NDCG@10"] == run.values["valid/NDCG@10"], found
+        for metric in ("NDCG@10", "coverage@10"):
+            assert found[metric] == run.values["test/" + metric], found
+        lists = jax.jit(partial(by_rows, partial(ranking.top, k=10)))
+        with within(devices):
+            table = jax.jit(divide)(np.zeros((48, 40), np.float32))
+            assert "all-gather" not in lists.lower(table, table > 0).compile().as_text()
 np.testing.assert_allclose(*scores, atol=1e-3 * np.abs(scores[0]).max(), err_msg=name)
 if work:
     assert work[1] < 0.6 * work[0], work
@@ -104,13 +111,20 @@ def ended(process, status=0):
     return out
 
 
-def launch(words, devices=4):
-    """Two processes that are one run."""
+@contextlib.contextmanager
+def launch(words, devices=4, own=((), ())):
+    """Two processes that are one run, each also with words of its own."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     words = ["-m", "jaxrec.train", *words, "--mesh", f"clients={2 * devices}", "--distributed"]
-    return [program([*words, f"localhost:{port},2,{number}"], devices) for number in range(2)]
+    place = f"localhost:{port},2"
+    processes = [program([*words, f"{place},{n}", *own[n]], devices) for n in range(2)]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
 
 
 SLOW = "local_only", "popularity", "llmd4rec"  # divided as fedavg and sequential are
@@ -136,7 +150,8 @@ def test_two_processes_equal_one_and_a_run_goes_on_with_other_devices(tmp_path):
     alone = ["-m", "jaxrec.train", *words]
 
     def launched(*more):
-        first, second = map(ended, launch([*words, *more]))
+        with launch([*words, *more]) as processes:
+            first, second = map(ended, processes)
         assert "run folder" in first
         assert "run folder" not in second
 
@@ -157,16 +172,25 @@ def test_two_processes_equal_one_and_a_run_goes_on_with_other_devices(tmp_path):
 
 def test_a_signal_to_one_process_of_a_launch_stops_all_after_one_save(tmp_path):
     words = ["fedavg", "--width", "4", "--rounds", "100000", "--evaluate-every", "1", "--quiet"]
-    processes = launch([*words, "--out", tmp_path / "run"], devices=1)
+    words += ["--patience", "0", "--out", tmp_path / "run"]
     measured, until = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
-    while not (measured.exists() and measured.stat().st_size):
-        time.sleep(0.1)
-        assert time.monotonic() < until and processes[0].poll() is None
-    processes[1].send_signal(signal.SIGTERM)
-    for process in processes:
-        ended(process, status=130)
+    with launch(words, devices=1) as processes:
+        while not (measured.exists() and measured.stat().st_size):
+            time.sleep(0.1)
+            assert time.monotonic() < until and processes[0].poll() is None
+        processes[1].send_signal(signal.SIGTERM)
+        for process in processes:
+            ended(process, status=130)
     memory = json.loads((tmp_path / "run" / "checkpoint" / "index.json").read_text())["memory"]
     assert memory["round"] == len(measured.read_text().splitlines())
+
+
+def test_where_one_process_cannot_read_its_data_all_end(tmp_path):
+    words = ["popularity", "--quiet", "--out", tmp_path / "run"]
+    with launch(words, devices=1, own=((), ("--data", "nowhere"))) as processes:
+        for process in processes:
+            ended(process, status=2)
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from scipy import optimize, special
 import jaxrec
 from jaxrec import newcomers, recommend, recommend_from_items
 from jaxrec.commands import command
+from jaxrec.data.pack import history
 from jaxrec.data.synthetic import synthetic
 from jaxrec.serve import whole
 from jaxrec.types import DataError, SettingError
@@ -52,7 +53,8 @@ def test_an_old_users_history_is_served_as_the_old_user(ease):
 
 
 def test_histories_keep_their_order(ease):
-    past = newcomers(ease, HISTORIES).data.history
+    reads = ease._replace(data=ease.data._replace(history=history(ease.dataset)))
+    past = newcomers(reads, HISTORIES).data.history
     np.testing.assert_array_equal(past.start, [0, 3, 4, 6])
     np.testing.assert_array_equal(past.item, [3, 9, 27, 5, 2, 1])  # a repeated item stands last
 

@@ -277,7 +277,7 @@ def test_more_rounds_continue_a_finished_run(dataset, tmp_path):
     assert json.loads((short / "config.json").read_text())["settings"]["rounds"] == 10
     with pytest.raises(SettingError, match=r"rounds = 4.*already taken 10"):
         train(resume=short, data=dataset, rounds=4, progress=False)
-    with pytest.raises(SettingError, match=r"goes on in its own folder; leave out away"):
+    with pytest.raises(SettingError, match=r"goes on in its own folder; give no out"):
         train(resume=short, data=dataset, out=long, progress=False)
 
 

@@ -21,6 +21,7 @@ import jaxrec
 from jaxrec import report, run
 from jaxrec.checkpoint import CheckpointError
 from jaxrec.commands import command
+from jaxrec.data.pack import history
 from jaxrec.data.synthetic import synthetic
 from jaxrec.serve import lists, recommend
 from jaxrec.types import DataError, SettingError
@@ -85,7 +86,8 @@ def test_a_history_goes_on_to_the_newest_row(trained):
         return jnp.zeros((USERS, ITEMS)).at[past.user, past.item].set(1.0 + place)
 
     newest_first = trained.method._replace(prepare=prepare, score=lambda seen, users: seen[users])
-    found = recommend(trained._replace(method=newest_first), k=4, exclude_seen=False)
+    data = trained.data._replace(history=history(trained.dataset))
+    found = recommend(trained._replace(method=newest_first, data=data), k=4, exclude_seen=False)
     rows = trained.dataset.interactions.sort_values("timestamp", kind="stable")
     for user, own in rows.groupby("user")["item"]:
         newest = trained.dataset.items["raw_id"][own[:-5:-1]]

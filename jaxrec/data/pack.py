@@ -149,7 +149,8 @@ def history_of(data: Data) -> History:
     if data.history is None:
         raise DataError(
             "the interactions have no column 'timestamp' or 'position', so that nobody knows the "
-            "order of a user's items; add one, a position for the order alone"
+            "order of a user's items; add one, a position for the order alone. If they have, the "
+            "rows were packed without their order: a method that reads it says reads_history = True"
         )
     return data.history
 

@@ -80,10 +80,10 @@ def next_item(
 def rows_at_once(scores: int) -> int:
     """How many rows of so many scores a CPU's cache holds, or fill a GPU; a power of two.
 
-    At least 32: a product of fewer reads its table for longer than it computes.
+    At least 32, even so: a product of fewer reads its table for longer than it computes.
     """
     room = 2**21 if jax.default_backend() == "cpu" else 2**27
-    return max(32, 1 << (room // scores).bit_length() - 1)
+    return max(32, 1 << max(room // scores, 1).bit_length() - 1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))

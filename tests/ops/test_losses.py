@@ -108,6 +108,15 @@ def test_next_item_never_holds_all_scores():
     assert f"[{NUMBER},{ITEMS}]" not in program and f"[16,{ITEMS}]" not in program
 
 
+def test_few_rows_are_taken_at_once_of_a_catalogue_of_any_size():
+    assert [losses.rows_at_once(items) for items in (2**15, 2**18, 2**24, 2**28)] == [
+        64,
+        32,
+        32,
+        32,
+    ]
+
+
 def test_next_item_of_padding_alone_is_nothing():
     loss = lambda h, e: losses.next_item(h, e, TARGET, where=np.zeros(NUMBER, bool))
     value, gradients = jax.value_and_grad(loss, (0, 1))(HIDDEN, TABLE)
