@@ -310,7 +310,7 @@ def test_a_resumed_run_refuses_what_does_not_fit(dataset, tmp_path):
     config = json.loads((out / "config.json").read_text())
     config["settings"]["width"] = 4
     (out / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="other settings"):
+    with pytest.raises(CheckpointError, match="run with other width"):
         again()
     config["settings"]["width"] = "eight"
     (out / "config.json").write_text(json.dumps(config))

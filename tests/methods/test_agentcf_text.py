@@ -391,7 +391,9 @@ def test_a_run_without_its_server_ends_with_one_error_and_can_be_resumed(
 def test_a_state_survives_a_checkpoint(problem, model, tmp_path):
     _, state, _ = fit(problem, model, events_per_round=20)
     arrays = checkpoint.to_arrays(state)
-    checkpoint.save(tmp_path / "c", (1, arrays), (1, arrays), {}, {"run": "this"})
+    checkpoint.save(
+        tmp_path / "c", (1, arrays), (1, arrays), {}, {"method": "this", "data": "that"}
+    )
     found = checkpoint.restore(tmp_path / "c", "last", state)
     assert_same(found, state)
     assert found.counts == state.counts
