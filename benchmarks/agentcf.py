@@ -54,21 +54,25 @@ def work(events: int, domains: int, width: int) -> Work:
     return Work(flop=float(events * flop), bytes=4.0 * events * floats)
 
 
-def measure(name: str, events: Events, users: int, domain, width: int, bench: Bench) -> float:
-    """Replay a log; prints and returns events per second."""
+def measure(
+    name: str, events: Events, users: int, domain, width: int, bench: Bench, at_once: int = 0
+) -> float:
+    """Replay a log, so many events at once if given; prints and returns events per second."""
     start, world = problem(events, users, domain, width)
     rule = partial(memory.interact, rates=RATES)
     level = jax.jit(schedule.levels, static_argnums=(1, 2))(events, users, len(domain))
 
+    lanes = at_once or schedule.at_once()
+
     def replay(start, events, level, world):
-        found, likely = schedule.replay(rule, start, events, level, schedule.at_once(), world)
+        found, likely = schedule.replay(rule, start, events, level, lanes, world)
         return found.item.sum(), likely
 
     _, timing = timed(replay, start, events, level, world)
     number = len(events.user)
     bench.report(
         f"{name}: {number:,} events, {users:,} users, {len(domain):,} items, D = {width}, "
-        f"{int(level.max()) + 1:,} levels",
+        f"{int(level.max()) + 1:,} levels, {lanes} at once",
         timing, work(number, int(domain.max()) + 1, width),
     )  # fmt: skip
     print(f"    {number / timing.median:,.0f} events/s", flush=True)
@@ -145,9 +149,13 @@ def main(bench: Bench, quick: bool) -> None:
     for users, items in ((1_000, 1_000), (10_000, 10_000), (100_000, 100_000))[: 2 if quick else 3]:
         log = random_log(users, items, 100_000)
         measure("random", log, users, jnp.arange(items) % 2, 128, bench)
+        levels = partial(schedule.levels, users=users, items=items)
+        bench.report(f"levels of {users:,} users", timed(levels, log)[1])
     dataset = split(jaxrec.load(DATA), "leave-one-out")
     domain = jnp.asarray(dataset.items["domain"].to_numpy(), jnp.int32)
     events = jax.jit(schedule.log)(jax.random.key(0), history(dataset), domain)
+    for lanes in (8, 32, 128):
+        measure(DATA, events, dataset.num_users, domain, 384, bench, lanes)
     for width in (384, 128):
         speed = measure(DATA, events, dataset.num_users, domain, width, bench)
         loop = plain_loop(events, dataset.num_users, domain, width)

@@ -168,9 +168,8 @@ def reads(configs: Mapping[str, Any]) -> dict[str, bool]:
     "text", vectors of the items' texts; "titles", the texts; "history", the rows by time.
     """
     modules = {method_module(name): config for name, config in configs.items()}
-    texts = [of for of in modules if hasattr(of, "reads_text")]
     return {
-        "text": any(of.reads_text(modules[of]) for of in texts),
+        "text": any(of.reads_text(c) for of, c in modules.items() if hasattr(of, "reads_text")),
         "titles": any(getattr(of, "reads_titles", False) for of in modules),
         "history": any(getattr(of, "reads_history", False) for of in modules),
     }

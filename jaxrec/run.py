@@ -202,8 +202,8 @@ def _train_one(
             raise SettingError(f"rounds = {run.rounds}: {out} has already taken {memory.round}")
         rows = rows_until(out, memory)
         saved = partial(checkpoint.read, out / "checkpoint", like=like, rows=prepared.buckets)
-        best, stored = saved("best"), job.done(memory) and stored_result(out, memory)
-        if stored and not hold_test:
+        best = saved("best")
+        if not hold_test and job.done(memory) and (stored := stored_result(out, memory)):
             return _result(job, *stored, rows, checkpoint.to_state(best, like, place))
         state = checkpoint.to_state(saved("last"), like, place)
     mesh.meet(f"{name} is read")  # before the first process writes

@@ -109,12 +109,8 @@ def test_next_item_never_holds_all_scores():
 
 
 def test_few_rows_are_taken_at_once_of_a_catalogue_of_any_size():
-    assert [losses.rows_at_once(items) for items in (2**15, 2**18, 2**24, 2**28)] == [
-        64,
-        32,
-        32,
-        32,
-    ]
+    found = [losses.rows_at_once(items) for items in (2**15, 2**18, 2**24, 2**28)]
+    assert found == [64, 32, 32, 32]
 
 
 def test_next_item_of_padding_alone_is_nothing():
