@@ -11,14 +11,12 @@ receiving, and a mesh changes no result beyond rounding. The devices may be thos
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeVar, get_args
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrec.types import Data, SettingError, Sizes
@@ -26,82 +24,6 @@ from jaxrec.types import Data, SettingError, Sizes
 Axis = Literal["clients", "batch", "users"]
 AXES = get_args(Axis)
 Tree = TypeVar("Tree")
-FORCED = "--xla_force_host_platform_device_count"
-PATIENCE = 24 * 3600  # seconds
-IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
-
-
-def _in_order() -> None:
-    """Devices that are CPUs start their sums in one order, where XLA is yet to read its flags.
-
-    In the order in which threads come to them, as is XLA's own choice, the devices of a process
-    wait for each other without end, and processes take one sum's messages for another's.
-    """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if IN_ORDER not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {IN_ORDER}".strip()
-
-
-if FORCED in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ:
-    _in_order()
-
-
-def join(launch: str) -> None:
-    """Become one of the processes of a launch, which then see each other's devices.
-
-    `launch` is "auto" where JAX finds out by itself (Slurm, Open MPI, Kubernetes, Cloud TPU), else
-    "HOST:PORT,N,K": where process 0 listens, how many there are, and which of them this one is.
-    To be called before anything is computed. Raises SettingError where it cannot be done.
-    """
-    match = re.fullmatch(r"([^,\s]+:\d+),(\d+),(\d+)", launch)
-    if launch != "auto" and not match:
-        raise SettingError(f"distributed = {launch!r}: must be auto or HOST:PORT,N,K")
-    told = (match[1], int(match[2]), int(match[3])) if match else ()
-    _in_order()
-    try:
-        jax.distributed.initialize(*told)
-    except (RuntimeError, ValueError) as error:
-        raise SettingError(f"distributed = {launch!r}: {error}") from error
-
-
-def first() -> bool:
-    """Whether this process is the one that writes and tells, as a process on its own is."""
-    return jax.process_index() == 0
-
-
-def meet(where: str) -> None:
-    """Wait until every process of a launch has come to `where`, however much later.
-
-    By a message to the first process: a sum over devices that are CPUs waits half a minute only.
-    """
-    if (number := jax.process_count()) > 1:
-        from orbax.checkpoint import multihost
-
-        multihost.sync_global_processes(where, timeout=PATIENCE, processes=set(range(number)))
-
-
-def anywhere(*flags: bool) -> list[bool]:
-    """Whether each is so in one process of a launch or more; every process has to ask."""
-    if jax.process_count() == 1:
-        return list(flags)
-    return multihost_utils.process_allgather(np.array(flags)).any(0).tolist()
-
-
-@contextlib.contextmanager
-def together(what: str) -> Iterator[None]:
-    """What every process of a launch does by itself; where one of them fails, all do.
-
-    Raises SettingError where it is another one.
-    """
-    try:
-        yield
-    except Exception:
-        meet(what)
-        anywhere(True)
-        raise
-    meet(what)
-    if anywhere(False)[0]:
-        raise SettingError(f"{what}: another process of the launch failed; it says why")
 
 
 def _same(leaf: jax.Array) -> jax.Array:  # one function, compiled once for each form of a leaf
@@ -121,7 +43,7 @@ def on_host(tree: Tree) -> Tree:
     return jax.device_get(jax.tree.map(whole, tree))
 
 
-def read(words: str) -> tuple[Axis, int]:
+def parse(words: str) -> tuple[Axis, int]:
     """ "batch=8" -> its axis and number of devices; one device, along clients, of no words.
 
     Raises SettingError for anything else.
@@ -132,12 +54,12 @@ def read(words: str) -> tuple[Axis, int]:
     if not match:
         rule = f"AXIS=N, N devices along one of {', '.join(AXES)}"
         raise SettingError(f"mesh = {words!r}: must be {rule}")
-    return match[1], int(match[2])
+    return cast(Axis, match[1]), int(match[2])
 
 
 def check(words: str, method: str, own: str) -> None:
     """SettingError where the mesh is not along the axis that `method` divides its steps by."""
-    axis, number = read(words)
+    axis, number = parse(words)
     if words and axis != own:
         remedy = f"set mesh = '{own}={number}'" if own else "it works on one: leave mesh out"
         divides = own or "no work over devices"
@@ -146,7 +68,7 @@ def check(words: str, method: str, own: str) -> None:
 
 def make(words: str) -> Mesh | None:
     """The mesh of the setting; None for one device. SettingError where there are fewer devices."""
-    axis, number = read(words)
+    axis, number = parse(words)
     devices = jax.devices()
     if len(devices) < number:
         kind = devices[0].platform

@@ -7,16 +7,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import pandas as pd
 
 TRAIN, VALID, TEST = 0, 1, 2
 EVER = TEST + 1  # rows before it are those of every split
+DIGESTED = 2**20  # rows of a column at a time
 
 
 class DataError(ValueError):
@@ -29,6 +32,14 @@ class SettingError(ValueError):
 
 class CheckpointError(RuntimeError):
     """What a run or search has left is missing, damaged or of another one; says which."""
+
+
+class LLMError(RuntimeError):
+    """The model cannot be asked at all; the message names where, why and the remedy."""
+
+
+REFUSALS = (SettingError, DataError, CheckpointError, LLMError, FloatingPointError)
+"""What is wrong with what jaxrec was given, in one line, rather than with jaxrec."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +69,28 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over the content of the tables, whatever file it came from."""
-        from jaxrec.data.sources import content_digest
+        """sha256 over the cells and column names of the tables; names and files do not count."""
+        digest = hashlib.sha256()
+        tables = self.interactions, self.items, self.users, self.candidates
+        for table in (table for table in tables if table is not None):
+            for column in sorted(table.columns):
+                digest.update(f"{column}:{len(table)};".encode())
+                for part in _content(table[column].to_numpy()):
+                    digest.update(part)
+        return digest.hexdigest()
 
-        return content_digest(self)
+
+def _content(array: np.ndarray) -> Iterator[bytes]:
+    """The bytes of a column, the same on every machine, some rows at a time."""
+    slices = [slice(at, at + DIGESTED) for at in range(0, len(array), DIGESTED)]
+    if array.dtype.kind in "biuf":
+        little = array.dtype.newbyteorder("<")
+        yield little.str.encode()
+        yield from (array[rows].astype(little).tobytes() for rows in slices)
+        return
+    text = lambda rows: [str(value).encode() for value in array[rows]]
+    yield from (np.array([len(each) for each in text(rows)], "<i8").tobytes() for rows in slices)
+    yield from (b"".join(text(rows)) for rows in slices)
 
 
 class Sizes(NamedTuple):
@@ -131,6 +160,19 @@ class Traffic(NamedTuple):
     refresh_down: float = 0.0  # per refresh it takes part in
 
 
+class Attendance(NamedTuple):
+    """How many clients took part in a round: what the ledger multiplies `Traffic` by."""
+
+    participants: jax.Array | float  # clients whose upload arrived
+    refreshed: jax.Array | float = 0  # clients that took part in a refresh of the codes
+
+
+class Unavailable(NamedTuple):
+    """Stands for an operation that a method does not have, and says why."""
+
+    reason: str  # ends the sentence "there is no ... :"
+
+
 class Method(NamedTuple):
     """A recommender as pure functions: everything that takes a state and returns a state is a step.
 
@@ -142,7 +184,7 @@ class Method(NamedTuple):
 
     Where scores are inner products, `vectors(served) -> (user [U, D], item [I, D])` are their
     factors; where new users need no training, `fold_in(state, data) -> Served` is `prepare` for the
-    users of `data`, one a client, none of whom the state knows. Else each says why, in words.
+    users of `data`, one a client, none of whom the state knows.
     """
 
     init: Callable[[jax.Array, Any], Any]  # (key, data) -> State
@@ -152,9 +194,41 @@ class Method(NamedTuple):
     compiled: bool = True  # False: the step talks to a host and is not scanned
     one_shot: bool = False  # True: one step is the whole training
     traffic: Traffic = Traffic()  # what one client sends and receives
+    attendance: Callable[[Any], Attendance] | None = None  # Metrics -> it; None: all, every round
     rank: Callable | None = None  # (served, users [B], candidates [B, S]) -> f32 [B, S]
     forecast: Callable | None = None  # (data, steps, lists to rank, their length) -> words
     account: Callable | None = None  # (best state, last state, data) -> values, pages
-    vectors: Callable | str = "its score is no inner product of a user's and an item's vector"
-    fold_in: Callable | str = "its users are learned in training, with everything else"
+    vectors: Callable | Unavailable = Unavailable(
+        "its score is no inner product of a user's and an item's vector"
+    )
+    fold_in: Callable | Unavailable = Unavailable(
+        "its users are learned in training, with everything else"
+    )
     axis: str = "clients"  # that a mesh divides the step along; "": none, one device works
+
+
+class Reads(NamedTuple):
+    """What a method reads beside the clients' rows."""
+
+    history: bool = False  # `Data.history`, the rows by time
+    text: bool = False  # `Data.text`, vectors of the items' texts
+    titles: bool = False  # `Data.written`, the texts themselves
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What is known of a method before it is made. Its module has one, `TRAITS`.
+
+    `needs` and `uses` name what the method, with default settings, cannot do without and what else
+    it can make something of: "order" (times of the interactions), "text" (of the items), "domains".
+    """
+
+    run: Mapping[str, Any] = field(default_factory=dict)  # its own defaults of settings of a run
+    reads: Callable[[Any], Reads] = lambda config: Reads()
+    check_data: Callable[[Any, Data], None] = lambda config, data: None  # refuses what cannot work
+    resumable: tuple[str, ...] = ()  # own settings that may change when a run is resumed
+    needs: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)  # settings of stored runs: old -> new
+    retired: tuple[str, ...] = ()  # settings of stored runs that are read and do nothing
+    smaller: tuple[Mapping[str, Any], ...] = ()  # settings to try where a run does not fit a device

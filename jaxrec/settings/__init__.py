@@ -1,0 +1,1 @@
+"""Settings: typed fields with ranges, and how words and TOML files become their values."""
