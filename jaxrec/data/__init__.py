@@ -2,12 +2,11 @@
 
 from jaxrec.data.pack import history, pack
 from jaxrec.data.partition import partition
-from jaxrec.data.sources import content_digest, load
+from jaxrec.data.sources import load
 from jaxrec.data.split import core, split
 from jaxrec.data.synthetic import optimum, synthetic
 
 __all__ = [
-    "content_digest",
     "core",
     "history",
     "load",

@@ -13,12 +13,12 @@ ROWS = 2**23  # of a block
 
 
 def slices(number: int) -> Iterator[slice]:
-    """Rows 0 to `number` in blocks."""
+    """Rows 0 to `number`, `ROWS` at a time."""
     return (slice(start, start + ROWS) for start in range(0, number, ROWS))
 
 
 def gather(table: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """`table[ids]`, [R]."""
+    """`table[ids]`: values [R] of rows whose ids are int [R]."""
     found = np.empty(len(ids), table.dtype)
     for rows in slices(len(ids)):
         found[rows] = table[ids[rows]]
@@ -26,7 +26,7 @@ def gather(table: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def count(ids: np.ndarray, number: int, where: np.ndarray | None = None) -> np.ndarray:
-    """How often each of the ids 0 to `number` occurs, int64 [number]; of the rows `where`."""
+    """How often each id from 0 to `number` occurs in int [R], int64 [number]; of rows `where`."""
     total = np.zeros(number, np.int64)
     for rows in slices(len(ids)):
         own = ids[rows] if where is None else ids[rows][where[rows]]
@@ -34,19 +34,19 @@ def count(ids: np.ndarray, number: int, where: np.ndarray | None = None) -> np.n
     return total
 
 
-def grouped(
+def sorted_blocks(
     key: np.ndarray, number: int, by: np.ndarray | None = None, where: np.ndarray | None = None
 ) -> Iterator[np.ndarray]:
-    """The rows in order of (key, by, row), a block after another; a key's rows are in one block.
+    """The rows sorted by (key, by, row), block after block; a key's rows are in one block.
 
     Args:
       key: int [R], from 0 to `number`.
       number: of keys.
-      by: [R]; without it, the order of the rows.
+      by: [R], what the rows of a key are sorted by; without it, they keep their order.
       where: bool [R], the rows that count; all without it.
 
     Yields:
-      Row numbers, int64.
+      Row numbers, int64; no block is empty.
     """
     ends = np.cumsum(count(key, number, where))
     first = done = 0
@@ -54,7 +54,8 @@ def grouped(
         last = max(first + 1, int(np.searchsorted(ends, done + ROWS, side="right")))
         inside = (key >= first) & (key < last)
         rows = np.flatnonzero(inside if where is None else inside & where)
-        yield rows[_order(key[rows], None if by is None else by[rows])]
+        if rows.size:  # a key without rows may stand alone before one with too many
+            yield rows[_order(key[rows], None if by is None else by[rows])]
         first, done = last, int(ends[last - 1])
 
 

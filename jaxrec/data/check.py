@@ -1,4 +1,4 @@
-"""What a data set holds, what is wrong with it and which methods can work on it.
+"""What a data set holds and what is wrong with it.
 
 Reading stops at the first fault. Here rows with a fault are noted and left out, and the tables are
 assembled again, until nothing is left to say: the faults and their words are those of `load`.
@@ -7,14 +7,13 @@ assembled again, until nothing is left to say: the faults and their words are th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxrec.data.formats import read
+from jaxrec.data.formats import read_dataset
 from jaxrec.data.pack import pack
 from jaxrec.data.partition import partition
 from jaxrec.data.sources import located
@@ -27,32 +26,6 @@ from jaxrec.types import DataError, Dataset
 KEYS = ("user", "item", "candidates")  # columns without which a row is nothing
 NAMES = INTERACTIONS | {"timestamp": INTERACTIONS["timestamp"] + INTERACTIONS["position"]}
 CLIENTS = 100  # of the federation that is tried
-
-NEEDS = {
-    "agentcf": ("order", "text", "domains"),
-    "agentcf_text": ("order", "domains"),
-    "fedavg": (),
-    "fedcia": (),
-    "llmd4rec": ("order", "text"),
-    "local_only": (),
-    "popularity": (),
-    "rqfedrec": ("text",),
-    "sequential": ("order",),
-}
-"""What a method with its default settings cannot do without."""
-USES = {
-    "agentcf_text": ("text",),
-    "fedavg": ("order",),
-    "fedcia": ("order",),
-    "local_only": ("order",),
-    "rqfedrec": ("order",),
-}
-"""What else a method can make something of."""
-REMEDIES = {
-    "order": "add a column timestamp or position to the interactions",
-    "text": "add a title, text or category to the items",
-    "domains": "add a column domain to the items, 0, 1, ..., or set --ranking rows",
-}
 
 
 class Findings(NamedTuple):
@@ -75,7 +48,7 @@ def examine(name_or_path: str | Path, *, progress: bool = True) -> Findings:
                 dataset = synthetic()
             else:
                 where = located(name_or_path, progress=progress)
-                dataset = read(*where, partial(_assemble, problems))
+                dataset = read_dataset(*where, partial(_assemble, problems))
             if dataset:
                 left_out = bool(problems)
                 after = ", once the rows named before are left out" if left_out else ""
@@ -114,22 +87,26 @@ def histogram(numbers: np.ndarray) -> list[tuple[str, int]]:
 
 
 def _assemble(
-    problems: list[str], name: str, *tables: Table | None, only_seen: bool = False
+    problems: list[str], name: str, rows: Table, *others: Table | None, only_seen: bool = False
 ) -> Dataset | None:
-    """The Dataset without the rows at fault, which `problems` are told of; None without any."""
+    """The Dataset without the rows at fault, or None if no row is left; adds to `problems`."""
     while True:
         try:
-            return assemble(name, *tables, only_seen=only_seen)
+            return assemble(name, rows, *others, only_seen=only_seen)
         except RowError as error:
             problems.append(str(error))
-            at = next(n for n, table in enumerate(tables) if table and table.file == error.file)
-            mended = _mended(tables[at], error, pointed_at=at > 0)
-            tables = (*tables[:at], mended, *tables[at + 1 :])
+            mend = partial(_mended, error=error)
+            if rows.file == error.file:
+                rows = mended = mend(rows, pointed_at=False)
+            else:
+                at, table = next((n, t) for n, t in enumerate(others) if t and t.file == error.file)
+                mended = mend(table, pointed_at=True)
+                others = (*others[:at], mended, *others[at + 1 :])
             if mended.frame.empty:
                 return None
 
 
-def _mended(table: Table, error: RowError, *, pointed_at: bool) -> Table:
+def _mended(table: Table, *, error: RowError, pointed_at: bool) -> Table:
     """Without the rows at fault, or, where none is left or others point at them, the column."""
     left = table.frame.drop(index=error.rows.unique())
     if error.column not in KEYS and (left.empty or pointed_at):
@@ -179,8 +156,3 @@ def _notes(dataset: Dataset) -> list[str]:
     if any(described) and (bare := described.count("")):
         notes.append(f"{bare:,} of {len(described):,} items have no text")
     return notes
-
-
-def lacks(method: str, has: dict[str, bool]) -> Sequence[str]:
-    """What a method needs and the data do not have."""
-    return [need for need in NEEDS[method] if not has[need]]

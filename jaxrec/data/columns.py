@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from warnings import warn
@@ -19,10 +18,10 @@ from warnings import warn
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from pyarrow import compute, dataset
+from pyarrow import dataset
 
-from jaxrec.data.download import cache_folder
 from jaxrec.data.tables import INTERACTIONS, Table, plain
+from jaxrec.files import cache_folder, sha256, write_folder
 from jaxrec.types import DataError
 
 ROWS = 2**21  # a table with no more is read whole
@@ -45,8 +44,9 @@ def mapped(path: Path) -> pd.DataFrame | None:
         return None
     nothing = source.schema.empty_table().to_pandas()
     Table(str(path), nothing).renamed(INTERACTIONS, ("user", "item"))
-    kinds = _kinds(source.schema)
-    if None in kinds.values():
+    every = _kinds(source.schema)
+    kinds = {name: kind for name, kind in every.items() if kind is not None}
+    if len(kinds) < len(every):
         return None
     folder = cache_folder() / "tables" / _digest(path, source.files)
     there = folder.exists()
@@ -84,9 +84,7 @@ def _kind(name: str, of: pa.DataType) -> str | None:
 def _digest(path: Path, files: list[str]) -> str:
     digest = hashlib.sha256(f"{_VERSION}".encode())
     for name in files:
-        with open(name, "rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{os.path.relpath(name, path)}:{content};".encode())
+        digest.update(f"{os.path.relpath(name, path)}:{sha256(name)};".encode())
     return digest.hexdigest()
 
 
@@ -115,14 +113,8 @@ def _kept(folder: Path) -> pd.DataFrame | None:
 
 
 def _keep(source: dataset.Dataset, kinds: dict[str, str], folder: Path) -> None:
-    """Write the folder whole or not at all, whoever else writes the same one."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="table-", dir=folder.parent) as place:
-            part = Path(place) / folder.name
-            part.mkdir()
-            _write(source, kinds, part)
-            part.rename(folder)
+        write_folder(folder, lambda part: _write(source, kinds, part))
     except OSError as error:
         if folder.exists():  # another process was faster
             return
@@ -201,10 +193,9 @@ def _encoded(column: pa.Array) -> pa.DictionaryArray:
 
 
 def _union(parts: list[pa.Array]) -> pa.Array:
-    return compute.drop_null(compute.unique(pa.chunked_array(parts)))
+    return pa.chunked_array(parts).unique().drop_null()
 
 
 def _in_order(ids: pa.Array) -> np.ndarray:
-    ids = ids.take(compute.sort_indices(ids))
-    ids = ids.to_numpy(zero_copy_only=False)
-    return ids[~pd.isna(ids)]  # NaN is no null to arrow
+    found = ids.sort().to_numpy(zero_copy_only=False)
+    return found[~pd.isna(found)]  # NaN is no null to arrow

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import urllib.error
 import urllib.request
 from http.client import HTTPException, IncompleteRead
@@ -12,15 +10,11 @@ from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from jaxrec import files
 from jaxrec.types import DataError
 
 _CHUNK = 1 << 16
 _PATIENCE = 30.0  # seconds without a byte
-
-
-def cache_folder() -> Path:
-    """The folder that JAXREC_CACHE names, or ~/.cache/jaxrec."""
-    return Path(os.environ.get("JAXREC_CACHE") or "~/.cache/jaxrec").expanduser()
 
 
 def fetch(url: str, sha256: str, *, progress: bool = True) -> Path:
@@ -29,22 +23,16 @@ def fetch(url: str, sha256: str, *, progress: bool = True) -> Path:
     Raises DataError, leaving no file behind, for no network, an HTTP error, a cut connection, a web
     page in place of the file and a wrong checksum.
     """
-    target = cache_folder() / Path(url).name
+    target = files.cache_folder() / Path(url).name
     if target.exists():
-        with target.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != sha256:
+        if (found := files.sha256(target)) != sha256:
             raise DataError(
                 f"{target}: sha256 {found} is not the {sha256} of {url}. Remove it to fetch it "
                 "again, or load your own file by its path"
             )
         return target
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="fetch-", dir=target.parent) as folder:
-            part = Path(folder) / target.name
-            _receive(url, part, sha256, progress)
-            part.replace(target)
+        files.write_atomic(target, lambda part: _receive(url, part, sha256, progress))
     except (OSError, HTTPException, DataError) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()

@@ -6,22 +6,28 @@ import io
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 import pyarrow as pa
 
 from jaxrec.data import columns
 from jaxrec.data.tables import ITEMS, Table, assemble
-from jaxrec.types import DataError, Dataset
+from jaxrec.types import DataError
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".inter", ".zip")
 
+Found = TypeVar("Found")
+Assemble = Callable[..., Found]  # takes what `tables.assemble` takes
 
-Assemble = Callable[..., Dataset]  # as `tables.assemble`
 
-
-def read(path: Path, name: str, assemble: Assemble = assemble) -> Dataset:
+def read_dataset(path: Path, name: str, assemble: Assemble[Found] = assemble) -> Found:
     """Read a folder or a file, by what it is, and `assemble` its tables.
+
+    Args:
+      path: a dataset folder, a .parquet, .csv, .tsv or .inter file, or a MovieLens .zip.
+      name: of the dataset.
+      assemble: makes what is returned of the tables of interactions, items, users and candidates.
 
     Raises DataError for a form that is not known and for anything wrong inside.
     """
@@ -37,9 +43,9 @@ def read(path: Path, name: str, assemble: Assemble = assemble) -> Dataset:
     raise DataError(f"{path}: unknown kind of file '{path.suffix}'; known: {', '.join(SUFFIXES)}")
 
 
-def _folder(folder: Path, name: str, assemble: Assemble) -> Dataset:
+def _folder(folder: Path, name: str, assemble: Assemble[Found]) -> Found:
     if rows := _either(folder, "interactions", _interactions):
-        more = (_either(folder, stem) for stem in ("items", "users", "candidates"))
+        more = (_either(folder, stem, _table) for stem in ("items", "users", "candidates"))
         return assemble(name, rows, *more)
     if inter := sorted(folder.glob("*.inter")):
         if len(inter) > 1:
@@ -54,11 +60,11 @@ def _folder(folder: Path, name: str, assemble: Assemble) -> Dataset:
     )
 
 
-def _either(folder: Path, stem: str, read: Callable | None = None) -> Table | None:
+def _either(folder: Path, stem: str, open_table: Callable[[Path], Table]) -> Table | None:
     files = [f for s in (".parquet", ".csv") if (f := folder / f"{stem}{s}").exists()]
     if len(files) > 1:
         raise DataError(f"{folder}: both {files[0].name} and {files[1].name}; keep one of them")
-    return (read or _table)(files[0]) if files else None
+    return open_table(files[0]) if files else None
 
 
 def _interactions(path: Path) -> Table:
@@ -84,7 +90,7 @@ def _table(path: Path) -> Table:
     return _text(path, "," if path.suffix == ".csv" else "\t")
 
 
-def _atomic(path: Path, name: str, assemble: Assemble) -> Dataset:
+def _atomic(path: Path, name: str, assemble: Assemble[Found]) -> Found:
     """RecBole: tab-separated, a typed header `user_id:token`; `.item` beside it describes items."""
     rows, items = _text(path, "\t"), None
     if path.with_suffix(".item").exists():
@@ -103,7 +109,7 @@ def _untyped(table: Table) -> Table:
     return table._replace(frame=table.frame.rename(columns=lambda c: c.rsplit(":", 1)[0]))
 
 
-def _zipped(path: Path, name: str, assemble: Assemble) -> Dataset:
+def _zipped(path: Path, name: str, assemble: Assemble[Found]) -> Found:
     try:
         with zipfile.ZipFile(path) as archive:
             for folder in (zipfile.Path(archive), *zipfile.Path(archive).iterdir()):

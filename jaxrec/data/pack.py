@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxrec.data.blocks import count, gather, grouped, slices
+from jaxrec.data.blocks import count, gather, slices, sorted_blocks
 from jaxrec.types import VALID, Clients, Data, DataError, Dataset, History, Sizes
 
 
@@ -109,7 +109,7 @@ def _end_to_end(
         age = _ages(key, rows["timestamp"].to_numpy(), where, users)
         fields["age"] = np.zeros(size, np.int32)
     done = 0
-    for order in grouped(key, users, item, where):
+    for order in sorted_blocks(key, users, item, where):
         at = np.arange(done, done + len(order)) + shift[key[order]]
         fields["user"][at] = local[key[order]]
         fields["item"][at] = item[order]
@@ -136,7 +136,7 @@ def history(dataset: Dataset, before: int = VALID) -> History | None:
     start = np.append(0, np.cumsum(counts)).astype(np.int32)
     users, items = np.empty(start[-1], np.int32), np.empty(start[-1], np.int32)
     times, done = np.empty(start[-1], time.dtype), 0
-    for order in grouped(user, dataset.num_users, time, held):
+    for order in sorted_blocks(user, dataset.num_users, time, held):
         at = slice(done, done + len(order))
         users[at], items[at], times[at] = user[order], item[order], time[order]
         done += len(order)
@@ -149,8 +149,8 @@ def history_of(data: Data) -> History:
     if data.history is None:
         raise DataError(
             "the interactions have no column 'timestamp' or 'position', so that nobody knows the "
-            "order of a user's items; add one, a position for the order alone. If they have, the "
-            "rows were packed without their order: a method that reads it says reads_history = True"
+            "order of a user's items; add one, a position for the order alone. If they have one, "
+            "the rows were packed without it: a method that reads it says so in TRAITS.reads"
         )
     return data.history
 
@@ -180,7 +180,7 @@ def _ages(key: np.ndarray, time: np.ndarray, where: np.ndarray, users: int) -> n
     """
     ends = np.cumsum(count(key, users, where))
     ages, done = np.empty(len(key), np.int32), 0
-    for order in grouped(key, users, time, where):
+    for order in sorted_blocks(key, users, time, where):
         ages[order] = ends[key[order]] - 1 - np.arange(done, done + len(order))
         done += len(order)
     return ages

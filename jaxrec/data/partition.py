@@ -85,7 +85,7 @@ def _genres(dataset: Dataset) -> np.ndarray:
         )
     rows = dataset.interactions
     if "split" in rows:
-        rows = rows[rows["split"] == TRAIN]
+        rows = rows.loc[rows["split"] == TRAIN]
     first = dataset.items["category"].str.split("|").str[0]
     genre, names = pd.factorize(first, sort=True)
     counts = np.zeros((dataset.num_users, len(names)), int)

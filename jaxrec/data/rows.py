@@ -33,19 +33,19 @@ class Rows(NamedTuple):
         return divide(Rows(*map(cut, self)), "batch")
 
 
-def spans(history: History, length: int, *, ahead: int) -> tuple[jax.Array, jax.Array]:
+def newest_spans(history: History, length: int, *, ahead: int) -> tuple[jax.Array, jax.Array]:
     """First row and number, int32 [U], of a user's newest `length` items but the last `ahead`."""
     counts = jnp.clip(jnp.diff(history.start) - ahead, 0, length)
     return history.start[1:] - ahead - counts, counts
 
 
 def most_rows(history: History, length: int) -> int:
-    """How many rows `lay` may need: of two rows in a row, the sequences overflow one."""
+    """How many rows `fill_rows` may need: of two rows in a row, the sequences overflow one."""
     users = len(history.start) - 1
     return 2 * (-(-min(len(history.item), users * length) // length)) + 1
 
 
-def lay(
+def fill_rows(
     history: History, order: jax.Array, *, items: int, length: int, ahead: int, multiple: int = 1
 ) -> tuple[Rows, jax.Array]:
     """Each user's newest `length` items, but for the last `ahead` ones, laid into rows.
@@ -63,7 +63,7 @@ def lay(
     """
     users, total = len(order), len(history.item)
     size = -(-most_rows(history, length) // multiple) * multiple
-    first, counts = spans(history, length, ahead=ahead)
+    first, counts = newest_spans(history, length, ahead=ahead)
 
     laid_counts = counts[order]
     before = jnp.cumsum(laid_counts) - laid_counts

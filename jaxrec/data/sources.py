@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
-from jaxrec.data.blocks import slices
 from jaxrec.data.download import fetch
-from jaxrec.data.formats import read
+from jaxrec.data.formats import read_dataset
 from jaxrec.data.synthetic import synthetic
 from jaxrec.types import DataError, Dataset
 
@@ -42,7 +36,7 @@ def load(name_or_path: str | Path, *, progress: bool = True) -> Dataset:
     """
     if str(name_or_path) == "synthetic":
         return synthetic()
-    return read(*located(name_or_path, progress=progress))
+    return read_dataset(*located(name_or_path, progress=progress))
 
 
 def located(name_or_path: str | Path, *, progress: bool = True) -> tuple[Path, str]:
@@ -55,8 +49,8 @@ def located(name_or_path: str | Path, *, progress: bool = True) -> tuple[Path, s
             return path, path.resolve().stem if path.is_file() else path.resolve().name
     if wanted in BUILT_IN:
         return fetch(*BUILT_IN[wanted], progress=progress), wanted
-    known = root and Path(root).is_dir()
-    folders = [f.name for f in Path(root).iterdir() if f.is_dir()] if known else []
+    known = Path(root).iterdir() if root and Path(root).is_dir() else ()
+    folders = [folder.name for folder in known if folder.is_dir()]
     names = sorted({"synthetic", *BUILT_IN, *folders})
     near = get_close_matches(Path(wanted).name, names, cutoff=0.4)
     raise DataError(
@@ -65,28 +59,3 @@ def located(name_or_path: str | Path, *, progress: bool = True) -> tuple[Path, s
         + f" Known names: {', '.join(names)}. Looked in {Path.cwd()} and "
         + (f"JAXREC_DATA={root}" if root else "not in JAXREC_DATA, which is not set")
     )
-
-
-def content_digest(dataset: Dataset) -> str:
-    """sha256 over the cells and column names of the tables; names and files do not count."""
-    digest = hashlib.sha256()
-    tables = dataset.interactions, dataset.items, dataset.users, dataset.candidates
-    for table in filter(lambda table: table is not None, tables):
-        for column in sorted(table.columns):
-            digest.update(f"{column}:{len(table)};".encode())
-            for part in _parts(table[column]):
-                digest.update(part)
-    return digest.hexdigest()
-
-
-def _parts(values: pd.Series) -> Iterator[bytes]:
-    array = values.to_numpy()
-    if array.dtype.kind in "biuf":
-        little = array.dtype.newbyteorder("<")
-        yield little.str.encode()
-        yield from (array[rows].astype(little).tobytes() for rows in slices(len(array)))
-    else:
-        text = lambda rows: [str(value).encode() for value in array[rows]]
-        for rows in slices(len(array)):
-            yield np.array([len(each) for each in text(rows)], "<i8").tobytes()
-        yield from (b"".join(text(rows)) for rows in slices(len(array)))

@@ -10,7 +10,7 @@ from warnings import warn
 import numpy as np
 import pandas as pd
 
-from jaxrec.data.blocks import count, gather, grouped
+from jaxrec.data.blocks import count, gather, sorted_blocks
 from jaxrec.types import TEST, TRAIN, VALID, DataError, Dataset, SettingError
 
 How = Literal["given", "leave-one-out", "ratio", "time"]
@@ -30,7 +30,7 @@ def core(dataset: Dataset, min_user: int, min_item: int) -> Dataset:
         keep &= gather(items >= min_item, rows["item"].to_numpy())
         if keep.all():
             break
-        rows = rows[keep]
+        rows = rows.loc[keep]
     if rows.empty:
         raise DataError(
             f"{dataset.name}: no interaction is left in the core of {min_user} per user and "
@@ -134,7 +134,7 @@ def _by_place(rows: pd.DataFrame, by: np.ndarray, part: Callable) -> np.ndarray:
     counts = count(user, number)
     starts = np.cumsum(counts) - counts
     parts, done = np.empty(len(user), "int8"), 0
-    for order in grouped(user, number, by):
+    for order in sorted_blocks(user, number, by):
         place = np.arange(done, done + len(order)) - starts[user[order]]
         parts[order] = part(place, counts[user[order]])
         done += len(order)
@@ -151,7 +151,7 @@ def _known_users(dataset: Dataset) -> Dataset:
             "training period and are dropped",
             stacklevel=3,
         )
-    rows = rows[gather(known, rows["user"].to_numpy())]
+    rows = rows.loc[gather(known, rows["user"].to_numpy())]
     return _restrict(dataset, rows, known, np.ones(dataset.num_items, bool))
 
 
@@ -211,7 +211,7 @@ def _needs(dataset: Dataset, column: str, how: str) -> None:
 def _check(dataset: Dataset, how: str) -> None:
     rows = dataset.interactions
     for part, name in ((TRAIN, "train"), (VALID, "valid"), (TEST, "test")):
-        if not (rows["split"] == part).any():
+        if not (rows["split"].to_numpy() == part).any():
             raise DataError(
                 f"{dataset.name}, column 'split': no row is {name} ({part}) with split '{how}'; "
                 "choose another split or other fractions"

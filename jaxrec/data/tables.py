@@ -9,7 +9,7 @@ from warnings import warn
 import numpy as np
 import pandas as pd
 
-from jaxrec.data.blocks import count, gather, grouped
+from jaxrec.data.blocks import count, gather, sorted_blocks
 from jaxrec.types import DataError, Dataset
 
 # Compared in lower case without "_", "-" and spaces. A position orders rows without timestamp.
@@ -44,7 +44,7 @@ def plain(column: str) -> str:
 class RowError(DataError):
     """Bad rows of one table: its file, the column as we call it, and the rows' labels."""
 
-    def __init__(self, message: str, file: str, column: str, rows: np.ndarray):
+    def __init__(self, message: str, file: str, column: str, rows: pd.Index):
         super().__init__(message)
         self.file, self.column, self.rows = file, column, rows
 
@@ -57,7 +57,12 @@ class Table(NamedTuple):
     first: int = 0  # what the file calls row 0: line 2 of a text with a header, row 0 of a parquet
     unit: str = "row"
 
+    def column(self, name: str) -> pd.Series:
+        """A column of the frame."""
+        return self.frame.loc[:, name]
+
     def place(self, row: int) -> str:
+        """Where a row of the frame is in the file: "line 17", "row 15"."""
         return f"{self.unit} {int(self.frame.index[row]) + self.first}"
 
     def refuse(self, bad: np.ndarray | pd.Series, column: str, problem: str) -> None:
@@ -127,7 +132,7 @@ def assemble(
         table = table and table.renamed(names, (column,))
         indexed = _indexed(rows, column, table, only_seen)
         columns[column], catalogues[column], ids[column] = indexed
-    columns |= {c: read(rows, c) for c, read in _READ.items() if c in rows.frame}
+    columns |= {c: convert(rows, c) for c, convert in _CONVERTERS.items() if c in rows.frame}
     interactions = _without_repeats(rows, pd.DataFrame(columns, copy=False))
     lists = None if candidates is None else _lists(candidates, ids)
     return Dataset(name, interactions, catalogues["item"], catalogues["user"], lists)
@@ -137,7 +142,8 @@ def _lists(table: Table, ids: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """One row for each user and item of the lists, as indices; a list keeps its order."""
     table = table.renamed(LISTS, tuple(LISTS))
     table.refuse(table.frame["user"].duplicated(), "user", "occurs twice: one list for each user")
-    table = table._replace(frame=table.frame[list(LISTS)].explode("candidates"))
+    lists = pd.DataFrame(table.frame, columns=list(LISTS))
+    table = table._replace(frame=lists.explode("candidates"))
     columns = {}
     for column, name in (("user", "user"), ("candidates", "item")):
         codes, raw = _raw_ids(table, column)
@@ -148,8 +154,13 @@ def _lists(table: Table, ids: Mapping[str, np.ndarray]) -> pd.DataFrame:
     return pd.DataFrame(columns).drop_duplicates(ignore_index=True)
 
 
+def _as_numbers(values: pd.Series) -> pd.Series:
+    """Numbers, NaN for what is none."""
+    return pd.Series(pd.to_numeric(values, errors="coerce"))
+
+
 def _numbers(table: Table, column: str) -> np.ndarray:
-    values = pd.to_numeric(table.frame[column], errors="coerce").to_numpy("float64")
+    values = _as_numbers(table.column(column)).to_numpy("float64")
     table.refuse(~np.isfinite(values), column, "is not a finite number")
     return values
 
@@ -166,9 +177,9 @@ def _domains(table: Table, column: str) -> np.ndarray:
 
 def _times(table: Table, column: str) -> np.ndarray:
     """Whole seconds, or any order: int64. Dates are read where they are ISO 8601."""
-    values = table.frame[column]
+    values = table.column(column)
     if not pd.api.types.is_datetime64_any_dtype(values):
-        numbers = pd.to_numeric(values, errors="coerce")
+        numbers = _as_numbers(values)
         if pd.api.types.is_signed_integer_dtype(numbers) and not numbers.isna().any():
             return numbers.to_numpy("int64")
         if numbers.notna().mean() >= 0.5:
@@ -185,7 +196,7 @@ def _times(table: Table, column: str) -> np.ndarray:
 
 
 def _splits(table: Table, column: str) -> np.ndarray:
-    values = table.frame[column]
+    values = table.column(column)
     coded = isinstance(values.dtype, pd.CategoricalDtype)
     each = pd.Series(values.cat.categories) if coded else values
     parts = each.astype(str).str.removesuffix(".0").map(SPLITS).fillna(-1).to_numpy("int8")
@@ -197,14 +208,14 @@ def _splits(table: Table, column: str) -> np.ndarray:
 def _clients(table: Table, column: str) -> np.ndarray:
     """Client ids as ranks; a user belongs to one client."""
     client, *_ = _indexed(table, column)
-    user, raw = _distinct(table.frame["user"])
+    user, raw = _distinct(table.column("user"))
     first = np.empty(len(raw), client.dtype)
     first[user[::-1]] = client[::-1]
     table.refuse(client != gather(first, user), column, "is a second client for this row's user")
     return client
 
 
-_READ = {
+_CONVERTERS = {
     "rating": _ratings,
     "timestamp": _times,
     "domain": _domains,
@@ -215,7 +226,7 @@ _READ = {
 
 def _raw_ids(table: Table, column: str) -> tuple[np.ndarray, np.ndarray]:
     """(code of each row, distinct ids in order). Text that is all whole numbers is integers."""
-    values = table.frame[column]
+    values = table.column(column)
     table.refuse(values.isna(), column, "is missing: every row needs an id")
     try:
         codes, raw = _distinct(values)
@@ -267,7 +278,7 @@ def _indexed(
         described = catalogue.frame
         if column == "item" and "domain" in described:
             described = described.assign(domain=_domains(catalogue, "domain"))
-        described = described.iloc[np.argsort(known)]
+        described = described.take(np.argsort(known))
         if "raw_id" not in described:
             described = described.assign(raw_id=ids)
         wanted, there = raw, ids
@@ -286,7 +297,7 @@ def _indexed(
     described[column] = np.arange(len(described), dtype="int32")
     for text in described.columns.intersection(["title", "text", "category"]):
         described[text] = described[text].astype(object).fillna("").astype(str)
-    return codes, described[[column, *described.columns.drop(column)]], raw
+    return codes, described.loc[:, [column, *described.columns.drop(column)]], raw
 
 
 def _without_repeats(table: Table, interactions: pd.DataFrame) -> pd.DataFrame:
@@ -295,13 +306,13 @@ def _without_repeats(table: Table, interactions: pd.DataFrame) -> pd.DataFrame:
     timed = [*pair, "timestamp"] if "timestamp" in interactions else pair
     user, item = (interactions[column].to_numpy() for column in pair)
     repeats, involved = np.zeros(len(user), bool), np.zeros(len(user), bool)
-    for rows in grouped(user, int(user.max()) + 1, item):
+    for rows in sorted_blocks(user, int(user.max()) + 1, item):
         same = (np.diff(user[rows]) == 0) & (np.diff(item[rows]) == 0)
         repeats[rows[1:][same]] = involved[rows[:-1][same]] = True
     if not repeats.any():
         return interactions
     involved |= repeats
-    several = interactions[involved]
+    several = interactions.loc[involved]
     again = np.zeros(len(user), bool)
     again[involved] = several.duplicated(timed)
     table.refuse(
@@ -317,4 +328,4 @@ def _without_repeats(table: Table, interactions: pd.DataFrame) -> pd.DataFrame:
     )
     kept = ~involved
     kept[earliest] = True
-    return interactions[kept].reset_index(drop=True)
+    return interactions.loc[kept].reset_index(drop=True)

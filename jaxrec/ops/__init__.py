@@ -1,14 +1,5 @@
-"""Functions on arrays, without state: losses, distillation, similarities, quantiser, ranking..."""
+"""Functions on arrays, without state, that several methods use."""
 
-from jaxrec.ops import distill, fold_in, linalg, losses, quantize, ranking, schedule, similarity
+from jaxrec.ops import fold_in, linalg, losses, quantize, ranking
 
-__all__ = [
-    "distill",
-    "fold_in",
-    "linalg",
-    "losses",
-    "quantize",
-    "ranking",
-    "schedule",
-    "similarity",
-]
+__all__ = ["fold_in", "linalg", "losses", "quantize", "ranking"]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -48,14 +49,22 @@ def fold_in(
 ) -> jax.Array:
     """User vectors x [U, D] after `steps` damped Newton steps from `start` [U, D].
 
+    The loss of a user is the one at the top of this module; see there for the letters.
+
     Args:
+      start: x to begin with, [U, D].
       features: F [J, D].
       chosen: r [U, J], how much each choice of a user counts; 0 elsewhere.
       offset: added to the scores, [J] or [U, J]: 0 over a whole catalogue, the correction of a
         sampled one, -inf for what is no rival.
       prior: [D], what x is drawn to.
+      curvature: of the items, for all users.
+      l2: how strongly x is drawn to `prior`.
       damping: the part of a Newton step that is taken, in (0, 1].
+      steps: number of steps.
     """
+    chex.assert_equal_shape_prefix([start, chosen], 1)
+    chex.assert_equal_shape_suffix([start, features, prior], 1)
     weight = chosen.sum(1, keepdims=True)
     scale = 1 / (weight * curvature.values + l2)  # [U, D]
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 
 
 def softmax(scores: jax.Array, rows: jax.Array) -> jax.Array:
     """-sum_ui R_ui log softmax(s_u)_i over the full catalogue; scores and rows [U, I]."""
+    chex.assert_equal_shape([scores, rows])
     log_total = jax.nn.logsumexp(scores, axis=1)
     return jnp.vdot(rows.sum(1), log_total) - jnp.vdot(rows, scores)
 
@@ -24,12 +26,14 @@ def weighted_square(scores: jax.Array, rows: jax.Array, *, negative_weight: floa
     The implicit-feedback objective of Hu, Koren and Volinsky (ICDM 2008), their alpha being
     1 / negative_weight - 1 up to scale. Users without any interaction are left out.
     """
+    chex.assert_equal_shape([scores, rows])
     confidence = jnp.where(rows > 0, 1.0, negative_weight) * (rows.sum(1, keepdims=True) > 0)
     return jnp.vdot(confidence, (scores - rows) ** 2)
 
 
 def bpr(positive: jax.Array, negative: jax.Array, *, where: jax.Array) -> jax.Array:
     """-sum_n log sigmoid(s_n+ - s_n-) over sampled pairs [N] (Rendle et al., UAI 2009)."""
+    chex.assert_equal_shape([positive, negative])
     return jnp.sum(jax.nn.softplus(negative - positive), where=where)
 
 
@@ -47,6 +51,7 @@ def binary(positive: jax.Array, negative: jax.Array, *, where: jax.Array) -> jax
 
     SASRec's published loss, with one sampled negative for each position.
     """
+    chex.assert_equal_shape([positive, negative])
     return jnp.sum(jax.nn.softplus(-positive) + jax.nn.softplus(negative), where=where)
 
 
@@ -72,6 +77,8 @@ def next_item(
       where: bool [N].
       chunk: rows at a time; without it, `rows_at_once`.
     """
+    chex.assert_equal_shape_prefix([hidden, target, where], 1)
+    chex.assert_equal_shape_suffix([hidden, table], 1)
     chunk = rows_at_once(len(table)) if chunk is None else chunk
     arrays = map(jnp.asarray, (hidden, table, target, where))
     return _next_item(*arrays, min(chunk, len(hidden)))

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxrec.types import DataError, SettingError
+from jaxrec.types import SettingError
 
 # Points per code that k-means learns from (as faiss does): 65,536 of 100,000 items cost 1 % of
 # distortion. First centres are drawn from fewer; there more changed nothing.
@@ -89,6 +89,8 @@ def fit(
 def encode(vectors: jax.Array, codebooks: jax.Array, *, block: int = BLOCK) -> jax.Array:
     """Codes int32 [N, Q] of `vectors` [N, D]: level by level the nearest code to what is left."""
 
+    chex.assert_equal_shape_suffix([vectors, codebooks], 1)
+
     def one(vector):
         def level(residual, centres):
             code, _ = _nearest(residual, centres)
@@ -101,6 +103,8 @@ def encode(vectors: jax.Array, codebooks: jax.Array, *, block: int = BLOCK) -> j
 
 def decode(codes: jax.Array, codebooks: jax.Array) -> jax.Array:
     """Vectors f32 [N, D]: the sum of the code vectors [Q, K, D] that `codes` [N, Q] name."""
+
+    chex.assert_axis_dimension(codes, 1, len(codebooks))
 
     def level(total, choice):
         centres, code = choice
@@ -124,6 +128,7 @@ def refine(
     Minimises sum_i w_i |x_i - sum_q C[q, codes_iq]|^2 + ridge |C|^2, `weights` w scaled to a mean
     of 1. The code vector of a code without weight is 0.
     """
+    chex.assert_equal_shape_prefix([vectors, codes], 1)
     items, levels = codes.shape
     weights = jnp.ones(items) if weights is None else jnp.asarray(weights, jnp.float32)
     weights = weights * (items / jnp.maximum(jnp.sum(weights), 1e-30))
@@ -178,46 +183,6 @@ def diagnostics(vectors: jax.Array, quantizer: Quantizer) -> Diagnostics:
         shared=jnp.mean(jnp.pad(same, (0, 1)) | jnp.pad(same, (1, 0))),
         unexplained=jnp.sum(residual**2) / jnp.maximum(total, 1e-30),
     )
-
-
-def fit_on_host(
-    vectors: np.ndarray, *, levels: int, size: int, seed: int = 0, iterations: int = 25
-) -> Quantizer:
-    """`fit` by faiss in the host's memory, for a catalogue that the device cannot hold.
-
-    OMP_WAIT_POLICY=PASSIVE in the environment makes faiss several times as fast: without it the
-    idle threads of OpenMP and OpenBLAS spin on each other's cores.
-    """
-    _check(levels, size, len(vectors))
-    residual = np.array(vectors, np.float32, order="C")
-    wrong = ~np.isfinite(residual).all(axis=1)
-    if wrong.any():
-        raise DataError(
-            f"vectors: row {wrong.argmax()} (the first of {wrong.sum()}) has a value that is not "
-            "finite: fill or drop such items before quantising"
-        )
-    try:
-        import faiss
-    except ImportError as error:
-        raise SettingError(
-            "fit_on_host needs faiss: pip install faiss-cpu, or call quantize.fit"
-        ) from error
-    codebooks, codes = [], []
-    for level in range(levels):
-        kmeans = faiss.Kmeans(
-            residual.shape[1],
-            size,
-            niter=iterations,
-            seed=seed + level,
-            min_points_per_centroid=1,
-            max_points_per_centroid=POINTS,
-        )
-        kmeans.train(residual)
-        code = kmeans.index.search(residual, 1)[1][:, 0]
-        residual -= kmeans.centroids[code]
-        codebooks.append(kmeans.centroids)
-        codes.append(code)
-    return Quantizer(np.stack(codebooks), np.stack(codes, axis=1).astype(np.int32))
 
 
 def _check(levels: int, size: int, items: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +36,9 @@ def ranks(
     Returns:
       int32 [..., T], `NEVER` where the mask is False.
     """
+    chex.assert_equal_shape([scores, excluded])
+    chex.assert_equal_shape([targets, target_mask])
+    chex.assert_equal_shape_prefix([scores, targets], scores.ndim - 1)
     slot = jnp.where(target_mask, targets, scores.shape[-1])
     own = jnp.take_along_axis(scores, slot, axis=-1, mode="fill", fill_value=jnp.nan)
     part = jnp.where(excluded, jnp.nan, scores)  # NaN is at least as high as nothing
@@ -95,23 +99,23 @@ def metrics(places: Places, ks: Sequence[int]) -> dict[str, jax.Array]:
     Returns:
       f32 [...] for each of `AT_K` at each k ("NDCG@10") and "MRR"; all 0 without targets.
     """
-    ks = np.asarray(ks)
-    place = np.arange(1, ks.max() + 1)
+    cuts = np.asarray(ks)
+    place = np.arange(1, cuts.max() + 1)
     gain = (1 / np.log2(1 + place)).astype(np.float32)
     ideal = jnp.asarray(np.cumsum(gain))
-    within = (place[:, None] <= ks).astype(np.float32)  # [k, K]
+    within = (place[:, None] <= cuts).astype(np.float32)  # [k, K]
     before = (place[:, None] <= place).astype(np.float32)  # [k, k]
 
     hit = places.hit[..., : len(place)].astype(jnp.float32)
     hits = _dot(hit, within)  # [..., K]
     number = places.number[..., None]
-    full = jnp.clip(number, 1, ks)
+    full = jnp.clip(number, 1, cuts)
     table = {
         "NDCG": _dot(hit * gain, within) / ideal[full - 1],
         "Recall": hits / jnp.maximum(number, 1),
         "HR": (hits > 0).astype(jnp.float32),
-        "Precision": hits / ks,
-        "F1": 2 * hits / (number + ks),
+        "Precision": hits / cuts,
+        "F1": 2 * hits / (number + cuts),
         "MAP": _dot(hit * _dot(hit, before) / place, within) / full,
     }
     values = {f"{name}@{k}": table[name][..., i] for name in AT_K for i, k in enumerate(ks)}
@@ -127,6 +131,7 @@ def top(scores: jax.Array, excluded: jax.Array, k: int) -> jax.Array:
 
     int32 [..., min(k, I)], best first, of equal ones the lowest id first; I once all are excluded.
     """
+    chex.assert_equal_shape([scores, excluded])
     items, least = scores.shape[-1], jnp.finfo(scores.dtype).min  # of those that are not excluded
     _, best = jax.lax.top_k(
         jnp.where(excluded, -jnp.inf, jnp.maximum(scores, least)), min(k, items)

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxrec.config import RunConfig
 from jaxrec.data import columns, load
 from jaxrec.data.check import examine
-from jaxrec.data.download import cache_folder
-from jaxrec.prepare import prepare
-from jaxrec.types import DataError
+from jaxrec.files import cache_folder
+from jaxrec.training.prepared import prepare
+from jaxrec.training.settings import RunConfig
+from jaxrec.types import DataError, Reads
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,7 @@ def test_a_table_in_blocks_is_the_table(tmp_path, in_blocks, text, described):
     assert_same(load(folder), expected)
     assert len(kept()) == 1
     run = replace(RunConfig(), split="leave-one-out", partition="given")
-    packed = [prepare(run, each, history=True) for each in (load(folder), expected)]
+    packed = [prepare(run, each, Reads(history=True)) for each in (load(folder), expected)]
     assert packed[0].record == packed[1].record
     same = lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
     arrays = lambda found: (found.data, found.known, found.valid.buckets, found.test.buckets)

@@ -9,7 +9,8 @@ from threading import Thread
 import pytest
 
 from jaxrec.data import load, sources
-from jaxrec.data.download import cache_folder, fetch
+from jaxrec.data.download import fetch
+from jaxrec.files import cache_folder
 from jaxrec.types import DataError
 
 BODY = bytes(range(256)) * 1000

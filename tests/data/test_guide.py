@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxrec import report
 from jaxrec.data import synthetic
-from jaxrec.data.check import NEEDS, USES, knows
+from jaxrec.data.check import knows
 from jaxrec.data.tables import INTERACTIONS, ITEMS, LISTS, USERS
 from jaxrec.methods import METHODS
 
@@ -43,11 +42,11 @@ def folder(tmp_path_factory):
 def test_the_commands_run(line, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     monkeypatch.delenv("JAXREC_DATA", raising=False)
-    monkeypatch.setattr(report, "write_curve", lambda *args: None)
+    monkeypatch.setattr("jaxrec.training.curve.write_curve", lambda *args: None)
     python, flag, module, *words = shlex.split(line)
     assert (python, flag) == ("python", "-m")
     checks = module == "jaxrec.data"
-    main = importlib.import_module("jaxrec.data.__main__" if checks else module).main
+    main = importlib.import_module(module.replace("jaxrec.", "jaxrec.cli.")).main
     assert main(words if checks else [*words, *QUICK]) == 0
     shown = capsys.readouterr().out
     assert ("Nothing is wrong." if checks else "run folder: runs") in shown
@@ -62,8 +61,9 @@ def test_the_table_of_needs_is_that_of_the_check():
         if name in METHODS
     }
     assert told == {
-        name: dict.fromkeys(NEEDS[name], "needs") | dict.fromkeys(USES.get(name, ()), "uses")
-        for name in METHODS
+        name: dict.fromkeys(module.TRAITS.needs, "needs")
+        | dict.fromkeys(module.TRAITS.uses, "uses")
+        for name, module in METHODS.items()
     }
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.data.rows import lay, most_rows
+from jaxrec.data.rows import fill_rows, most_rows
 from jaxrec.types import History
 
 ITEMS, LENGTH = 50, 6
@@ -31,7 +31,9 @@ def test_every_user_lies_whole_and_once_in_one_row(ahead, multiple):
     past = history()
     order = jax.random.permutation(jax.random.key(0), len(COUNTS))
     fill = jax.jit(
-        lambda past: lay(past, order, items=ITEMS, length=LENGTH, ahead=ahead, multiple=multiple)
+        lambda past: fill_rows(
+            past, order, items=ITEMS, length=LENGTH, ahead=ahead, multiple=multiple
+        )
     )
     rows, used = fill(past)
     assert rows.item.shape[0] % multiple == 0 and rows.item.shape[1] == LENGTH
@@ -54,7 +56,7 @@ def test_every_user_lies_whole_and_once_in_one_row(ahead, multiple):
 
 def test_rows_are_filled_in_the_given_order():
     order = jnp.array([9, 4, 0, 2, 7, 10, 5, 3, 8, 6, 1, 11])
-    rows, used = lay(history(), order, items=ITEMS, length=LENGTH, ahead=0)
+    rows, used = fill_rows(history(), order, items=ITEMS, length=LENGTH, ahead=0)
     shown = [list(dict.fromkeys(row[row < len(COUNTS)].tolist())) for row in np.asarray(rows.user)]
     assert shown[:used] == [[9], [4], [0, 2, 7, 10], [5], [3], [8], [6]]
 
@@ -62,6 +64,6 @@ def test_rows_are_filled_in_the_given_order():
 @pytest.mark.parametrize("counts", [[1], [LENGTH] * 5, [LENGTH // 2 + 1] * 7, [1] * 20, [0, 0]])
 def test_there_are_rows_enough(counts):
     past, users = history(counts), len(counts)
-    rows, used = lay(past, jnp.arange(users), items=ITEMS, length=LENGTH, ahead=0)
+    rows, used = fill_rows(past, jnp.arange(users), items=ITEMS, length=LENGTH, ahead=0)
     assert used <= len(rows.item) == most_rows(past, LENGTH)
     assert (rows.item < ITEMS).sum() == min(LENGTH, max(counts)) * users

@@ -1,5 +1,6 @@
 """Decompositions of a batch are those of its matrices, one by one."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +21,7 @@ def test_a_batch_is_its_matrices_one_by_one(decompose, batch):
     found = jax.jit(jax.vmap(decompose))(batch)
     one_by_one = [decompose(jnp.asarray(matrix)) for matrix in batch]
     expected = jax.tree.map(lambda *parts: jnp.stack(parts), *one_by_one)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+    chex.assert_trees_all_close(found, expected, atol=1e-5)
 
 
 def test_nested_batches_keep_their_axes():
@@ -74,4 +75,4 @@ def test_polar_does_not_depend_on_size(size):
 def test_after_changes_no_value():
     inputs = {"a": jnp.arange(3), "b": (jnp.ones(2),)}
     found = jax.jit(linalg.after)(jnp.zeros(5), inputs)
-    jax.tree.map(np.testing.assert_array_equal, found, inputs)
+    chex.assert_trees_all_equal(found, inputs)

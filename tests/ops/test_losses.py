@@ -1,6 +1,7 @@
 """Losses against their formulas, entry by entry."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,13 @@ def test_softmax_is_the_log_likelihood_of_the_interactions():
 
 def test_softmax_takes_large_scores():
     assert losses.softmax(jnp.float32([[1e4, 0]]), jnp.float32([[1, 0]])) == 0
+
+
+@pytest.mark.parametrize("loss", [losses.softmax, losses.weighted_square])
+def test_rows_that_would_be_stretched_to_the_scores_are_refused(loss):
+    options = {"negative_weight": 0.3} if loss is losses.weighted_square else {}
+    with pytest.raises(AssertionError, match="shape"):
+        jax.jit(partial(loss, **options))(SCORES, ROWS[:, :1])
 
 
 def test_weighted_square_leaves_out_users_without_interactions():

@@ -3,8 +3,8 @@
 import collections
 import itertools
 import math
-import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jaxrec.ops import quantize
 from jaxrec.ops.quantize import Quantizer
-from jaxrec.types import DataError, SettingError
+from jaxrec.types import SettingError
 
 # Compiled once for each shape: eager calls would trace and compile their loops every time.
 fit = jax.jit(quantize.fit, static_argnames=("levels", "size", "iterations", "seeds", "block"))
@@ -47,10 +47,6 @@ def distortion(vectors, codebooks, codes):
 
 def fitted(vectors, levels, size, seed=0, **options):
     return fit(vectors, jax.random.key(seed), levels=levels, size=size, **options)
-
-
-def assert_same(found, expected):
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 # The oracles, in float64 and one item at a time.
@@ -125,7 +121,9 @@ def test_a_sample_follows_the_weights():
     # A share of the total weight holds one point: within one of the expected count at either end.
     assert (np.abs(counts - weights / 3) < 2).all() and (counts[weights == 0] == 0).all()
     assert len(rows) == number and (np.asarray(mass) == 1).all()
-    assert_same(quantize._sample(points, weights, 500, jax.random.key(0)), (points, weights))
+    chex.assert_trees_all_equal(
+        quantize._sample(points, weights, 500, jax.random.key(0)), (points, weights)
+    )
 
 
 def test_encode_and_decode_are_the_loops():
@@ -169,11 +167,8 @@ def test_jit_changes_nothing_after_the_fit():
     np.testing.assert_allclose(
         refine(vectors, found.codes, 16), quantize.refine(vectors, found.codes, 16), atol=1e-4
     )
-    jax.tree.map(
-        lambda found, expected: np.testing.assert_allclose(found, expected, rtol=1e-5),
-        jax.jit(quantize.diagnostics)(vectors, found),
-        quantize.diagnostics(vectors, found),
-    )
+    together = jax.jit(quantize.diagnostics)(vectors, found)
+    chex.assert_trees_all_close(together, quantize.diagnostics(vectors, found), rtol=1e-5)
 
 
 def test_vmap_over_keys_is_a_loop():
@@ -202,42 +197,27 @@ def test_the_best_seed_is_kept():
     assert distortion(vectors, *found) < np.median(others)
 
 
+def faiss_distortion(faiss, vectors, levels, size, seed):
+    """The mean square residual of faiss's k-means, level by level."""
+    residual = vectors.copy()
+    limits = {"min_points_per_centroid": 1, "max_points_per_centroid": quantize.POINTS}
+    for level in range(levels):
+        kmeans = faiss.Kmeans(vectors.shape[1], size, niter=25, seed=seed + level, **limits)
+        kmeans.train(residual)
+        residual -= kmeans.centroids[kmeans.index.search(residual, 1)[1][:, 0]]
+    return np.mean(np.sum(residual.astype(float) ** 2, axis=1))
+
+
 @pytest.mark.parametrize(
     ("items", "width", "levels", "size"), [(500, 8, 2, 16), (3000, 16, 3, 64), (6000, 32, 2, 20)]
 )
 def test_distortion_is_that_of_faiss(items, width, levels, size):
     """The last size is above 256 items a code: both learn from a sample."""
-    pytest.importorskip("faiss", reason="faiss is not installed: no oracle for the distortion")
+    faiss = pytest.importorskip("faiss", reason="faiss is not installed: no oracle here")
     vectors = mixture(0, items, width, 40)
     ours = [distortion(vectors, *fitted(vectors, levels, size, seed)) for seed in range(3)]
-    theirs = [
-        distortion(vectors, *quantize.fit_on_host(vectors, levels=levels, size=size, seed=seed))
-        for seed in range(3)
-    ]
+    theirs = [faiss_distortion(faiss, vectors, levels, size, seed) for seed in range(3)]
     assert np.mean(ours) < 1.02 * np.mean(theirs)
-
-
-def test_fit_on_host_returns_a_quantizer():
-    pytest.importorskip("faiss", reason="faiss is not installed: fit_on_host cannot run")
-    vectors = mixture(0, 400, 6, 20)
-    codebooks, codes = quantize.fit_on_host(vectors, levels=2, size=16)
-    assert codebooks.shape == (2, 16, 6) and codebooks.dtype == np.float32
-    assert codes.shape == (400, 2) and codes.dtype == np.int32
-    np.testing.assert_array_equal(codes, encode(vectors, codebooks))
-    assert_same(tuple(quantize.fit_on_host(vectors, levels=2, size=16)), (codebooks, codes))
-
-
-def test_fit_on_host_refuses_what_is_not_finite():
-    vectors = mixture(0, 40, 6, 4)
-    vectors[7, 2], vectors[9, 0] = np.nan, np.inf
-    with pytest.raises(DataError, match=r"row 7 \(the first of 2\)"):
-        quantize.fit_on_host(vectors, levels=2, size=4)
-
-
-def test_fit_on_host_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(SettingError, match="pip install faiss-cpu"):
-        quantize.fit_on_host(mixture(0, 40, 6, 4), levels=1, size=4)
 
 
 @pytest.mark.parametrize(
@@ -252,8 +232,6 @@ def test_settings_that_cannot_work_are_refused(setting, message):
     vectors, options = normals(0, 20, 3), {"levels": 2, "size": 4} | setting
     with pytest.raises(SettingError, match=message):
         quantize.fit(vectors, jax.random.key(0), **options)
-    with pytest.raises(SettingError, match=message):
-        quantize.fit_on_host(vectors, **options)
 
 
 def test_no_seeds_are_refused():
@@ -411,11 +389,7 @@ def test_diagnostics_are_the_plain_counts():
         unexplained=np.sum(residual**2) / np.sum((vectors - vectors.mean(0)) ** 2),
     )
     assert 0 < expected.shared < 1
-    jax.tree.map(
-        lambda found, expected: np.testing.assert_allclose(found, expected, rtol=1e-5),
-        found,
-        expected,
-    )
+    chex.assert_trees_all_close(found, expected, rtol=1e-5)
 
 
 seeds = st.integers(0, 2**16)

@@ -131,6 +131,12 @@ def test_leading_axes_are_a_batch():
         np.testing.assert_allclose(values[name], each[name], rtol=1e-6)
 
 
+def test_targets_of_another_batch_are_refused():
+    scores, excluded = jnp.zeros((2, ITEMS)), jnp.zeros((2, ITEMS), bool)
+    with pytest.raises(AssertionError, match="shape"):
+        fast_ranks(scores, jnp.zeros((1, 3), int), jnp.ones((1, 3), bool), excluded)
+
+
 def test_metrics_of_ranks_1_and_3_and_12():
     values = fast_metrics(jnp.array([3, ranking.NEVER, 12, 1]), (2, 10))
     log2 = math.log2

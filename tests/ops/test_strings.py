@@ -15,7 +15,7 @@ def test_round_trip(given_strings, width):
     assert text.data.shape == (len(given_strings), width)
     assert (text.data.dtype, text.length.dtype) == (np.uint8, np.int32)
     for row, string in enumerate(given_strings):
-        found = strings.read(text, row)
+        found = strings.string_at(text, row)
         assert found == strings.cut(string, width)
         assert string.startswith(found)
         left = string[len(found) : len(found) + 1].encode()
@@ -28,7 +28,7 @@ def test_a_shorter_string_leaves_nothing_of_the_one_before(first, second):
     text = strings.empty((2, 2), 60)
     strings.write(text, (1, 0), first)
     strings.write(text, (1, 0), second)
-    assert strings.read(text, (1, 0)) == strings.cut(second, 60)
+    assert strings.string_at(text, (1, 0)) == strings.cut(second, 60)
     assert not text.data[0].any()
     assert not text.data[1, 1].any()
 
