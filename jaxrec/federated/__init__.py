@@ -2,20 +2,24 @@
 
 from jaxrec.federated import (
     aggregate,
+    byte_ledger,
     catalogue,
     codecs,
-    communication,
+    cohort,
     cooccurrence,
     engine,
     local,
+    scoring,
 )
 
 __all__ = [
     "aggregate",
+    "byte_ledger",
     "catalogue",
     "codecs",
-    "communication",
+    "cohort",
     "cooccurrence",
     "engine",
     "local",
+    "scoring",
 ]

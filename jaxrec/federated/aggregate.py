@@ -1,9 +1,51 @@
-"""What a server can do against clients that send noise: bound each upload, drop the extremes."""
+"""What a server makes of the uploads: their mean, and its defences against clients that send noise.
+
+Functions take a tuple with an entry a bucket, uploads [C, ...] and weights [C]; a client of weight
+0 sent nothing.
+"""
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
+
+
+class Factored(NamedTuple):
+    """An upload that is a product, left^T right [I, D], before it is multiplied out.
+
+    The product is what crosses the network. A mean of products needs none of them alone, so the
+    engine keeps the factors apart where it can.
+    """
+
+    left: jax.Array  # f32 [U, I]
+    right: jax.Array  # f32 [U, D]
+
+
+def multiply(upload: Factored) -> jax.Array:
+    """The product [I, D] of one client's factors."""
+    return upload.left.T @ upload.right
+
+
+def weighted_mean(uploads: tuple[Any, ...], weights: tuple[jax.Array, ...]) -> Any:
+    """sum_c w_c upload_c / sum_c w_c over all buckets; zero when every weight is zero.
+
+    Leaves [C, ...] become [...]; factors [C, U, I] and [C, U, D] become the mean product [I, D]. A
+    sum over clients is all it needs, so it can run inside a secure aggregator.
+    """
+    total = sum(weight.sum() for weight in weights)
+    if isinstance(uploads[0], Factored):
+        total = jnp.maximum(total, 1e-30)
+        return sum(
+            jnp.einsum("c,cui,cud->id", weight / total, *upload)
+            for weight, upload in zip(weights, uploads, strict=True)
+        )
+    sums = [
+        jax.tree.map(lambda leaf, weight=weight: jnp.tensordot(weight, leaf, 1), upload)
+        for upload, weight in zip(uploads, weights, strict=True)
+    ]
+    return jax.tree.map(lambda *leaves: sum(leaves) / jnp.maximum(total, 1e-30), *sums)
 
 
 def clip_rows(upload: jax.Array, most: float) -> jax.Array:

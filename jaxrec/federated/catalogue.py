@@ -46,8 +46,8 @@ def describe(codebooks: jax.Array, codes: jax.Array, popularity: jax.Array) -> C
 
 def whole(items: Catalogue, clients: Clients, weights: jax.Array) -> View:
     """One client's choices among all items; `weights` [N] say how much each row counts."""
-    view = View(items, clients.item, jnp.zeros(()), None)
-    return choose(view, clients, weights)
+    chosen = _chosen(clients, clients.item, weights, len(items.codes))
+    return View(items, clients.item, jnp.zeros(()), chosen)
 
 
 def sampled(
@@ -74,14 +74,19 @@ def sampled(
     )
     item = jnp.concatenate([clients.item, rivals])
     items = describe(codebooks, codes[item], popularity[item])
-    view = View(items, jnp.arange(clients.item.shape[-1]), offset, None)
-    return choose(view, clients, weights)
+    slot = jnp.arange(clients.item.shape[-1])
+    return View(items, slot, offset, _chosen(clients, slot, weights, len(item)))
 
 
 def choose(view: View, clients: Clients, weights: jax.Array) -> View:
     """The view in which the client's rows count `weights` [N]."""
-    nothing = jnp.zeros((clients.users.shape[-1], len(view.items.codes)))
-    return view._replace(chosen=nothing.at[clients.user, view.slot].add(weights))
+    return view._replace(chosen=_chosen(clients, view.slot, weights, len(view.items.codes)))
+
+
+def _chosen(clients: Clients, slot: jax.Array, weights: jax.Array, number: int) -> jax.Array:
+    """How much each choice of a user among `number` items counts, [U, J]."""
+    nothing = jnp.zeros((clients.users.shape[-1], number))
+    return nothing.at[clients.user, slot].add(weights)
 
 
 def with_incidence(items: Catalogue, size: int) -> Catalogue:

@@ -90,20 +90,20 @@ def item_vectors(
         # Every client knows this unit: the largest integer is four deviations of what they meet.
         unit = 4 / most * jnp.sqrt(counts @ right**2 / jnp.maximum(counts.sum(), 1))
 
-        def upload(client: jax.Array, history: History) -> Upload:
+        def upload(client: jax.Array, own: OrderedRows) -> Upload:
             keys = jax.random.fold_in(jax.random.fold_in(key, number), client)
             key_choice, key_round = jax.random.split(keys)
-            rows = _smoothed(history, right[history.item])
+            rows = _smoothed(own, right[own.item])
             if bits < 32:
                 noise = jax.random.uniform(key_round, rows.shape)
                 steps = jnp.floor(rows / jnp.maximum(unit, 1e-30) + noise)
                 rows = unit * jnp.clip(steps, -most, most)
             chosen = jax.random.bernoulli(key_choice, participation)
-            return Upload(history.item, jnp.where(chosen & history.mask[:, None], rows, 0))
+            return Upload(own.item, jnp.where(chosen & own.mask[:, None], rows, 0))
 
         uploads = [
-            jax.vmap(upload)(clients.client, history)
-            for clients, history in zip(data.clients, ordered, strict=True)
+            jax.vmap(upload)(clients.client, own)
+            for clients, own in zip(data.clients, ordered, strict=True)
         ]
         return scaling * secure_sum(uploads, items)
 
@@ -117,7 +117,7 @@ def item_vectors(
     return vectors / jnp.maximum(jnp.sqrt(jnp.mean(jnp.sum(vectors**2, axis=1))), 1e-30)
 
 
-class History(NamedTuple):
+class OrderedRows(NamedTuple):
     """One client's rows, user by user and in order of time."""
 
     item: jax.Array  # int32 [N]
@@ -126,7 +126,7 @@ class History(NamedTuple):
     root: jax.Array  # f32 [N]  (row sum of K)^-1/2
 
 
-def _by_time(clients: Clients, window: float) -> History:
+def _by_time(clients: Clients, window: float) -> OrderedRows:
     if window and clients.age is None:
         raise SettingError(
             f"window = {window}: the data have no timestamps, so the order of a user's rows is "
@@ -137,21 +137,21 @@ def _by_time(clients: Clients, window: float) -> History:
     user, mask = clients.user[order], clients.mask[order]
     same = jnp.concatenate([jnp.zeros(1, bool), (user[1:] == user[:-1]) & mask[1:]])
     decay = jnp.where(same, jnp.exp(-1 / window) if window else 1.0, 0.0)
-    ones = History(clients.item[order], mask, decay, jnp.ones(len(user)))
+    ones = OrderedRows(clients.item[order], mask, decay, jnp.ones(len(user)))
     sums = _smoothed(ones, mask[:, None].astype(jnp.float32))[:, 0]
     return ones._replace(root=inverse_root(sums))
 
 
-def _smoothed(history: History, rows: jax.Array) -> jax.Array:
+def _smoothed(own: OrderedRows, rows: jax.Array) -> jax.Array:
     """K rows for rows [N, R], in O(N R): exp(-|a - b| / window) is a recurrence either way."""
-    rows = history.root[:, None] * jnp.where(history.mask[:, None], rows, 0)
+    rows = own.root[:, None] * jnp.where(own.mask[:, None], rows, 0)
 
     def follow(reached, step):
         row, decay = step
         return (reached := row + decay * reached), reached
 
     nothing = jnp.zeros_like(rows[0])
-    later = jnp.append(history.decay[1:], 0)
-    _, before = jax.lax.scan(follow, nothing, (rows, history.decay))
+    later = jnp.append(own.decay[1:], 0)
+    _, before = jax.lax.scan(follow, nothing, (rows, own.decay))
     _, after = jax.lax.scan(follow, nothing, (rows, later), reverse=True)
-    return history.root[:, None] * (before + after - rows)
+    return own.root[:, None] * (before + after - rows)

@@ -1,5 +1,7 @@
 """One federated round: a cohort of clients on a vmapped axis, then one aggregation.
 
+    draw a cohort -> local work, a block of clients at a time -> uploads -> aggregate
+
 A method gives two plain functions. `local(shared, private, clients, key)` is one client's
 work; it returns (upload, private, metrics). `aggregate(shared, uploads, weights, key)` is the
 server's; weight 0 means the upload never came. The engine knows nothing else about either.
@@ -7,65 +9,46 @@ server's; weight 0 means the upload never came. The engine knows nothing else ab
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
+from jaxrec.federated import cohort as cohorts
+from jaxrec.federated.aggregate import Factored, multiply
+from jaxrec.federated.cohort import EVERYONE, CohortConfig
 from jaxrec.mesh import divide
-from jaxrec.types import Clients, SettingError
+from jaxrec.types import Clients
+
+Local = Callable[[Any, Any, Clients, jax.Array], tuple[Any, Any, Any]]
+Aggregate = Callable[[Any, tuple[Any, ...], tuple[jax.Array, ...], jax.Array], Any]
 
 
-class Cohort(NamedTuple):
-    """Who takes part, how surely, and how much runs at once."""
+class _Rules(NamedTuple):
+    """The parts of a round that all its buckets share."""
 
-    participation: float = 1.0  # a client's chance of being in a round
-    dropout: float = 0.0  # a chosen client's chance of failing before its upload arrives
-    block: int = 0  # clients computed at once, a bound on memory; 0 = a whole bucket
-    noisy: float = 0.0  # the share of clients that send noise, the same ones every round
-    noise_scale: float = 10.0  # its size, in root mean squares of the upload that it replaces
-
-    @classmethod
-    def checked(
-        cls,
-        participation: float,
-        dropout: float,
-        block: int,
-        noisy: float = 0.0,
-        noise_scale: float = 10.0,
-    ) -> Cohort:
-        """The cohort of these settings; raises SettingError naming one that is out of range."""
-        if not 0 < participation <= 1:
-            raise SettingError(f"participation = {participation}: must lie in (0, 1]")
-        if not 0 <= dropout <= 1:
-            raise SettingError(f"dropout = {dropout}: must lie in [0, 1]")
-        if block < 0:
-            raise SettingError(
-                f"block = {block}: must be 0 (a whole bucket) or a number of clients"
-            )
-        if not 0 <= noisy < 1:
-            raise SettingError(f"noisy = {noisy}: must lie in [0, 1)")
-        if not noise_scale > 0:
-            raise SettingError(f"noise_scale = {noise_scale}: must be positive")
-        return cls(participation, dropout, block, noisy, noise_scale)
-
-
-EVERYONE = Cohort()
+    shared: Any
+    key: jax.Array  # of local work
+    cohort: CohortConfig
+    additive: bool
+    product: Callable[[Factored], Any]
+    receive: Callable[[Any], Any] | None
 
 
 def federated_round(
-    local: tuple[Callable, ...],
-    aggregate: Callable,
+    local: tuple[Local, ...],
+    aggregate: Aggregate,
     shared: Any,
     private: tuple[Any, ...],
     buckets: tuple[Clients, ...],
     key: jax.Array,
     *,
-    cohort: Cohort = EVERYONE,
+    cohort: CohortConfig = EVERYONE,
     additive: bool = False,
-    receive: Callable[[Any], Any] = lambda uploads: uploads,
+    product: Callable[[Factored], Any] = multiply,
+    receive: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, tuple[Any, ...], Any, jax.Array]:
     """Run one round over all buckets.
 
@@ -75,32 +58,31 @@ def federated_round(
         private: per-client state, leading axis C, an entry a bucket.
         key: the round's key. What a client draws depends on its id alone, so neither the order
             of clients nor padding nor the block size changes a random number.
+        cohort: who takes part, and how many are computed at once.
         additive: the aggregate is a weighted mean of uploads. Blocks are then reduced to their
             mean as they are computed and enter as one upload with the block's total weight, so
-            that memory does not grow with the number of clients.
+            that memory does not grow with the number of clients. Factors enter as they are.
+        product: what one client sends where its upload is `Factored`; linear in left^T right. The
+            factors are multiplied out unless the aggregate is additive, nobody sends noise and the
+            server takes uploads as they come.
         receive: what the server does to the uploads [C, ...] of a block as they arrive.
 
     Returns:
         shared, private, the clients' metrics averaged by weight, and the number of participants.
+
+    Raises AssertionError where buckets or leading axes do not agree.
     """
+    chex.assert_equal(len(local), len(buckets))
+    chex.assert_equal(len(private), len(buckets))
     key_cohort, key_local, key_aggregate = jax.random.split(key, 3)
+    rules = _Rules(shared, key_local, cohort, additive, product, receive)
     results = [
-        _bucket_round(
-            bucket_local,
-            shared,
-            bucket_private,
-            clients,
-            jax.random.fold_in(key_cohort, number),
-            key_local,
-            cohort,
-            additive,
-            receive,
-        )
-        for number, (bucket_local, bucket_private, clients) in enumerate(
-            zip(local, private, buckets, strict=True)
-        )
+        _bucket_round(rules, *bucket, jax.random.fold_in(key_cohort, number))
+        for number, bucket in enumerate(zip(local, private, buckets, strict=True))
     ]
     uploads, weights, private, sums = zip(*results, strict=True)
+    for upload, weight in zip(uploads, weights, strict=True):
+        chex.assert_tree_shape_prefix(upload, weight.shape)
     metrics, total, participants = jax.tree.map(lambda *leaves: sum(leaves), *sums)
     new = aggregate(shared, uploads, weights, key_aggregate)
     # With nobody left there is nothing to learn from: the round leaves no trace.
@@ -109,27 +91,14 @@ def federated_round(
     return shared, private, metrics, participants
 
 
-def _bucket_round(
-    local, shared, private, clients, key_cohort, key_local, cohort, additive, receive
-):
+def _bucket_round(rules: _Rules, local: Local, private: Any, clients: Clients, key: jax.Array):
     """One bucket's uploads, weights, private states, and (metrics, weight, participants) sums."""
-    count = len(clients.client)
-    key_choice, key_last, key_drop = jax.random.split(key_cohort, 3)
-    key_noise = jax.random.fold_in(key_drop, 1)
-    size = math.ceil(cohort.participation * count)
-    chosen, place = jnp.arange(count), jnp.arange(size)
-    present = jnp.ones(size, bool)
-    if cohort.participation < 1:
-        real = clients.weight > 0
-        chosen = jnp.argsort(jnp.where(real, _uniform(key_choice, clients.client), 2.0))[:size]
-        # One place more is filled so often that each client's chance is exactly `participation`.
-        expected = cohort.participation * real.sum()
-        rest = jax.random.bernoulli(key_last, expected - jnp.floor(expected))
-        present = place < jnp.floor(expected) + rest
-    if cohort.dropout > 0:
-        present &= _uniform(key_drop, clients.client[chosen]) >= cohort.dropout
-    block = min(cohort.block or size, size)
-    everyone = cohort.participation == 1 and block == count
+    chex.assert_tree_shape_prefix((private, clients), clients.weight.shape)
+    chosen, present = cohorts.draw(rules.cohort, clients, key)
+    key_noise = cohorts.noise_key(key)
+    size = len(chosen)
+    block = min(rules.cohort.block or size, size)
+    everyone = rules.cohort.participation == 1 and block == len(clients.client)
 
     def pick(tree, index):
         if everyone:
@@ -144,29 +113,19 @@ def _bucket_round(
     def run(private, places):
         index = chosen[places]
         members, before = pick(clients, index), pick(private, index)
-        keys = jax.vmap(lambda client: jax.random.fold_in(key_local, client))(members.client)
-        uploads, after, metrics = jax.vmap(local, (None, 0, 0, 0))(shared, before, members, keys)
-        if cohort.noisy > 0:
-            uploads = _with_noise(uploads, members.client, key_noise, cohort)
-        uploads = receive(uploads)
+        keys = jax.vmap(lambda client: jax.random.fold_in(rules.key, client))(members.client)
+        work = jax.vmap(local, (None, 0, 0, 0))
+        uploads, after, metrics = work(rules.shared, before, members, keys)
+        uploads = _received(rules, uploads, members.client, key_noise)
         weights = members.weight * present[places]
         kept = jax.tree.map(
-            lambda new, old: jnp.where(_like(weights > 0, new), new, old), after, before
+            lambda new, old: jnp.where(cohorts.beside(weights > 0, new), new, old), after, before
         )
-        private = put(private, index, kept)
-        total = weights.sum()
-        sums = (
-            jax.tree.map(lambda leaf: jnp.vdot(weights, leaf), metrics),
-            total,
-            jnp.sum(weights > 0),
-        )
-        if additive:
-            uploads = jax.tree.map(
-                lambda leaf: jnp.tensordot(weights / jnp.maximum(total, 1e-30), leaf, 1)[None],
-                uploads,
-            )
-            weights = total[None]
-        return private, (uploads, weights, sums)
+        sums = jax.tree.map(lambda leaf: jnp.vdot(weights, leaf), metrics)
+        sums = sums, weights.sum(), jnp.sum(weights > 0)
+        if rules.additive and not isinstance(uploads, Factored):
+            uploads, weights = _block_mean(uploads, weights)
+        return put(private, index, kept), (uploads, weights, sums)
 
     whole = size // block * block
     private, stacked = jax.lax.scan(run, private, jnp.arange(whole).reshape(-1, block))
@@ -180,45 +139,18 @@ def _bucket_round(
     return uploads, weights, private, sums
 
 
-def _with_noise(uploads: Any, client: jax.Array, key: jax.Array, cohort: Cohort) -> Any:
-    """The uploads [C, ...] with normal noise in place of those of the noisy clients."""
-    who = jax.vmap(lambda c: jax.random.fold_in(jax.random.key(0), c))(client)
-    noisy = jax.vmap(lambda key: jax.random.bernoulli(key, cohort.noisy))(who)
-
-    def replace(number, leaf):
-        keys = jax.vmap(lambda c: jax.random.fold_in(jax.random.fold_in(key, c), number))(client)
-        noise = jax.vmap(lambda key: jax.random.normal(key, leaf.shape[1:]))(keys)
-        size = jnp.sqrt(jnp.mean(leaf**2, axis=tuple(range(1, leaf.ndim)), keepdims=True))
-        return jnp.where(_like(noisy, leaf), cohort.noise_scale * size * noise, leaf)
-
-    leaves, structure = jax.tree.flatten(uploads)
-    return structure.unflatten([replace(number, leaf) for number, leaf in enumerate(leaves)])
+def _received(rules: _Rules, uploads: Any, client: jax.Array, key: jax.Array) -> Any:
+    """The uploads [C, ...] of a block as the server has them; factors where it needs no product."""
+    as_sent = rules.additive and rules.cohort.noisy == 0 and rules.receive is None
+    if isinstance(uploads, Factored) and not as_sent:
+        uploads = jax.vmap(rules.product)(uploads)
+    if rules.cohort.noisy > 0:
+        uploads = cohorts.with_noise(rules.cohort, uploads, client, key)
+    return rules.receive(uploads) if rules.receive else uploads
 
 
-def _uniform(key: jax.Array, client: jax.Array) -> jax.Array:
-    """A number in [0, 1) for each client id [C]."""
-    return jax.vmap(lambda c: jax.random.uniform(jax.random.fold_in(key, c)))(client)
-
-
-def _like(flags: jax.Array, leaf: jax.Array) -> jax.Array:
-    return flags.reshape(flags.shape + (1,) * (leaf.ndim - 1))
-
-
-def weighted_mean(uploads: tuple[Any, ...], weights: tuple[jax.Array, ...]) -> Any:
-    """sum_c w_c upload_c / sum_c w_c over all buckets; zero when every weight is zero.
-
-    Leaves [C, ...] become [...]. A sum over clients is all it needs, so it can run inside a
-    secure aggregator.
-    """
-    total = sum(weight.sum() for weight in weights)
-    sums = [
-        jax.tree.map(lambda leaf, weight=weight: jnp.tensordot(weight, leaf, 1), upload)
-        for upload, weight in zip(uploads, weights, strict=True)
-    ]
-    return jax.tree.map(lambda *leaves: sum(leaves) / jnp.maximum(total, 1e-30), *sums)
-
-
-def dense_rows(clients: Clients, items: int) -> jax.Array:
-    """One client's 0/1 interaction matrix R [U, I] (vmap it for a bucket)."""
-    users = clients.users.shape[-1]
-    return jnp.zeros((users, items)).at[clients.user, clients.item].max(clients.mask)
+def _block_mean(uploads: Any, weights: jax.Array) -> tuple[Any, jax.Array]:
+    """The uploads' weighted mean [1, ...] and their total weight [1]."""
+    total = weights.sum()
+    share = weights / jnp.maximum(total, 1e-30)
+    return jax.tree.map(lambda leaf: jnp.tensordot(share, leaf, 1)[None], uploads), total[None]

@@ -6,61 +6,53 @@ FedAvg, FedCIA and local-only differ in what they send, not in this. Loss, per c
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from jaxrec.federated.engine import dense_rows
 from jaxrec.models.collaborative import Tables, encode
 from jaxrec.ops import losses
-from jaxrec.types import Clients, Data, SettingError
+from jaxrec.settings.fields import check, require, setting
+from jaxrec.types import Clients, SettingError
 
 
 @dataclass(frozen=True)
 class LocalConfig:
     """Settings of a client's own training."""
 
-    width: int = 64
+    width: int = setting(64, at_least=1)
     """D, the width of user and item vectors (numbers per vector)."""
     loss: Literal["square", "softmax", "bpr", "elementwise"] = "square"
     """square: weighted least squares over the full catalogue; softmax: full-catalogue
     cross-entropy; bpr: sampled pairs; elementwise: FedCIA's published loss, for parity."""
-    negative_weight: float = 0.1
+    negative_weight: float = setting(0.1, at_least=0)
     """Weight of an unobserved entry in the square loss (an interaction weighs 1)."""
-    l2_user: float = 1.0
+    l2_user: float = setting(1.0, at_least=0)
     """L2 penalty on the user table, in interactions."""
-    l2_item: float = 0.3
+    l2_item: float = setting(0.3, at_least=0)
     """L2 penalty on the item table, in interactions."""
-    learning_rate: float = 0.02
+    learning_rate: float = setting(0.02, above=0)
     """Step size of a client's Adam optimiser."""
-    local_steps: int = 10
+    local_steps: int = setting(10, at_least=1)
     """Gradient steps a client takes per round, each over all of its interactions."""
-    init_scale: float = 0.1
+    init_scale: float = setting(0.1, above=0)
     """Standard deviation of the initial tables."""
-    recency: float = 0.0
+    recency: float = setting(0.0, at_least=0)
     """A train row with n newer ones of its user counts 1 / (1 + n / recency); 0: all count 1."""
 
+    def __post_init__(self) -> None:
+        check(self)
+        check_recency(self)
 
-def check(config: LocalConfig) -> None:
-    """Refuse settings that cannot work; raises SettingError naming the value."""
-    for name in ("width", "local_steps"):
-        if getattr(config, name) < 1:
-            raise SettingError(f"{name} = {getattr(config, name)}: must be at least 1")
-    for name in ("negative_weight", "l2_user", "l2_item", "recency"):
-        if not getattr(config, name) >= 0:
-            raise SettingError(f"{name} = {getattr(config, name)}: must not be negative")
-    for name in ("learning_rate", "init_scale"):
-        if not getattr(config, name) > 0:
-            raise SettingError(f"{name} = {getattr(config, name)}: must be positive")
-    if config.recency and config.loss != "softmax":
-        raise SettingError(
-            f"recency = {config.recency}: only the softmax loss weighs rows; set loss = 'softmax'"
-        )
+
+def check_recency(config: LocalConfig) -> None:
+    """Raises SettingError where `recency` is set and the loss does not weigh rows."""
+    weighs = config.loss in ("softmax", "auto")  # a method may settle on a loss later
+    rule = f"0 where loss = {config.loss!r}: only loss = 'softmax' weighs rows"
+    require(weighs or not config.recency, config, "recency", rule)
 
 
 def row_weights(clients: Clients, recency: float) -> jax.Array:
@@ -126,7 +118,7 @@ def train(
         tables, moments = carry
         value, gradient = jax.value_and_grad(loss)(tables, rows, clients, key, config, layers)
         updates, moments = optimizer.update(gradient, moments, tables)
-        return (optax.apply_updates(tables, updates), moments), value
+        return (jax.tree.map(optax.apply_updates, tables, updates), moments), value
 
     keys = jax.random.split(key, config.local_steps)
     (tables, moments), values = jax.lax.scan(step, (tables, moments), keys)
@@ -145,122 +137,7 @@ def init_items(key: jax.Array, items: int, width: int, scale: float) -> jax.Arra
     return scale * jax.random.normal(key, (items, width))
 
 
-def encode_bucket(tables: Tables, clients: Clients, layers: int) -> Tables:
-    """`encode` for every client of a bucket; tables [C, U, D] and [C, I, D]."""
-    if layers == 0:
-        return tables
-    items = tables.item.shape[1]
-    return jax.vmap(lambda t, c: encode(t, dense_rows(c, items), layers=layers))(tables, clients)
-
-
-class Served(NamedTuple):
-    """Vectors laid out for scoring, made once per evaluation."""
-
-    user: jax.Array  # f32 [rows, D]  all buckets' user vectors end to end
-    item: jax.Array  # f32 [I, D], or [C, I, D] where each client has its own
-    client: jax.Array  # int32 [rows]  place of the row's client in `item`
-    slot: jax.Array  # int32 [U]  a user's row
-
-
-def serve(data: Data, tables: tuple[Tables, ...], users: int) -> Served:
-    """Lay out per-client tables, [C, U, D] and [C, I, D] (or one [I, D]) a bucket, for `score`.
-
-    Widths may differ between buckets: narrow vectors are padded with zeros, which leaves every
-    inner product as it is.
-    """
-    width = max(table.user.shape[-1] for table in tables)
-
-    def widen(array):
-        return jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, width - array.shape[-1])])
-
-    user = jnp.concatenate([widen(t.user).reshape(-1, width) for t in tables])
-    own = tables[0].item.ndim == 3
-    item = jnp.concatenate([widen(t.item) for t in tables]) if own else widen(tables[0].item)
-    owners = [clients.users.shape for clients in data.clients]  # [C, U] a bucket
-    client = jnp.repeat(
-        jnp.arange(sum(c for c, _ in owners), dtype=jnp.int32),
-        jnp.concatenate([jnp.full(c, u) for c, u in owners]),
-        total_repeat_length=len(user),
-    )
-    return Served(user, item, client, user_slots(data, users))
-
-
-def vectors(served: Served) -> tuple[np.ndarray, np.ndarray]:
-    """User [U, D] and item vectors [I, D] whose inner products are the scores, on the host.
-
-    Where each client has its own item table, the first client's stands for all if the others' are
-    that table times a D x D matrix, as FedCIA's are when every client has just aligned its own to
-    the same similarity. SettingError if they are not.
-    """
-    user, item, client, slot = map(np.asarray, served)
-    if item.ndim == 2:
-        return user[slot], item
-    common, user = item[0].astype(np.float64), user.copy()
-    inverse = np.linalg.pinv(common)
-    for number, own in enumerate(item):
-        turn = inverse @ own
-        apart = np.linalg.norm(common @ turn - own) / max(np.linalg.norm(own), 1e-30)
-        if apart > 1e-3:
-            raise SettingError(
-                f"every client has an item table of its own, and no common one stands for them: "
-                f"that of client {number} differs by {apart:.0%} of its length from the first one's"
-            )
-        user[client == number] @= turn.T.astype(user.dtype)
-    return user[slot], item[0]
-
-
-def folding(
-    config: LocalConfig, layers: int, table: Callable[[Any], jax.Array]
-) -> Callable[[Any, Data], Served] | str:
-    """How a method takes in new users: `fold_in` with the items of `table(state)`, or why not."""
-    if layers:
-        return "LightGCN needs the new users' graph in training"
-    if config.loss != "square":
-        return f"loss = {config.loss!r}: only the square loss gives a new user's vector at once"
-
-    def fold_in_users(state: Any, data: Data) -> Served:
-        item = table(state)
-        tables = tuple(Tables(fold_in(item, each, config), item) for each in data.clients)
-        return serve(data, tables, number(data))
-
-    return fold_in_users
-
-
-def fold_in(item: jax.Array, clients: Clients, config: LocalConfig) -> jax.Array:
-    """User tables [C, U, D] that minimise the square loss, the item table E [I, D] standing still.
-
-    With w the weight of an unobserved entry and J the user's items,
-
-        x = (w E^T E + (1 - w) sum_{j in J} e_j e_j^T + l2 I)^-1 sum_{j in J} e_j.
-    """
-    width = item.shape[1]
-    common = config.negative_weight * item.T @ item + (config.l2_user + 1e-6) * jnp.eye(width)
-
-    def fit(clients: Clients) -> jax.Array:
-        rows = dense_rows(clients, len(item))  # [U, I]
-        gram = jax.vmap(lambda own: (own[:, None] * item).T @ item)(rows)
-        gram = common + (1 - config.negative_weight) * gram
-        return jnp.linalg.solve(gram, (rows @ item)[..., None])[..., 0]
-
-    return jax.lax.map(fit, clients)
-
-
-def number(data: Data) -> int:
-    """How many places for users there are, padding included."""
-    return sum(clients.users.size for clients in data.clients)
-
-
-def user_slots(data: Data, users: int) -> jax.Array:
-    """Row of each user [U] when the buckets' user tables are laid end to end, client by client."""
-    owner = jnp.concatenate([clients.users.reshape(-1) for clients in data.clients])
-    rows = jnp.arange(len(owner), dtype=jnp.int32)
-    return jnp.zeros(users, jnp.int32).at[owner].set(rows, mode="drop")
-
-
-def score(served: Served, users: jax.Array) -> jax.Array:
-    """Inner-product scores f32 [B, I] of global user ids [B]."""
-    row = served.slot[users]
-    vectors = served.user[row]
-    if served.item.ndim == 2:
-        return vectors @ served.item.T
-    return jax.lax.map(lambda pair: served.item[pair[0]] @ pair[1], (served.client[row], vectors))
+def dense_rows(clients: Clients, items: int) -> jax.Array:
+    """One client's 0/1 interaction matrix R [U, I] (vmap it for a bucket)."""
+    users = clients.users.shape[-1]
+    return jnp.zeros((users, items)).at[clients.user, clients.item].max(clients.mask)

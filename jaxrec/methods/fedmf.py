@@ -14,22 +14,33 @@ term of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrec.federated import catalogue, local
+from jaxrec.federated import catalogue, local, scoring
+from jaxrec.federated.aggregate import Factored, weighted_mean
 from jaxrec.federated.catalogue import Catalogue
+from jaxrec.federated.cohort import CohortConfig
 from jaxrec.federated.cooccurrence import item_counts
-from jaxrec.federated.engine import Cohort, federated_round, weighted_mean
+from jaxrec.federated.engine import federated_round
 from jaxrec.models.collaborative import Tables
 from jaxrec.ops import fold_in
-from jaxrec.types import Clients, Data, Method, SettingError, Sizes, Traffic
+from jaxrec.ops.fold_in import Curvature
+from jaxrec.settings.fields import setting
+from jaxrec.types import Attendance, Clients, Data, Method, Sizes, Traffic
 
-FITS = 4  # times that a new user is fitted anew, from where the last time ended
+
+@dataclass(frozen=True)
+class FedMFConfig(CohortConfig, local.LocalConfig):
+    """The settings of FedAvg that FedMF reads."""
+
+    damping: float = setting(0.3, above=0, at_most=1)
+    """Part of a Newton step that is taken, 0 to 1, upload = gradient."""
 
 
 class Shared(NamedTuple):
@@ -49,106 +60,134 @@ class Metrics(NamedTuple):
     participants: jax.Array  # clients whose upload arrived
 
 
-def make(config: Any, sizes: Sizes, cohort: Cohort, server: optax.GradientTransformation) -> Method:
-    """Build the method from `fedavg.Config`; raises SettingError on settings that cannot work."""
-    if config.loss != "softmax" or config.layers:
-        raise SettingError(
-            f"upload = 'gradient': needs loss = 'softmax' and layers = 0, not loss = "
-            f"{config.loss!r} and layers = {config.layers}"
-        )
-    if not 0 < config.damping <= 1 or not config.l2_user > 0:
-        raise SettingError(
-            f"damping = {config.damping}, l2_user = {config.l2_user}: upload = 'gradient' needs "
-            "a damping in (0, 1] and an l2_user above 0"
-        )
+class FedMF(NamedTuple):
+    """The fixed parts of the method: settings, sizes and optimisers."""
 
-    def init(key: jax.Array, data: Data) -> State:
-        counts = item_counts(data, sizes.items)
-        item = local.init_items(key, sizes.items, config.width, config.init_scale)
-        shares = counts / jnp.maximum(counts.sum(), 1)
-        user = tuple(jnp.zeros((*c.users.shape, config.width)) for c in data.clients)
-        members = sum(jnp.sum(clients.weight > 0) for clients in data.clients)
-        rows = jnp.maximum(counts.sum() / jnp.maximum(members, 1), 1)
-        return State(Shared(item, server.init(item), shares, rows), user)
+    config: FedMFConfig
+    sizes: Sizes
+    server: optax.GradientTransformation
 
-    def fit(user: jax.Array, view: catalogue.View, curvature: fold_in.Curvature) -> jax.Array:
-        return fold_in.fold_in(
-            user, view.items.features, view.chosen, view.offset, jnp.zeros(config.width), curvature,
-            l2=2 * config.l2_user, damping=config.damping, steps=config.local_steps,
-        )  # fmt: skip
 
-    def see(shared: Shared, clients: Clients) -> catalogue.View:
-        items = Catalogue(shared.shares[:, None], shared.shares, shared.item)
-        return catalogue.whole(items, clients, local.row_weights(clients, config.recency))
-
-    def step(state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
-        curvature = fold_in.curvature(state.shared.item, state.shared.shares)
-
-        def train(shared, user, clients, key):
-            view = see(shared, clients)
-            user = fit(user, view, curvature)
-            scores = user @ shared.item.T
-            number = jnp.maximum(clients.weight, 1)
-            loss = fold_in.loss(scores, view.chosen).sum() / number
-            upload = fold_in.residual(scores, view.chosen) / number, user
-            # Noise takes the place of what really travels, the product.
-            return upload[0].T @ upload[1] if config.noisy else upload, user, loss
-
-        def aggregate(shared, uploads, weights, key):
-            mean = weighted_mean if config.noisy else item_gradient
-            penalty = 2 * config.l2_item / (shared.rows * sizes.items)
-            gradient = mean(uploads, weights) + penalty * shared.item
-            updates, moments = server.update(gradient, shared.moments, shared.item)
-            return shared._replace(item=optax.apply_updates(shared.item, updates), moments=moments)
-
-        shared, user, loss, participants = federated_round(
-            (train,) * len(data.clients), aggregate, state.shared, state.user, data.clients, key,
-            cohort=cohort, additive=config.noisy > 0,
-        )  # fmt: skip
-        return State(shared, user), Metrics(loss, participants)
-
-    def prepare(state: State, data: Data) -> local.Served:
-        curvature = fold_in.curvature(state.shared.item, state.shared.shares)
-        return local.serve(data, fitted(state, data, curvature), sizes.users)
-
-    def fitted(state: State, data: Data, curvature) -> tuple[Tables, ...]:
-        def one(pair):
-            user, clients = pair
-            return fit(user, see(state.shared, clients), curvature)
-
-        users = catalogue.each_client(one, state.user, data, sizes.items)
-        return tuple(Tables(user, state.shared.item) for user in users)
-
-    def fold_in_users(state: State, data: Data) -> local.Served:
-        curvature = fold_in.curvature(state.shared.item, state.shared.shares)
-        refit = lambda users: fitted(state._replace(user=users), data, curvature)
-        return serve_new(refit, jnp.zeros(config.width), data)
-
+def make(config: FedMFConfig, sizes: Sizes, server: optax.GradientTransformation) -> Method:
+    """Build the method for `sizes`; the server's optimiser takes the mean gradient."""
+    fedmf = FedMF(config, sizes, server)
     table, counts = 4.0 * sizes.items * config.width, 4.0 * sizes.items
-    traffic = Traffic(up=table, down=table, setup_up=counts, setup_down=counts)
     return Method(
-        init, step, prepare, local.score, traffic=traffic, vectors=local.vectors,
-        fold_in=fold_in_users,
-    )  # fmt: skip
-
-
-def serve_new(
-    refit: Callable[[tuple[jax.Array, ...]], tuple[Tables, ...]], start: jax.Array, data: Data
-) -> local.Served:
-    """The users of `data` as they serve, each fitted from `start` [D] by `refit` (user tables)."""
-    users = tuple(jnp.broadcast_to(start, (*c.users.shape, len(start))) for c in data.clients)
-    for _ in range(FITS):
-        tables = refit(users)
-        users = tuple(table.user for table in tables)
-    return local.serve(data, tables, local.number(data))
-
-
-def item_gradient(
-    uploads: tuple[tuple[jax.Array, jax.Array], ...], weights: tuple[jax.Array, ...]
-) -> jax.Array:
-    """sum_c w_c r_c^T x_c / sum_c w_c [I, D], from residuals [C, U, I] and users [C, U, D]."""
-    total = jnp.maximum(sum(weight.sum() for weight in weights), 1e-30)
-    return sum(
-        jnp.einsum("c,cui,cud->id", weight / total, *upload)
-        for weight, upload in zip(weights, uploads, strict=True)
+        partial(init, fedmf),
+        partial(step, fedmf),
+        partial(prepare, fedmf),
+        scoring.score,
+        traffic=Traffic(up=table, down=table, setup_up=counts, setup_down=counts),
+        attendance=lambda metrics: Attendance(metrics.participants),
+        vectors=scoring.vectors,
+        fold_in=partial(fold_in_users, fedmf),
     )
+
+
+def init(fedmf: FedMF, key: jax.Array, data: Data) -> State:
+    """Random items, users at zero, and how often each item was chosen, by a secure sum."""
+    config, sizes = fedmf.config, fedmf.sizes
+    counts = item_counts(data, sizes.items)
+    item = local.init_items(key, sizes.items, config.width, config.init_scale)
+    shares = counts / jnp.maximum(counts.sum(), 1)
+    user = tuple(jnp.zeros((*c.users.shape, config.width)) for c in data.clients)
+    members = sum(jnp.sum(clients.weight > 0) for clients in data.clients)
+    rows = jnp.maximum(counts.sum() / jnp.maximum(members, 1), 1)
+    return State(Shared(item, fedmf.server.init(item), shares, rows), user)
+
+
+def view(config: FedMFConfig, shared: Shared, clients: Clients) -> catalogue.View:
+    """One client's choices among all items."""
+    items = Catalogue(shared.shares[:, None], shared.shares, shared.item)
+    return catalogue.whole(items, clients, local.row_weights(clients, config.recency))
+
+
+def fit(
+    config: FedMFConfig, user: jax.Array, seen: catalogue.View, curvature: Curvature
+) -> jax.Array:
+    """One client's users [U, D] after `local_steps` damped Newton steps; the items stand still."""
+    return fold_in.fold_in(
+        user,
+        seen.items.features,
+        seen.chosen,
+        seen.offset,
+        jnp.zeros(config.width),
+        curvature,
+        l2=2 * config.l2_user,
+        damping=config.damping,
+        steps=config.local_steps,
+    )
+
+
+def train(
+    config: FedMFConfig,
+    curvature: Curvature,
+    shared: Shared,
+    user: jax.Array,
+    clients: Clients,
+    key: jax.Array,
+) -> tuple[Factored, jax.Array, jax.Array]:
+    """One client fits its users; uploads the item table's gradient per interaction [I, D]."""
+    seen = view(config, shared, clients)
+    user = fit(config, user, seen, curvature)
+    scores = user @ shared.item.T
+    number = jnp.maximum(clients.weight, 1)
+    loss = fold_in.loss(scores, seen.chosen).sum() / number
+    return Factored(fold_in.residual(scores, seen.chosen) / number, user), user, loss
+
+
+def aggregate(
+    fedmf: FedMF,
+    shared: Shared,
+    uploads: tuple[Any, ...],
+    weights: tuple[jax.Array, ...],
+    key: jax.Array,
+) -> Shared:
+    """The server's step by the mean gradient and the penalty on the items."""
+    penalty = 2 * fedmf.config.l2_item / (shared.rows * fedmf.sizes.items)
+    gradient = weighted_mean(uploads, weights) + penalty * shared.item
+    updates, moments = fedmf.server.update(gradient, shared.moments, shared.item)
+    item = jnp.asarray(optax.apply_updates(shared.item, updates))
+    return shared._replace(item=item, moments=moments)
+
+
+def step(fedmf: FedMF, state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
+    """One round."""
+    curvature = fold_in.curvature(state.shared.item, state.shared.shares)
+    shared, user, loss, participants = federated_round(
+        (partial(train, fedmf.config, curvature),) * len(data.clients),
+        partial(aggregate, fedmf),
+        state.shared,
+        state.user,
+        data.clients,
+        key,
+        cohort=fedmf.config,
+        additive=True,
+    )
+    return State(shared, user), Metrics(loss, participants)
+
+
+def fitted(
+    config: FedMFConfig, shared: Shared, users: tuple[jax.Array, ...], data: Data
+) -> tuple[Tables, ...]:
+    """The tables of a bucket's clients, every user fitted to the newest items."""
+    curvature = fold_in.curvature(shared.item, shared.shares)
+
+    def one(pair):
+        user, clients = pair
+        return fit(config, user, view(config, shared, clients), curvature)
+
+    users = catalogue.each_client(one, users, data, len(shared.item))
+    return tuple(Tables(user, shared.item) for user in users)
+
+
+def prepare(fedmf: FedMF, state: State, data: Data) -> scoring.Served:
+    """Every user of the federation, fitted and laid out for scoring."""
+    tables = fitted(fedmf.config, state.shared, state.user, data)
+    return scoring.serve(data, tables, fedmf.sizes.users)
+
+
+def fold_in_users(fedmf: FedMF, state: State, data: Data) -> scoring.Served:
+    """New users, fitted and laid out for scoring."""
+    refit = lambda users: fitted(fedmf.config, state.shared, users, data)
+    return scoring.fit_new_users(refit, jnp.zeros(fedmf.config.width), data)

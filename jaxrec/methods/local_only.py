@@ -7,30 +7,33 @@ from one common initial item table.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrec.federated import local
-from jaxrec.federated.engine import Cohort, federated_round
+from jaxrec.federated import local, scoring
+from jaxrec.federated.cohort import CohortConfig
+from jaxrec.federated.engine import federated_round
 from jaxrec.models.collaborative import Tables
-from jaxrec.types import Data, Method, SettingError, Sizes
+from jaxrec.settings.fields import setting
+from jaxrec.types import Clients, Data, Method, Sizes, Traits, Unavailable
 
-RUN = {"rounds": 20, "evaluate_every": 2, "patience": 5}
+TRAITS = Traits(
+    run={"rounds": 20, "evaluate_every": 2, "patience": 5}, uses=("order",), retired=("memory",)
+)
 
 
 @dataclass(frozen=True)
 class Config(local.LocalConfig):
     """Settings of local-only training."""
 
-    layers: int = 0
+    layers: int = setting(0, at_least=0)
     """LightGCN layers; 0 is matrix factorisation."""
-    block: int = 0
+    block: int = setting(0, at_least=0)
     """Clients computed at once, a bound on memory; 0 = all of a bucket."""
-    memory: float = 16.0
-    """GB that kept item tables and their Adam moments may take; more is refused."""
 
 
 class State(NamedTuple):
@@ -43,53 +46,71 @@ class Metrics(NamedTuple):
 
 
 def make(config: Config, sizes: Sizes) -> Method:
-    """Build the method for `sizes`; raises SettingError on settings that cannot work."""
-    local.check(config)
-    kept = 4e-9 * 3 * sizes.clients * sizes.items * config.width  # table, two moments
-    if kept > config.memory:
-        raise SettingError(
-            f"local_only: {sizes.clients:,} clients that keep {sizes.items:,} x {config.width} "
-            f"item tables take {kept:.1f} GB, above memory = {config.memory}; give it fewer "
-            "clients or leave it out of baselines"
-        )
-    optimizer = optax.adam(config.learning_rate)
+    """Build the method for `sizes`."""
+    return Method(
+        partial(init, config, sizes),
+        partial(step, config),
+        partial(prepare, config, sizes),
+        scoring.score,
+        vectors=scoring.vectors,
+        fold_in=Unavailable("clients share nothing that a new one could begin with"),
+    )
 
-    def init(key: jax.Array, data: Data) -> State:
-        key_item, key_user = jax.random.split(key)
-        item = local.init_items(key_item, sizes.items, config.width, config.init_scale)
-        tables = tuple(
-            Tables(
-                local.init_users(key_user, clients, config.width, config.init_scale),
-                jnp.tile(item, (len(clients.client), 1, 1)),
-            )
-            for clients in data.clients
-        )
-        return State(tables, tuple(jax.vmap(optimizer.init)(table) for table in tables))
 
-    def train(shared, private, clients, key):
-        tables, moments, loss = local.train(
-            *private, clients, key, optimizer=optimizer, config=config, layers=config.layers
-        )
-        return (), (tables, moments), Metrics(loss)
+def optimizer(config: Config) -> optax.GradientTransformation:
+    """A client's, for both of its tables."""
+    return optax.adam(config.learning_rate)
 
-    def step(state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
-        _, private, metrics, _ = federated_round(
-            (train,) * len(data.clients),
-            lambda shared, uploads, weights, key: shared,
-            (),
-            tuple(zip(*state, strict=True)),
-            data.clients,
-            key,
-            cohort=Cohort(block=config.block),
-        )
-        return State(*zip(*private, strict=True)), metrics
 
-    def prepare(state: State, data: Data) -> local.Served:
-        tables = tuple(
-            local.encode_bucket(tables, clients, config.layers)
-            for tables, clients in zip(state.tables, data.clients, strict=True)
+def init(config: Config, sizes: Sizes, key: jax.Array, data: Data) -> State:
+    """Random tables, the item table common to all clients."""
+    key_item, key_user = jax.random.split(key)
+    item = local.init_items(key_item, sizes.items, config.width, config.init_scale)
+    tables = tuple(
+        Tables(
+            local.init_users(key_user, clients, config.width, config.init_scale),
+            jnp.tile(item, (len(clients.client), 1, 1)),
         )
-        return local.serve(data, tables, sizes.users)
+        for clients in data.clients
+    )
+    return State(tables, tuple(jax.vmap(optimizer(config).init)(table) for table in tables))
 
-    alone = "clients share nothing that a new one could begin with"
-    return Method(init, step, prepare, local.score, vectors=local.vectors, fold_in=alone)
+
+def train(
+    config: Config, shared: Any, private: Any, clients: Clients, key: jax.Array
+) -> tuple[Any, Any, Metrics]:
+    """One client's steps on its own tables; uploads nothing."""
+    tables, moments = private
+    tables, moments, loss = local.train(
+        tables,
+        moments,
+        clients,
+        key,
+        optimizer=optimizer(config),
+        config=config,
+        layers=config.layers,
+    )
+    return (), (tables, moments), Metrics(loss)
+
+
+def step(config: Config, state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
+    """One round."""
+    _, private, metrics, _ = federated_round(
+        (partial(train, config),) * len(data.clients),
+        lambda shared, uploads, weights, key: shared,
+        (),
+        tuple(zip(*state, strict=True)),
+        data.clients,
+        key,
+        cohort=CohortConfig(block=config.block),
+    )
+    return State(*zip(*private, strict=True)), metrics
+
+
+def prepare(config: Config, sizes: Sizes, state: State, data: Data) -> scoring.Served:
+    """Every client's tables, laid out for scoring."""
+    tables = tuple(
+        scoring.encode_bucket(tables, clients, config.layers)
+        for tables, clients in zip(state.tables, data.clients, strict=True)
+    )
+    return scoring.serve(data, tables, sizes.users)

@@ -7,13 +7,16 @@ score[u, i] = sum_c sum_{u' in c} R[u', i].
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxrec.federated.cooccurrence import item_counts
-from jaxrec.types import Data, Method, Sizes, Traffic
+from jaxrec.types import Data, Method, Sizes, Traffic, Traits, Unavailable
+
+TRAITS = Traits()
 
 
 @dataclass(frozen=True)
@@ -31,25 +34,33 @@ class Metrics(NamedTuple):
 
 def make(config: Config, sizes: Sizes) -> Method:
     """Build the method for `sizes`; one step counts."""
-    del config
-
-    def init(key: jax.Array, data: Data) -> State:
-        del key, data
-        return State(jnp.zeros(sizes.items))
-
-    def step(state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
-        del state, key
-        return State(item_counts(data, sizes.items)), Metrics()
-
-    def prepare(state: State, data: Data) -> State:
-        del data
-        return state
-
-    def score(served: State, users: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(served.counts, (len(users), sizes.items))
-
-    traffic = Traffic(up=4.0 * sizes.items, down=4.0 * sizes.items)
-    same = "every user has the same scores"
     return Method(
-        init, step, prepare, score, one_shot=True, traffic=traffic, vectors=same, fold_in=prepare
+        partial(init, sizes),
+        partial(step, sizes),
+        prepare,
+        score,
+        one_shot=True,
+        traffic=Traffic(up=4.0 * sizes.items, down=4.0 * sizes.items),
+        vectors=Unavailable("every user has the same scores"),
+        fold_in=prepare,
     )
+
+
+def init(sizes: Sizes, key: jax.Array, data: Data) -> State:
+    """No item was counted yet."""
+    return State(jnp.zeros(sizes.items))
+
+
+def step(sizes: Sizes, state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
+    """Count the train rows of each item."""
+    return State(item_counts(data, sizes.items)), Metrics()
+
+
+def prepare(state: State, data: Data) -> State:
+    """The counts, whoever the users are."""
+    return state
+
+
+def score(served: State, users: jax.Array) -> jax.Array:
+    """The counts [B, I] for users [B]."""
+    return jnp.broadcast_to(served.counts, (len(users), len(served.counts)))

@@ -2,6 +2,7 @@
 
 from functools import cache, partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,7 +82,7 @@ def test_gradients_are_those_of_gathered_vectors(incidence):
         for form in (by_table, by_vectors)
     )
     close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
-    jax.tree.map(close, found, expected)
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-4)
     table = jnp.einsum("ud,pkd->upk", user, codebooks)
     residual = fold_in.residual(catalogue.look_up(table, items), chosen)
     summed = catalogue.by_code(residual, items, CODES)

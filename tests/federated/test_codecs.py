@@ -1,5 +1,6 @@
 """Messages of few bits: what the receiver reads, how long they are, how far off they may be."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -97,9 +98,7 @@ def test_a_batch_is_its_tables_one_by_one(codec):
     np.testing.assert_array_equal(found, expected)
     messages = jax.jit(jax.vmap(lambda one: codecs.encode(one, codec)))(batch)
     loop = [encode(one, codec) for one in batch]
-    jax.tree.map(
-        np.testing.assert_array_equal, messages, jax.tree.map(lambda *m: np.stack(m), *loop)
-    )
+    chex.assert_trees_all_equal(messages, jax.tree.map(lambda *m: np.stack(m), *loop))
 
 
 def test_sign_takes_the_scale_nearest_to_the_row():

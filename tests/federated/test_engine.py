@@ -1,19 +1,18 @@
 """A round on a vmapped axis is the Python loop over clients that it stands for."""
 
-from functools import cache
+from functools import cache, partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrec.federated.aggregate import Factored, multiply, weighted_mean
+from jaxrec.federated.cohort import CohortConfig
 from jaxrec.federated.cooccurrence import item_counts
-from jaxrec.federated.engine import (
-    Cohort,
-    dense_rows,
-    federated_round,
-    weighted_mean,
-)
+from jaxrec.federated.engine import federated_round
+from jaxrec.federated.local import dense_rows
 from jaxrec.types import Clients, Data, SettingError
 
 ITEMS, USERS, N = 5, 2, 4
@@ -77,7 +76,7 @@ def program(cohort, additive):
 
 
 def play(buckets, private, key=0, *, additive=False, **cohort):
-    return program(Cohort(**cohort), additive)(buckets, private, jax.random.key(key))
+    return program(CohortConfig(**cohort), additive)(buckets, private, jax.random.key(key))
 
 
 def client(buckets, place):
@@ -89,9 +88,7 @@ PLACES = [(bucket, row) for bucket, count in enumerate(SIZES) for row in range(c
 
 
 def assert_close(found, expected):
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), found, expected
-    )
+    chex.assert_trees_all_close(found, expected, rtol=2e-5, atol=2e-5)
 
 
 def test_a_round_is_the_loop_over_clients():
@@ -122,7 +119,7 @@ def test_blocks_and_sums_change_nothing(block, additive):
 
 def test_the_same_clients_take_part_whatever_the_block():
     buckets, private = make_buckets(), make_private()
-    settings = {"participation": 0.6, "dropout": 0.3, "key": 3}
+    settings = {"participation": 0.6, "dropped": 0.3, "key": 3}
     whole = play(buckets, private, **settings)
     assert 0 < whole[3] < len(PLACES)
     assert_close(play(buckets, private, block=2, additive=True, **settings), whole)
@@ -143,7 +140,7 @@ def test_the_order_of_clients_changes_nothing():
 
 def test_neither_order_nor_padding_decides_who_takes_part():
     buckets, private = make_buckets(), make_private()
-    settings = {"participation": 0.5, "dropout": 0.2, "key": 5}
+    settings = {"participation": 0.5, "dropped": 0.2, "key": 5}
     shared, after, metric, participants = play(buckets, private, **settings)
     assert 0 < participants < len(PLACES)
     order = (np.array([2, 0, 1]), np.array([3, 1, 0, 2]))
@@ -191,9 +188,9 @@ def test_a_client_without_weight_has_no_effect(additive):
 @pytest.mark.parametrize("additive", [False, True])
 def test_a_round_that_nobody_finishes_leaves_no_trace(additive):
     buckets, private = make_buckets(), make_private()
-    shared, after, metric, participants = play(buckets, private, dropout=1.0, additive=additive)
+    shared, after, metric, participants = play(buckets, private, dropped=1.0, additive=additive)
     np.testing.assert_array_equal(shared, START)
-    jax.tree.map(np.testing.assert_array_equal, after, private)
+    chex.assert_trees_all_equal(after, private)
     assert participants == 0 and np.isfinite(metric)
 
 
@@ -203,7 +200,9 @@ def test_each_client_takes_part_as_often_as_asked(participation):
     buckets, private = make_buckets(), make_private()
 
     def present(key):
-        _, after, _, participants = program(Cohort(participation), False)(buckets, private, key)
+        _, after, _, participants = program(CohortConfig(participation), False)(
+            buckets, private, key
+        )
         return jnp.concatenate(after) != jnp.concatenate(private), participants
 
     took_part, participants = jax.vmap(present)(jax.random.split(jax.random.key(0), rounds))
@@ -216,9 +215,11 @@ def test_each_client_takes_part_as_often_as_asked(participation):
     np.testing.assert_allclose(took_part.mean(0), participation, atol=error)
 
 
-def test_dropout_loses_uploads_at_its_rate():
+def test_dropping_loses_uploads_at_its_rate():
     buckets, private = make_buckets(), make_private()
-    count = jax.vmap(lambda key: program(Cohort(dropout=0.25), False)(buckets, private, key)[3])
+    count = jax.vmap(
+        lambda key: program(CohortConfig(dropped=0.25), False)(buckets, private, key)[3]
+    )
     participants = count(jax.random.split(jax.random.key(0), 400))
     error = 4 * np.sqrt(0.25 * 0.75 / (400 * len(PLACES)))
     assert participants.mean() / len(PLACES) == pytest.approx(0.75, abs=error)
@@ -243,20 +244,6 @@ def test_rows_and_counts_are_those_of_a_loop():
             counts[item] += real
         np.testing.assert_array_equal(dense_rows(one, ITEMS), rows)
     np.testing.assert_array_equal(item_counts(Data(buckets), ITEMS), counts)
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [{"participation": 0.0}, {"participation": 1.5}, {"dropout": -0.1}, {"block": -2}],
-    ids=lambda bad: next(iter(bad)),
-)
-def test_a_cohort_that_cannot_be_is_refused(bad):
-    settings = {"participation": 1.0, "dropout": 0.0, "block": 0} | bad
-    (name, value) = next(iter(bad.items()))
-    with pytest.raises(SettingError, match=f"{name} = {value}"):
-        Cohort.checked(**settings)
-    with pytest.raises(SettingError, match="participation = nan"):
-        Cohort.checked(float("nan"), 0.0, 0)
 
 
 NOISY = 0.5
@@ -289,7 +276,7 @@ def collector(cohort):
 def received(key, sizes=SIZES, **cohort):
     """Uploads as they came, and as they should have come from honest clients."""
     buckets = make_buckets(sizes=sizes)
-    found = collector(Cohort(**cohort))(buckets, jax.random.key(key))
+    found = collector(CohortConfig(**cohort))(buckets, jax.random.key(key))
     ids = np.concatenate([bucket.client for bucket in buckets])
     honest = jax.vmap(lambda client: echo(0, 0, buckets[0]._replace(client=client), key)[0])(ids)
     return jax.tree.map(np.asarray, (found, honest))
@@ -326,7 +313,7 @@ def test_noise_is_as_large_as_stated_and_its_clients_as_many():
         together = np.corrcoef(noise[:, 0], single)[0, 1]
         assert abs(together) < 4 / np.sqrt(len(single))  # leaves have noise of their own
     nothing, honest = received(0, noisy=0.0)
-    jax.tree.map(np.testing.assert_array_equal, nothing, honest)
+    chex.assert_trees_all_equal(nothing, honest)
 
 
 def test_noise_changes_neither_private_states_nor_metrics():
@@ -338,12 +325,131 @@ def test_noise_changes_neither_private_states_nor_metrics():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("noisy", -0.1), ("noisy", 1.0), ("noise_scale", 0.0), ("noise_scale", -2.0)],
+    ("name", "value", "rule"),
+    [
+        ("participation", 0.0, "above 0 and at most 1"),
+        ("participation", 1.5, "above 0 and at most 1"),
+        ("participation", float("nan"), "above 0 and at most 1"),
+        ("dropped", -0.1, "at least 0 and at most 1"),
+        ("dropped", float("nan"), "at least 0 and at most 1"),
+        ("block", -2, "at least 0"),
+        ("noisy", -0.1, "at least 0 and below 1"),
+        ("noisy", 1.0, "at least 0 and below 1"),
+        ("noisy", float("nan"), "at least 0 and below 1"),
+        ("noise_scale", 0.0, "above 0"),
+        ("noise_scale", -2.0, "above 0"),
+        ("noise_scale", float("nan"), "above 0"),
+    ],
 )
-def test_noise_that_cannot_be_is_refused(name, value):
-    with pytest.raises(SettingError, match=f"{name} = {value}"):
-        Cohort.checked(1.0, 0.0, 0, **{name: value})
-    with pytest.raises(SettingError, match=f"{name} = nan"):
-        Cohort.checked(1.0, 0.0, 0, **{name: float("nan")})
-    assert Cohort.checked(1.0, 0.0, 0, 0.99, 1e-3) == Cohort(1.0, 0.0, 0, 0.99, 1e-3)
+def test_a_cohort_that_cannot_be_is_refused(name, value, rule):
+    with pytest.raises(SettingError, match=f"^{name} = {value}: must be {rule}$"):
+        CohortConfig(**{name: value})
+
+
+def test_a_cohort_at_the_ends_of_its_ranges_can_be():
+    CohortConfig(participation=1.0, dropped=1.0, block=0, noisy=0.99, noise_scale=1e-3)
+    CohortConfig(participation=1e-6, dropped=0.0, noisy=0.0)
+
+
+WIDTH = 3
+
+
+def factors(shared, private, clients, key):
+    """An upload that is a product of what the client's users and items are."""
+    left = jax.random.normal(key, (USERS, ITEMS)) + private
+    right = jax.random.normal(jax.random.fold_in(key, 1), (USERS, WIDTH)) * shared[:WIDTH]
+    return Factored(left, right), private + 1, left.sum()
+
+
+def products(shared, private, clients, key):
+    """The same work, multiplied out by the client."""
+    upload, private, metrics = factors(shared, private, clients, key)
+    return upload.left.T @ upload.right, private, metrics
+
+
+def mean_of(shared, uploads, weights, key):
+    return weighted_mean(uploads, weights)
+
+
+def seen_by_server(local, product=multiply, receive=None, additive=True, **cohort):
+    """The uploads' type as the server sees it, and the mean [I, D]."""
+    types = []
+
+    def aggregate(shared, uploads, weights, key):
+        types.extend(map(type, uploads))
+        mean = mean_of(shared, uploads, weights, key)
+        return {"mean": mean, "item": shared["item"]}
+
+    work = lambda shared, *rest: local(shared["item"], *rest)
+    start = {"mean": jnp.zeros((ITEMS, WIDTH)), "item": 1.0 + START}
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def play(buckets, private, key):
+        return federated_round(
+            (work,) * len(buckets), aggregate, start, private, buckets, key,
+            cohort=CohortConfig(**cohort), additive=additive, product=product, receive=receive,
+        )  # fmt: skip
+
+    shared, private, metrics, _ = play(make_buckets(), make_private(), jax.random.key(2))
+    return {kind is Factored for kind in types}, (shared["mean"], private, metrics)
+
+
+@pytest.mark.parametrize(
+    "cohort", [{}, {"block": 2}, {"participation": 0.5, "dropped": 0.2}], ids=str
+)
+def test_a_mean_of_factors_is_the_mean_of_their_products(cohort):
+    apart, found = seen_by_server(factors, **cohort)
+    _, expected = seen_by_server(products, **cohort)
+    assert apart == {True}
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"noisy": NOISY},
+        {"noisy": NOISY, "block": 2},
+        {"additive": False},
+        {"receive": lambda uploads: jnp.clip(uploads, -1, 1)},
+    ],
+    ids=["noise", "noise in blocks", "not additive", "received one by one"],
+)
+def test_factors_are_multiplied_out_where_a_single_upload_counts(settings):
+    """Noise takes the place of what really travels, the product."""
+    apart, found = seen_by_server(factors, **settings)
+    _, expected = seen_by_server(products, **settings)
+    assert apart == {False}
+    assert_close(found, expected)
+    _, plain = seen_by_server(products)
+    assert ("noisy" in settings or "receive" in settings) == (
+        np.abs(found[0] - plain[0]).max() > 1e-2
+    )
+
+
+def test_a_method_says_what_its_factors_send():
+    double = lambda upload: 2 * multiply(upload)
+    _, found = seen_by_server(factors, product=double, additive=False)
+    _, expected = seen_by_server(products)
+    assert_close(found[0], 2 * expected[0])
+
+
+def test_a_round_refuses_buckets_and_states_that_do_not_agree():
+    buckets, private = make_buckets(), make_private()
+    run = lambda local, private: federated_round(
+        local, aggregate, jnp.asarray(START), private, buckets, jax.random.key(0)
+    )
+    with pytest.raises(AssertionError):
+        run((local,), private)
+    with pytest.raises(AssertionError):
+        run((local, local), private[:1])
+    with pytest.raises(AssertionError):
+        run((local, local), (private[1], private[0]))
+
+
+def test_a_round_refuses_uploads_that_lost_their_client_axis():
+    sum_up = lambda uploads: jax.tree.map(lambda leaf: leaf.sum(0), uploads)
+    with pytest.raises(AssertionError):
+        federated_round(
+            (local, local), aggregate, jnp.asarray(START), make_private(), make_buckets(),
+            jax.random.key(0), receive=sum_up,
+        )  # fmt: skip

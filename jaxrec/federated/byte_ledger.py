@@ -2,17 +2,18 @@
 
     opened (set-up, code tables) -> charged (rounds, refreshes)* -> values
 
-A method states in `Traffic` what one client sends and receives, and its metrics say how many
-clients took part; the ledger multiplies and adds, in Python floats.
+A method states in `Traffic` what one client sends and receives, and in `Attendance` how many
+clients took part; the ledger multiplies and adds, in Python floats. Left out are single numbers
+that ride along with any message: a client's weight, its metrics, the number of the round.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from jaxrec.types import Data, Traffic
+from jaxrec.types import Attendance, Data, Traffic
 
 
 class Ledger(NamedTuple):
@@ -54,16 +55,16 @@ def opened(traffic: Traffic, clients: int) -> Ledger:
 
 
 def charged(
-    ledger: Ledger, traffic: Traffic, clients: int, participants: Any, refreshed: Any, rounds: int
+    ledger: Ledger, traffic: Traffic, clients: int, attendance: Attendance | None, rounds: int
 ) -> Ledger:
     """The ledger `rounds` rounds later.
 
     Args:
-      participants: clients in a round, [rounds] or one number for each of them.
-      refreshed: clients that took part in a refresh in a round, likewise. After a refresh all
-        `clients` get the new code table.
+      attendance: its numbers are of each round, [rounds], or one for all of them; None: all
+        `clients` in every round. After a refresh all clients get the new code table.
     """
-    present, refreshing = (np.broadcast_to(each, rounds) for each in (participants, refreshed))
+    attendance = Attendance(clients) if attendance is None else attendance
+    present, refreshing = (np.broadcast_to(each, rounds) for each in attendance)
     presences, refreshes = float(present.sum(dtype=float)), float(refreshing.sum(dtype=float))
     return ledger._replace(
         rounds_up=ledger.rounds_up + presences * traffic.up,

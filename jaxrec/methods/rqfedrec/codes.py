@@ -10,41 +10,15 @@ a warm start and is never trained.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxrec.federated import cooccurrence
+from jaxrec.methods.rqfedrec.config import CodesConfig
 from jaxrec.ops import linalg, quantize
 from jaxrec.types import Data, SettingError, Sizes, Traffic
-
-
-@dataclass(frozen=True)
-class CodesConfig:
-    """Settings of codes and of where codebooks start."""
-
-    channels: Literal["dual", "semantic", "collaborative", "random"] = "dual"
-    """Where codes come from: item text, collaborative vectors, both, or (as a control) chance."""
-    levels: int = 3
-    """Q, quantiser levels of a channel."""
-    codes: int = 256
-    """K, codes a level."""
-    width: int = 32
-    """D, the width of codes and user vectors (numbers per vector)."""
-    start: Literal["warm", "cold"] = "warm"
-    """warm: codebooks fitted to the collaborative vectors; cold: random codebooks."""
-    window: float = 0.0
-    """Rows of a user that count as near in the collaborative vectors, in rows; 0: all of them."""
-    passes: int = 4
-    """Secure sums [I, D + 1] for the collaborative vectors."""
-    sketch_participation: float = 0.2
-    """Chance of a client to be in one of those sums, 0 to 1."""
-    sketch_bits: Literal[8, 32] = 8
-    """Bits of a number in those sums."""
-    text_width: int = 64
-    """Principal components of the text vectors that are quantised."""
 
 
 class Codes(NamedTuple):
@@ -54,22 +28,12 @@ class Codes(NamedTuple):
     diagnostics: quantize.Diagnostics  # of each channel's codes, [channels] or [channels, Q]
 
 
-def channels(config: CodesConfig) -> int:
-    """The number of channels."""
-    return 2 if config.channels == "dual" else 1
-
-
-def reads_text(config: CodesConfig) -> bool:
-    """Whether the semantic channel is in use."""
-    return config.channels in ("dual", "semantic")
-
-
-def first(
+def initial_codes(
     config: CodesConfig, data: Data, counts: jax.Array, key: jax.Array
 ) -> tuple[Codes, jax.Array]:
     """The first codes, and codebooks [P, K, D] to start from; `counts` [I] are public."""
     key_vectors, key_codes, key_cold = jax.random.split(key, 3)
-    vectors = _vectors(config, data, counts, key_vectors) if _reads_vectors(config) else None
+    vectors = _vectors(config, data, counts, key_vectors) if config.needs_vectors else None
     codes = _coded(config, data.text, vectors, counts, key_codes)
     if config.start == "warm":
         return codes, _fitted(config, vectors, codes.table, counts)
@@ -77,7 +41,7 @@ def first(
     return codes, 0.1 * jax.random.normal(key_cold, shape)
 
 
-def renewed(
+def refreshed_codes(
     config: CodesConfig,
     codes: Codes,
     codebooks: jax.Array,
@@ -138,18 +102,14 @@ def _quantizer(config: CodesConfig, vectors, known, key) -> quantize.Quantizer:
     return quantize.fit(vectors, key, levels=config.levels, size=config.codes, weights=weights)
 
 
-def _reads_vectors(config: CodesConfig) -> bool:
-    return config.channels in ("dual", "collaborative") or config.start == "warm"
-
-
 def _coded(config: CodesConfig, text, vectors, counts, key) -> Codes:
     key_semantic, key_collaborative = jax.random.split(key)
     coded = []
-    if reads_text(config):
+    if config.semantic:
         given = jnp.any(text != 0, axis=1)
         described = _principal(text, given, config.text_width)
         coded.append((described, _quantizer(config, described, given, key_semantic)))
-    if config.channels in ("dual", "collaborative"):
+    if config.collaborative:
         coded.append((vectors, _quantizer(config, vectors, counts > 0, key_collaborative)))
     if config.channels == "random":
         noise = jax.random.normal(key, (len(counts), config.width))
@@ -176,38 +136,20 @@ def traffic(config: CodesConfig, sizes: Sizes, *, refreshes: bool) -> Traffic:
     addends = max(1, math.ceil(config.sketch_participation * sizes.users))
     summed = numbers * (math.ceil(math.log2(2 * 127 * addends + 1)) if narrow else 32) / 8
     scales = 2.0 * sizes.items if narrow else 0.0
-    passes = config.passes * config.sketch_participation if _reads_vectors(config) else 0
-    lists = channels(config) * config.levels * max(1, math.ceil(math.log2(config.codes)))  # bits
+    passes = config.passes * config.sketch_participation if config.needs_vectors else 0
+    bits = config.codebook_levels * max(1, math.ceil(math.log2(config.codes)))  # of an item's codes
     return Traffic(
         setup_up=counts + passes * summed,
         setup_down=counts + passes * (basis + scales),
-        codes_down=sizes.items * lists / 8,
+        codes_down=sizes.items * bits / 8,
         refresh_up=summed if refreshes else 0.0,
         refresh_down=basis + scales if refreshes else 0.0,
     )
 
 
-def check(config: CodesConfig, sizes: Sizes) -> None:
-    """Refuse settings that cannot work; raises SettingError naming the value."""
-    for name in ("levels", "width", "passes", "text_width"):
-        if getattr(config, name) < 1:
-            raise SettingError(f"{name} = {getattr(config, name)}: must be at least 1")
-    if not 1 <= config.codes <= sizes.items:
-        raise SettingError(
-            f"codes = {config.codes}: there are {sizes.items:,} items, and more codes than items "
-            "quantise nothing; set codes between 1 and that, an eighth of it at most to save bytes"
-        )
-    if not config.window >= 0:
-        raise SettingError(f"window = {config.window}: must not be negative")
-    if not 0 < config.sketch_participation <= 1:
-        raise SettingError(
-            f"sketch_participation = {config.sketch_participation}: must lie in (0, 1]"
-        )
-
-
 def check_data(config: CodesConfig, data: Data) -> None:
     """Refuse data that lack what the settings need; raises SettingError naming it."""
-    if reads_text(config) and data.text is None:
+    if config.semantic and data.text is None:
         raise SettingError(
             f"channels = {config.channels!r}: the data carry no item text vectors, so the semantic "
             "channel is empty; give the items a title, or set channels = 'collaborative'"

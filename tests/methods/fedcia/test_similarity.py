@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.ops import similarity
-from jaxrec.ops.similarity import Similarity
+from jaxrec.methods.fedcia import similarity
+from jaxrec.methods.fedcia.similarity import Similarity
 
 ITEMS, WIDTH = 24, 6
 

@@ -75,7 +75,7 @@ def stacked(factors: Sequence[jax.Array], weights: Sequence[jax.Array]) -> Opera
         jnp.vdot(weight, jnp.sum(stack**2, axis=(1, 2)))
         for stack, weight in zip(factors, weights, strict=True)
     )
-    return Operator(apply, trace)
+    return Operator(apply, jnp.asarray(trace))
 
 
 def dense(matrix: jax.Array) -> Operator:

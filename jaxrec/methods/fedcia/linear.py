@@ -20,43 +20,20 @@ The paper's full SVD only adds null-space vectors; the thin one comes from a U_c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxrec.federated import local
+from jaxrec.federated import scoring
 from jaxrec.federated.cooccurrence import item_counts
-from jaxrec.federated.engine import dense_rows
+from jaxrec.federated.local import dense_rows
+from jaxrec.methods.fedcia import similarity
+from jaxrec.methods.fedcia.config import LinearConfig, check_items
 from jaxrec.models.collaborative import inverse_root, normalise
-from jaxrec.ops import linalg, similarity
-from jaxrec.types import Clients, Data, Method, SettingError, Sizes, Traffic
-
-DENSE_LIMIT = 30_000  # items; an I x I float32 matrix of this size is 3.6 GB
-
-
-@dataclass(frozen=True)
-class LinearConfig:
-    """Settings of the parameter-free models, gfcf and ease."""
-
-    model: str = "gfcf"
-    """gfcf or ease."""
-    form: Literal["lossless", "paper"] = "lossless"
-    """lossless: secure-summed degrees and Gram, equal to the centralised model; paper: the mean of
-    similarities that each client normalises by itself (gfcf only)."""
-    singular_vectors: int = 32
-    """k, singular vectors in GF-CF's low-pass filter."""
-    low_pass: float = 0.3
-    """Weight of GF-CF's low-pass filter."""
-    global_weight: float = 60.0
-    """Weight of the server's similarity beside the client's own, form = paper."""
-    ridge: float = 500.0
-    """EASE's L2 penalty, in interactions."""
-    sketch: int = 0
-    """r, eigenpairs kept instead of the whole I x I Gram; 0 = the whole Gram."""
-    passes: int = 4
-    """Secure sums made for a sketch."""
+from jaxrec.ops import linalg
+from jaxrec.types import Clients, Data, Method, Sizes, Traffic, Unavailable
 
 
 class Model(NamedTuple):
@@ -70,95 +47,106 @@ class Metrics(NamedTuple):
     energy: jax.Array  # share of the Gram's trace that the model holds
 
 
+class Served(NamedTuple):
+    """What scores are made of."""
+
+    slot: jax.Array  # int32 [U]  a user's row
+    rows: jax.Array  # bool [rows, I]  interactions; form = paper: f32, their scores
+    model: Model | None  # None: form = paper
+
+
 def make(config: LinearConfig, sizes: Sizes) -> Method:
     """Build the one-shot method; raises SettingError on settings that cannot work."""
-    _check(config, sizes)
-    paper = config.form == "paper" and config.model == "gfcf"
-    items = sizes.items
-
-    def init(key: jax.Array, data: Data) -> Model:
-        del key, data
-        if config.sketch:
-            extra = config.singular_vectors if config.model == "gfcf" else 0
-            return Model(
-                jnp.zeros((items, config.sketch + extra)), jnp.zeros((config.sketch + extra, items))
-            )
-        return Model(jnp.zeros((items, items)), jnp.zeros((0, items)))
-
-    def step(model: Model, data: Data, key: jax.Array) -> tuple[Model, Metrics]:
-        del model
-        whole = Metrics(jnp.float32(1))
-        if paper:
-            return Model(_paper_mean(data, config, items), jnp.zeros((0, items))), whole
-        degree = item_counts(data, items)
-        if config.model == "ease":
-            degree = jnp.ones_like(degree)
-        if config.sketch:
-            start = jax.random.normal(key, (items, config.sketch))
-            operator = _secure_sums(data, degree, normalise_users=config.model == "gfcf")
-            pairs, energy = similarity.top_eigenpairs(operator, start, config.passes - 1)
-            build = _gfcf_factors if config.model == "gfcf" else _ease_factors
-            return build(pairs, degree, config), Metrics(energy)
-        gram = _gram(data, degree, normalise_users=config.model == "gfcf")
-        build = _gfcf if config.model == "gfcf" else _ease
-        return Model(build(gram, degree, config, key), jnp.zeros((0, items))), whole
-
-    def prepare(model: Model, data: Data, users: int = sizes.users):
-        slot = local.user_slots(data, users)
-        if paper:
-            scores = [model.left[:0]]
-            for clients in data.clients:
-                clients = linalg.after(scores[-1], clients)
-                scores.append(_paper_scores(model.left, clients, config))
-            return slot, jnp.concatenate(scores), None
-        rows = [jax.vmap(lambda c: dense_rows(c, items) > 0)(clients) for clients in data.clients]
-        return slot, jnp.concatenate([r.reshape(-1, items) for r in rows]), model
-
-    def score(served, users: jax.Array) -> jax.Array:
-        slot, rows, model = served
-        rows = rows[slot[users]]
-        if model is None:
-            return rows
-        rows = rows.astype(jnp.float32)
-        if not config.sketch:
-            return rows @ model.left
-        # A low-rank B has no zero diagonal of its own: take an item's effect on itself out.
-        return rows @ model.left @ model.right - rows * jnp.sum(model.left * model.right.T, 1)
-
-    def fold_in(model: Model, data: Data):
-        return prepare(model, data, local.number(data))
-
-    rows = "what it knows of a user is the whole row of interactions, as long as the catalogue"
-    own = "form = 'paper' has every client normalise by its own degrees"
+    check_items(config, sizes)
+    own = Unavailable("form = 'paper' has every client normalise by its own degrees")
     return Method(
-        init, step, prepare, score, one_shot=True, traffic=_traffic(config, items),
-        vectors=rows, fold_in=own if paper else fold_in,
-    )  # fmt: skip
+        partial(init, config, sizes.items),
+        partial(step, config, sizes.items),
+        partial(prepare, config, sizes.users),
+        partial(score, config),
+        one_shot=True,
+        traffic=traffic(config, sizes.items),
+        vectors=Unavailable(
+            "what it knows of a user is the whole row of interactions, as long as the catalogue"
+        ),
+        fold_in=own if config.form == "paper" else partial(fold_in, config),
+    )
 
 
-def _check(config: LinearConfig, sizes: Sizes) -> None:
-    if config.model == "ease" and config.form == "paper":
-        raise SettingError("form = 'paper': EASE has none; use form = 'lossless' or model = 'gfcf'")
-    if config.form == "paper" and config.sketch:
-        raise SettingError(f"sketch = {config.sketch}: only form = 'lossless' has a sketch")
-    if not config.sketch and sizes.items > DENSE_LIMIT:
-        raise SettingError(
-            f"{sizes.items:,} items: a whole I x I matrix takes "
-            f"{4e-9 * sizes.items**2:.1f} GB; set sketch = 512 (form = 'lossless')"
-        )
-    if config.sketch and not config.singular_vectors <= config.sketch <= sizes.items:
-        raise SettingError(
-            f"sketch = {config.sketch}: must lie between singular_vectors = "
-            f"{config.singular_vectors} and the {sizes.items} items"
-        )
-    if config.sketch and config.passes < 2:
-        raise SettingError(f"passes = {config.passes}: a sketch needs at least 2")
-    if not 1 <= config.singular_vectors <= sizes.items:
-        raise SettingError(
-            f"singular_vectors = {config.singular_vectors}: must lie in 1 .. {sizes.items} (items)"
-        )
-    if not config.ridge > 0:
-        raise SettingError(f"ridge = {config.ridge}: must be positive")
+def init(config: LinearConfig, items: int, key: jax.Array, data: Data) -> Model:
+    """Zero weights."""
+    if not config.sketch:
+        return Model(jnp.zeros((items, items)), jnp.zeros((0, items)))
+    rank = config.sketch + (config.singular_vectors if config.model == "gfcf" else 0)
+    return Model(jnp.zeros((items, rank)), jnp.zeros((rank, items)))
+
+
+def step(
+    config: LinearConfig, items: int, model: Model, data: Data, key: jax.Array
+) -> tuple[Model, Metrics]:
+    """The whole training, by secure sums."""
+    whole = Metrics(jnp.float32(1))
+    if config.form == "paper":
+        return Model(_paper_mean(data, config, items), jnp.zeros((0, items))), whole
+    graph = config.model == "gfcf"
+    degree = item_counts(data, items) if graph else jnp.ones(items)
+    if config.sketch:
+        start = jax.random.normal(key, (items, config.sketch))
+        operator = _secure_sums(data, degree, normalise_users=graph)
+        pairs, energy = similarity.top_eigenpairs(operator, start, config.passes - 1)
+        build = _gfcf_factors if graph else _ease_factors
+        return build(pairs, degree, config), Metrics(energy)
+    gram = _gram(data, degree, normalise_users=graph)
+    build = _gfcf if graph else _ease
+    return Model(build(gram, degree, config, key), jnp.zeros((0, items))), whole
+
+
+def prepare(config: LinearConfig, users: int, model: Model, data: Data) -> Served:
+    """The users' rows laid end to end; in the paper's form their scores."""
+    slot, items = scoring.user_slots(data, users), len(model.left)
+    if config.form == "paper":
+        scores = [model.left[:0]]
+        for clients in data.clients:
+            clients = linalg.after(scores[-1], clients)
+            scores.append(_paper_scores(model.left, clients, config))
+        return Served(slot, jnp.concatenate(scores), None)
+    rows = [jax.vmap(lambda c: dense_rows(c, items) > 0)(clients) for clients in data.clients]
+    return Served(slot, jnp.concatenate([r.reshape(-1, items) for r in rows]), model)
+
+
+def score(config: LinearConfig, served: Served, users: jax.Array) -> jax.Array:
+    """Scores f32 [B, I] of global user ids [B]."""
+    slot, rows, model = served
+    rows = rows[slot[users]]
+    if model is None:
+        return rows
+    rows = rows.astype(jnp.float32)
+    if not config.sketch:
+        return rows @ model.left
+    # A low-rank B has no zero diagonal of its own: take an item's effect on itself out.
+    return rows @ model.left @ model.right - rows * jnp.sum(model.left * model.right.T, 1)
+
+
+def fold_in(config: LinearConfig, model: Model, data: Data) -> Served:
+    """`prepare` for the users of `data`, whoever they are."""
+    return prepare(config, scoring.user_places(data), model, data)
+
+
+def traffic(config: LinearConfig, items: int) -> Traffic:
+    """float32; a symmetric matrix travels as its upper triangle, degrees as one vector each way.
+
+    A sketch starts from a public seed: clients get the bases after the first one and at last the
+    eigenpairs, and send products and their part of the trace.
+    """
+    if config.form == "paper":
+        return Traffic(up=4.0 * items**2, down=4.0 * items**2)  # the low-pass part is not symmetric
+    degrees = 4.0 * items if config.model == "gfcf" else 0.0
+    if config.sketch:
+        sums = 4.0 * items * config.sketch * config.passes
+        down = sums + 4.0 * config.sketch
+        return Traffic(up=sums + 4, down=down, setup_up=degrees, setup_down=degrees)
+    triangle = 2.0 * items * (items + 1)
+    return Traffic(up=triangle, down=4.0 * items**2, setup_up=degrees, setup_down=degrees)
 
 
 def _gram(data: Data, degree: jax.Array, *, normalise_users: bool) -> jax.Array:
@@ -194,7 +182,7 @@ def _secure_sums(data: Data, degree: jax.Array, *, normalise_users: bool) -> sim
         return product, form
 
     trace = sum(jnp.sum(edges(clients)[2] ** 2) for clients in data.clients)
-    return similarity.Operator(apply, trace)
+    return similarity.Operator(apply, jnp.asarray(trace))
 
 
 def _low_pass(
@@ -270,16 +258,3 @@ def _paper_scores(mean: jax.Array, clients: Clients, config: LinearConfig) -> ja
     rows, normalised, left, right = jax.vmap(lambda c: _client_factors(c, config, items))(clients)
     own = rows @ normalised.swapaxes(1, 2) @ normalised + rows @ left @ right
     return config.global_weight * (rows.reshape(-1, items) @ mean) + own.reshape(-1, items)
-
-
-def _traffic(config: LinearConfig, items: int) -> Traffic:
-    """float32; a symmetric matrix travels as its upper triangle, degrees as one vector each way."""
-    triangle = 2.0 * items * (items + 1)
-    if config.form == "paper" and config.model == "gfcf":
-        return Traffic(up=4.0 * items**2, down=4.0 * items**2)  # the low-pass part is not symmetric
-    degrees = 4.0 * items if config.model == "gfcf" else 0.0
-    if config.sketch:
-        sums = 4.0 * items * config.sketch * config.passes
-        return Traffic(up=sums, down=sums, setup_up=degrees, setup_down=degrees)
-    down = 4.0 * items**2
-    return Traffic(up=triangle, down=down, setup_up=degrees, setup_down=degrees)

@@ -1,0 +1,141 @@
+"""FedCIA's settings, and the models that they deal out to clients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from jaxrec.federated import local
+from jaxrec.federated.cohort import CohortConfig
+from jaxrec.settings.fields import check, require, setting
+from jaxrec.types import SettingError, Sizes
+
+ONE_SHOT = ("gfcf", "ease")  # models that have nothing to train
+DENSE_LIMIT = 30_000  # items; an I x I float32 matrix of this size is 3.6 GB
+
+
+@dataclass(frozen=True)
+class LinearConfig:
+    """Settings of the parameter-free models, gfcf and ease."""
+
+    model: str = "gfcf"
+    """gfcf or ease."""
+    form: Literal["lossless", "paper"] = "lossless"
+    """lossless: secure-summed degrees and Gram, equal to the centralised model; paper: the mean of
+    similarities that each client normalises by itself (gfcf only)."""
+    singular_vectors: int = setting(32, at_least=1)
+    """k, singular vectors in GF-CF's low-pass filter."""
+    low_pass: float = setting(0.3)
+    """Weight of GF-CF's low-pass filter."""
+    global_weight: float = setting(60.0)
+    """Weight of the server's similarity beside the client's own, form = paper."""
+    ridge: float = setting(500.0, above=0)
+    """EASE's L2 penalty, in interactions."""
+    sketch: int = setting(0, at_least=0)
+    """r, eigenpairs kept instead of the whole I x I Gram; 0 = the whole Gram."""
+    passes: int = setting(4, at_least=1)
+    """Secure sums made for a sketch."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        check_linear(self)
+
+
+@dataclass(frozen=True)
+class Config(LinearConfig, CohortConfig, local.LocalConfig):
+    """Settings of FedCIA."""
+
+    model: str = "mf"
+    """The clients' model: mf, lightgcn, gfcf or ease. A list such as mf:64,lightgcn:64,mf:32 deals
+    models and widths out to the clients in turn; they share nothing but the similarity."""
+    layers: int = setting(1, at_least=0)
+    """LightGCN's layers."""
+    local_steps: int = setting(5, at_least=1)
+    """Gradient steps a client takes per round, each over all of its interactions."""
+    rank: int = setting(64, at_least=1)
+    """R, eigenpairs of the server's similarity that are kept and sent."""
+    align: Literal["procrustes", "gradient"] = "procrustes"
+    """procrustes: towards the nearest exact minimiser; gradient: the paper's descent to it."""
+    align_step: float = setting(1.0, above=0, at_most=1)
+    """How far a procrustes alignment goes, a fraction of the way."""
+    align_steps: int = setting(100, at_least=0)
+    """Gradient steps of an alignment."""
+    align_rate: float = setting(0.1, at_least=0)
+    """Step size of the gradient steps."""
+    align_decay: float = setting(0.0, at_least=0)
+    """L2 penalty during the alignment."""
+    server_iterations: int = setting(2, at_least=0)
+    """Subspace iterations per round, started from the last round's eigenvectors."""
+    upload: Literal["factor", "sketch"] = "factor"
+    """factor: the rotated item table; sketch: its product with the eigenvectors, a secure sum."""
+    tables: Literal["kept", "rebuilt"] = "kept"
+    """kept: a client keeps its item table between rounds; rebuilt: it starts from S."""
+    weighting: Literal["uniform", "interactions"] = "uniform"
+    """A client's weight in the mean: the same for all (the paper), or its train interactions."""
+    noise: float = setting(0.0, at_least=0)
+    """Scale of the paper's Laplace noise on every entry of A_c; promises no privacy."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.model in ONE_SHOT:
+            check_linear(self)
+            return
+        local.check_recency(self)
+        models = client_models(self)
+        if self.tables == "rebuilt" and len({model.width for model in models}) > 1:
+            raise SettingError("tables = 'rebuilt': needs models of one width; use tables = 'kept'")
+        rule = "0 for upload = 'sketch': the paper adds it to whole similarities"
+        require(self.upload != "sketch" or not self.noise, self, "noise", rule)
+
+
+class ClientModel(NamedTuple):
+    """What a client trains."""
+
+    width: int
+    layers: int  # 0: matrix factorisation
+
+
+def client_models(config: Config) -> tuple[ClientModel, ...]:
+    """The models of `config.model`; raises SettingError on what it does not know."""
+    models = []
+    for part in config.model.split(","):
+        name, _, width = part.strip().partition(":")
+        if name not in ("mf", "lightgcn") or not (width.isdigit() or not width):
+            raise SettingError(
+                f"model = {config.model!r}: {part!r} is none of mf, lightgcn, gfcf, ease; "
+                "several models are written mf:64,lightgcn:64,mf:32"
+            )
+        models.append(
+            ClientModel(int(width or config.width), config.layers if name == "lightgcn" else 0)
+        )
+    if min(model.width for model in models) < 1:
+        raise SettingError(f"model = {config.model!r}: widths must be at least 1")
+    return tuple(models)
+
+
+def check_linear(config: LinearConfig) -> None:
+    """Rules that join settings of the parameter-free models; raises SettingError."""
+    if config.form == "paper":
+        rule = "'lossless' for model = 'ease': EASE has no other form"
+        require(config.model != "ease", config, "form", rule)
+        require(not config.sketch, config, "sketch", "0 for form = 'paper', which has no sketch")
+    if config.sketch:
+        require(config.passes >= 2, config, "passes", "at least 2 for a sketch")
+        rule = f"at least singular_vectors = {config.singular_vectors}"
+        require(config.sketch >= config.singular_vectors, config, "sketch", rule)
+
+
+def check_items(config: LinearConfig, sizes: Sizes) -> None:
+    """Rules that join settings of the parameter-free models to the catalogue's size.
+
+    Raises SettingError where a whole I x I matrix is too large, or more vectors than items are
+    asked for.
+    """
+    if not config.sketch and sizes.items > DENSE_LIMIT:
+        raise SettingError(
+            f"{sizes.items:,} items: a whole I x I matrix takes "
+            f"{4e-9 * sizes.items**2:.1f} GB; set sketch = 512 (form = 'lossless')"
+        )
+    for name in ("singular_vectors", "sketch"):
+        rule = f"at most {sizes.items}, the number of items"
+        require(getattr(config, name) <= sizes.items, config, name, rule)

@@ -1,0 +1,193 @@
+"""FedCIA: clients share item similarities, never embeddings (Han et al., SIGIR 2025, 2504.14208).
+
+A round, with E_c [I, D] the item table of client c (section 3 of the paper):
+
+    align   E_c <- towards min ||E_c E_c^T - S||_F    S the server's; item table only
+    train   a few steps on the client's own interactions
+    upload  A_c = E_c E_c^T
+    server  S = mean_c A_c
+
+Each client keeps its own embedding space, so clients of different widths and models can share S.
+
+What differs from the paper, and why:
+- No I x I matrix. A_c travels as its factor E_c Q with Q a random rotation; S is kept as its
+  leading R eigenpairs (the share of its trace they hold is reported).
+- The minimisers of ||E E^T - S||_F are known, so a client takes the one nearest to its table
+  (orthogonal Procrustes). `align="gradient"` is the paper's descent, step for step, inside the
+  eigenbasis of S (`similarity.py`); it ends on a cone, so it keeps moving by its step size.
+- `upload="sketch"` sends E_c (E_c^T V) instead. It is additive, so a secure sum hides every
+  client; it is the form to use when a client is one user.
+- `tables="rebuilt"` lets clients forget E_c between rounds and start from S, so memory does not
+  grow with the number of clients.
+- Losses act on the inner product, over the full catalogue, instead of on the elementwise product.
+- The authors' Laplace noise has neither clipping nor sensitivity: `noise` reproduces it for parity
+  and promises no privacy.
+
+Parameter-free models (gfcf, ease) have nothing to train: see `linear.py`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrec.federated import local, scoring
+from jaxrec.federated.aggregate import weighted_mean
+from jaxrec.federated.engine import federated_round
+from jaxrec.methods.fedcia import linear, similarity
+from jaxrec.methods.fedcia.client import aligned, train
+from jaxrec.methods.fedcia.config import ONE_SHOT, ClientModel, Config, client_models
+from jaxrec.methods.fedcia.state import FedCIA, Metrics, Shared, State
+from jaxrec.models.collaborative import Tables
+from jaxrec.types import Attendance, Clients, Data, Method, Sizes, Traffic, Traits
+
+TRAITS = Traits(
+    run={"rounds": 40, "evaluate_every": 2, "patience": 4},
+    uses=("order",),
+    renamed={"dropout": "dropped"},
+    retired=("memory",),
+    smaller=({"tables": "rebuilt", "upload": "sketch", "block": 128}, {"sketch": 512}),
+)
+
+
+def make(config: Config, sizes: Sizes) -> Method:
+    """Build the method for `sizes`; raises SettingError on settings that cannot work."""
+    if config.model in ONE_SHOT:
+        return linear.make(config, sizes)
+    models = client_models(config)
+    fedcia = FedCIA(config, sizes, models, optax.adam(config.learning_rate))
+    layers = max(model.layers for model in models)
+    return Method(
+        partial(init, fedcia),
+        partial(step, fedcia),
+        partial(prepare, fedcia),
+        scoring.score,
+        traffic=traffic(fedcia),
+        attendance=lambda metrics: Attendance(metrics.participants),
+        vectors=scoring.vectors,
+        fold_in=scoring.folding(config, layers, partial(newest_table, fedcia)),
+    )
+
+
+def traffic(fedcia: FedCIA) -> Traffic:
+    """A factor or a sketch with its trace up, the eigenpairs down; float32.
+
+    Clients that rebuild their tables get, beside the eigenpairs, the rotation of the common one.
+    """
+    items, rank, models = fedcia.sizes.items, fedcia.rank, fedcia.models
+    width = sum(model.width for model in models) / len(models)
+    up = 4.0 * items * rank + 4 if fedcia.additive else 4.0 * items * width
+    rotation = 4.0 * min(rank, models[0].width) * models[0].width if fedcia.rebuilt else 0.0
+    return Traffic(up=up, down=4.0 * rank * (items + 1) + rotation)
+
+
+def init(fedcia: FedCIA, key: jax.Array, data: Data) -> State:
+    """Random tables, the item table common to the clients of one width."""
+    config, items = fedcia.config, fedcia.sizes.items
+    key_item, key_user, key_start = jax.random.split(key, 3)
+    tables, moments = [], []
+    for model, clients in groups(data, fedcia.models, config.weighting):
+        user = local.init_users(key_user, clients, model.width, config.init_scale)
+        item = local.init_items(key_item, items, model.width, config.init_scale)
+        item = item[:0] if fedcia.rebuilt else item
+        tables.append(Tables(user, jnp.tile(item, (len(user), 1, 1))))
+        moments.append(() if fedcia.rebuilt else jax.vmap(fedcia.optimizer.init)(tables[-1]))
+    # The eigenvectors of the common table's similarity start the first subspace iteration.
+    width = max(model.width for model in fedcia.models)
+    table = local.init_items(key_item, items, width, config.init_scale)
+    start = jax.random.normal(key_start, (items, fedcia.rank))
+    common = similarity.stacked([table[None]], [jnp.ones(1)])
+    pairs, energy = similarity.top_eigenpairs(common, start, iterations=8)
+    shared = Shared(jnp.int32(0), pairs, energy, table if fedcia.rebuilt else table[:, :0])
+    return State(shared, tuple(tables), tuple(moments))
+
+
+def groups(
+    data: Data, models: tuple[ClientModel, ...], weighting: str
+) -> list[tuple[ClientModel, Clients]]:
+    """Buckets split by model, clients of a bucket dealt out in turn; weights as asked for."""
+    found = []
+    for clients in data.clients:
+        if weighting == "uniform":
+            clients = clients._replace(weight=(clients.weight > 0).astype(jnp.float32))
+        for number, model in enumerate(models[: len(clients.client)]):
+            part = jax.tree.map(lambda leaf, n=number: leaf[n :: len(models)], clients)
+            found.append((model, part))
+    return found
+
+
+def aggregate(
+    fedcia: FedCIA,
+    shared: Shared,
+    uploads: tuple[Any, ...],
+    weights: tuple[jax.Array, ...],
+    key: jax.Array,
+) -> Shared:
+    """The server's S, the mean similarity of the clients."""
+    config, old = fedcia.config, shared.similarity
+    if fedcia.additive:
+        sketch, trace = weighted_mean(uploads, weights)
+        new = similarity.nystrom(sketch, old.vectors)
+        energy = jnp.sum(new.values) / jnp.maximum(trace, 1e-30)
+    else:
+        total = jnp.maximum(sum(weight.sum() for weight in weights), 1e-30)
+        mean = similarity.stacked(uploads, [weight / total for weight in weights])
+        if config.noise > 0:
+            clients = sum(len(weight) for weight in weights)
+            noise = laplace_mean(key, clients, fedcia.sizes.items, config.noise)
+            mean = similarity.add(mean, similarity.dense(noise))
+        new, energy = similarity.top_eigenpairs(mean, old.vectors, config.server_iterations)
+    table = similarity.procrustes(shared.table, new, 1.0) if fedcia.rebuilt else shared.table
+    return Shared(shared.rounds + 1, new, energy, table)
+
+
+def laplace_mean(key: jax.Array, clients: int, items: int, scale: float) -> jax.Array:
+    """The mean [I, I] of the paper's Laplace noise of all clients, made symmetric."""
+
+    def add(total, key):
+        return total + scale / clients * jax.random.laplace(key, (items, items)), None
+
+    total, _ = jax.lax.scan(add, jnp.zeros((items, items)), jax.random.split(key, clients))
+    return (total + total.T) / 2  # the antisymmetric part has no effect on an alignment
+
+
+def step(fedcia: FedCIA, state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
+    """One round."""
+    parts = groups(data, fedcia.models, fedcia.config.weighting)
+    shared, private, (loss, distance), participants = federated_round(
+        tuple(partial(train, fedcia, model) for model, _ in parts),
+        partial(aggregate, fedcia),
+        state.shared,
+        tuple(zip(state.tables, state.moments, strict=True)),
+        tuple(clients for _, clients in parts),
+        key,
+        cohort=fedcia.config,
+        additive=fedcia.additive,
+    )
+    metrics = Metrics(loss, distance, shared.energy, participants)
+    return State(shared, *zip(*private, strict=True)), metrics
+
+
+def prepare(fedcia: FedCIA, state: State, data: Data) -> scoring.Served:
+    """Align every client to the newest S, as it would on its next download, and encode."""
+    parts = groups(data, fedcia.models, fedcia.config.weighting)
+    served = []
+    for (model, clients), tables in zip(parts, state.tables, strict=True):
+        if fedcia.rebuilt:
+            item = jnp.tile(state.shared.table, (len(clients.client), 1, 1))
+        else:
+            item = jax.vmap(lambda item: aligned(fedcia.config, item, state.shared))(tables.item)
+        served.append(scoring.encode_bucket(Tables(tables.user, item), clients, model.layers))
+    dealt = Data(tuple(clients for _, clients in parts))
+    return scoring.serve(dealt, tuple(served), fedcia.sizes.users)
+
+
+def newest_table(fedcia: FedCIA, state: State) -> jax.Array:
+    """The item table of a client that joins now: a minimiser of ||E E^T - S||_F."""
+    vectors, values = state.shared.similarity
+    width = max(model.width for model in fedcia.models)
+    return vectors[:, :width] * jnp.sqrt(values[:width])

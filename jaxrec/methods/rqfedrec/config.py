@@ -1,0 +1,150 @@
+"""RQFedRec's settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxrec.federated.codecs import Codec
+from jaxrec.federated.cohort import CohortConfig
+from jaxrec.settings.fields import check, require, setting
+from jaxrec.types import SettingError, Sizes
+
+
+@dataclass(frozen=True)
+class CodesConfig:
+    """Settings of codes and of where codebooks start."""
+
+    channels: Literal["dual", "semantic", "collaborative", "random"] = "dual"
+    """Where codes come from: item text, collaborative vectors, both, or (as a control) chance."""
+    levels: int = setting(3, at_least=1)
+    """Q, quantiser levels of a channel."""
+    codes: int = setting(256, at_least=1)
+    """K, codes a level."""
+    width: int = setting(32, at_least=1)
+    """D, the width of codes and user vectors (numbers per vector)."""
+    start: Literal["warm", "cold"] = "warm"
+    """warm: codebooks fitted to the collaborative vectors; cold: random codebooks."""
+    window: float = setting(0.0, at_least=0)
+    """Rows of a user that count as near in the collaborative vectors, in rows; 0: all of them."""
+    passes: int = setting(4, at_least=1)
+    """Secure sums [I, D + 1] for the collaborative vectors."""
+    sketch_participation: float = setting(0.2, above=0, at_most=1)
+    """Chance of a client to be in one of those sums, 0 to 1."""
+    sketch_bits: Literal[8, 32] = 8
+    """Bits of a number in those sums."""
+    text_width: int = setting(64, at_least=1)
+    """Principal components of the text vectors that are quantised."""
+
+    __post_init__ = check
+
+    @property
+    def semantic(self) -> bool:
+        """Whether there is a channel of text codes."""
+        return self.channels in ("dual", "semantic")
+
+    @property
+    def collaborative(self) -> bool:
+        """Whether there is a channel of collaborative codes."""
+        return self.channels in ("dual", "collaborative")
+
+    @property
+    def number_of_channels(self) -> int:
+        return 2 if self.channels == "dual" else 1
+
+    @property
+    def codebook_levels(self) -> int:
+        """P, the levels of all channels."""
+        return self.number_of_channels * self.levels
+
+    @property
+    def needs_vectors(self) -> bool:
+        """Whether the set-up makes collaborative vectors."""
+        return self.collaborative or self.start == "warm"
+
+
+@dataclass(frozen=True)
+class Config(CohortConfig, CodesConfig):
+    """Settings of RQFedRec."""
+
+    popularity: bool = True
+    """Whether scores have the public popularity term."""
+    recency: float = setting(0.0, at_least=0)
+    """A train row with n newer ones of its user counts 1 / (1 + n / recency); 0: all count 1."""
+    l2: float = setting(1.0, above=0)
+    """L2 penalty that draws a user to the popularity ranking, in interactions."""
+    user_steps: int = setting(4, at_least=1)
+    """Newton steps of a user vector per round; serving takes as many."""
+    damping: float = setting(0.3, above=0, at_most=1)
+    """Part of a Newton step that is taken, 0 to 1."""
+    codebook_steps: int = setting(1, at_least=1)
+    """Gradient steps on a client's codebooks per round; 1: FedSGD, more: FedAvg."""
+    codebook_learning_rate: float = setting(0.1, above=0)
+    """Step size of those steps, where there are more than one."""
+    server_learning_rate: float = setting(0.003, above=0)
+    """Step size of the server's Adam."""
+    negatives: int = setting(0, at_least=0)
+    """Sampled rivals of a client per round; 0: the full catalogue."""
+    uplink: Codec = "int8"
+    """How clients send codebooks; sign carries what it rounded off to the next upload."""
+    downlink: Literal["float32", "int8"] = "int8"
+    """How the server sends codebooks."""
+    curriculum: Literal["constant", "linear", "sigmoid", "learned"] = "constant"
+    """How the channels' gates move; learned: by gradient."""
+    curriculum_rounds: int = setting(50, at_least=1)
+    """Rounds that a linear or sigmoid curriculum takes."""
+    curriculum_floor: float = setting(0.5, above=0, at_most=1)
+    """The lowest gate of a curriculum."""
+    semantic_weight: float = setting(1.0, above=0)
+    """A constant or first gate of the semantic channel, the collaborative one's being 1."""
+    refresh: int = setting(0, at_least=0)
+    """Rounds between two refreshes of the collaborative codes; 0: never."""
+    clip: float = setting(0.0, at_least=0)
+    """Longest code row that the server takes from a client, in norm per interaction; 0: any."""
+    trim: float = setting(0.0, at_least=0, below=0.5)
+    """Fraction of uploads dropped at either end of each coordinate before the mean."""
+    drop_loss: float = setting(0.0, at_least=0, below=1)
+    """Fraction of its interactions, those of the highest loss, that a client leaves out; rounded
+    down."""
+    participation: float = setting(0.1, above=0, at_most=1)
+    """Chance of a client to be in a round, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.channels != "dual" and (self.curriculum != "constant" or self.semantic_weight != 1):
+            raise SettingError(
+                f"channels = {self.channels!r}: one channel has no curriculum; leave curriculum = "
+                f"{self.curriculum!r} at 'constant' and semantic_weight = {self.semantic_weight} "
+                "at 1"
+            )
+        rule = f"0 for channels = {self.channels!r}, which have no collaborative codes"
+        require(self.collaborative or not self.refresh, self, "refresh", rule)
+
+    @property
+    def codebook_shape(self) -> tuple[int, int, int]:
+        """[P, K, D] of the codebooks of all channels."""
+        return self.codebook_levels, self.codes, self.width
+
+    @property
+    def keeps_error(self) -> bool:
+        """Whether clients keep what their codec rounds off."""
+        return self.uplink == "sign"
+
+    @property
+    def factored(self) -> bool:
+        """Whether an upload is the gradient of a table that all clients share.
+
+        Then it is a product of factors: no client needs codebooks of its own.
+        """
+        return self.uplink == "float32" and self.codebook_steps == 1 and not self.negatives
+
+
+def check_items(config: Config, sizes: Sizes) -> None:
+    """Rules that join settings to the number of items; raises SettingError naming the value."""
+    if config.codes > sizes.items:
+        raise SettingError(
+            f"codes = {config.codes}: there are {sizes.items:,} items, and more codes than items "
+            "quantise nothing; set codes between 1 and that, an eighth of it at most to save bytes"
+        )
+    rule = f"0 (all) or up to the {sizes.items:,} items"
+    require(config.negatives <= sizes.items, config, "negatives", rule)

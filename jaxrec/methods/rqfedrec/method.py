@@ -1,0 +1,165 @@
+"""RQFedRec: clients and server exchange codebooks instead of item tables (arXiv 2601.18570).
+
+An item is a list of codes [P], P = channels x levels, made by residual k-means on the vectors of
+its text (semantic channel) and on collaborative vectors (collaborative channel). With codebooks C
+[P, K, D], channel gates w, private user vectors u and a private popularity weight a,
+
+    score(u, i) = u . sum_p w_p C[p, code(i, p)] + a log popularity(i).
+
+A client fits u to its own history (`ops/fold_in.py`), takes gradient steps on the codebooks and
+uploads the change; a round's traffic depends on P, K and D, never on the number of items.
+
+The abstracts are all of the paper that we could read, so the rest is ours:
+- Set-up by secure sums (`federated/cooccurrence.py`): item counts, then a few passes of subspace
+  iteration. The codebooks start at the least squares fit of those vectors, and so near the end.
+- The loss is a softmax over the full catalogue (or a sample of it): every item that is not in
+  train is a rival, so held-out items cannot leak through the negatives. In the sample, what other
+  users of the same client have is nobody's rival there.
+- Gates act at the server, on what it broadcasts: their gradient follows from the codebooks'. The
+  curriculum moves weight from the semantic to the collaborative channel; with a warm start it
+  gains nothing (README), so the gates are constant by default.
+- `recency`: a client may weigh its newest rows most. It knows their order, nobody else does.
+- A refresh passes the learned item table once more over the co-occurrences, codes the result
+  anew and re-expresses the codebooks in the new codes by least squares.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrec.federated import catalogue, codecs, cooccurrence, scoring
+from jaxrec.federated.aggregate import Factored
+from jaxrec.federated.catalogue import Catalogue
+from jaxrec.federated.engine import federated_round
+from jaxrec.methods.rqfedrec import client, codes, server
+from jaxrec.methods.rqfedrec.config import Config, check_items
+from jaxrec.methods.rqfedrec.state import Metrics, Shared, State
+from jaxrec.models.collaborative import Tables
+from jaxrec.types import Attendance, Data, Method, Reads, Sizes, Traffic, Traits
+
+TRAITS = Traits(
+    run={
+        "rounds": 200,
+        "evaluate_every": 10,
+        "patience": 4,
+        "baselines": ("fedavg", "popularity"),
+    },
+    reads=lambda config: Reads(text=config.semantic),
+    needs=("text",),
+    uses=("order",),
+    renamed={"dropout": "dropped"},
+    smaller=({"uplink": "int4"},),
+)
+
+
+def make(config: Config, sizes: Sizes) -> Method:
+    """Build the method for `sizes`; raises SettingError on settings that cannot work."""
+    check_items(config, sizes)
+    return Method(
+        partial(init, config, sizes),
+        partial(step, config),
+        partial(prepare, config, sizes),
+        scoring.score,
+        traffic=traffic(config, sizes),
+        attendance=lambda metrics: Attendance(metrics.participants, metrics.refreshed),
+        vectors=scoring.vectors,
+        fold_in=partial(fold_in_users, config),
+    )
+
+
+def traffic(config: Config, sizes: Sizes) -> Traffic:
+    """Codebooks each round; counts, passes and the code table at set-up. Gates stay at home."""
+    levels, number, width = config.codebook_shape
+    up, down = (
+        codecs.message_bytes(codec, levels * number, width)
+        for codec in (config.uplink, config.downlink)
+    )
+    once = codes.traffic(config, sizes, refreshes=config.refresh > 0)
+    if not config.negatives:  # every client fits its users to the first codebooks
+        once = once._replace(setup_down=once.setup_down + down)
+    return once._replace(up=up, down=down)
+
+
+def init(config: Config, sizes: Sizes, key: jax.Array, data: Data) -> State:
+    """The set-up: counts, codes and codebooks by secure sums; users fitted to them."""
+    codes.check_data(config, data)
+    key_codes, key_anchors = jax.random.split(key)
+    counts = cooccurrence.item_counts(data, sizes.items)
+    coded, codebooks = codes.initial_codes(config, data, counts, key_codes)
+    shared = server.initial_shared(config, coded, codebooks, counts, key_anchors)
+    prior = client.prior(config)
+    users = tuple(jnp.broadcast_to(prior, (*c.users.shape, len(prior))) for c in data.clients)
+    width = config.codebook_shape if config.keeps_error else (0,)
+    error = tuple(jnp.zeros((len(c.client), *width)) for c in data.clients)
+    if not config.negatives:  # else the whole catalogue is to be met at evaluations alone
+        users = tuple(table.user for table in fitted(config, shared, users, data))
+    return State(shared, users, error)
+
+
+def step(config: Config, state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
+    """One round, and a refresh of the codes where one is due."""
+    key, key_refresh = jax.random.split(key)
+    sent = server.broadcast(config, state.shared)
+    items = server.all_items(state.shared, sent)
+    known = items if config.factored else catalogue.with_incidence(items, config.codes)
+    known = None if config.negatives else known
+    shared, private, loss, participants = federated_round(
+        (partial(client.train, config, sent, known),) * len(data.clients),
+        partial(server.aggregate, config),
+        state.shared,
+        tuple(zip(state.user, state.error, strict=True)),
+        data.clients,
+        key,
+        cohort=config,
+        additive=not config.trim,
+        product=partial(sent_gradient, config, items),
+        receive=partial(server.receive, config) if config.clip else None,
+    )
+    user, error = zip(*private, strict=True)
+    refreshed = jnp.float32(0)
+    if config.refresh:
+        due = (shared.round % config.refresh == 0) & (shared.round > state.shared.round)
+        renew = lambda shared: server.refresh(config, shared, data, key_refresh)
+        shared = jax.lax.cond(due, renew, lambda shared: shared, shared)
+        error = tuple(jnp.where(due, 0, each) for each in error)  # it was of the old codes
+        members = sum(jnp.sum(clients.weight > 0) for clients in data.clients)
+        refreshed = due * config.sketch_participation * members
+    gates = server.gates_at(config, shared.round, shared.gates)
+    metrics = Metrics(loss, gates, shared.codes.diagnostics, participants, refreshed)
+    return State(shared, user, error), metrics
+
+
+def sent_gradient(config: Config, items: Catalogue, upload: Factored) -> jax.Array:
+    """What a client sends in place of its factors: the codebooks' gradient [P, K, D]."""
+    items = catalogue.with_incidence(items, config.codes)
+    return client.codebook_gradient(config, *upload, items)
+
+
+def fitted(
+    config: Config, shared: Shared, users: tuple[jax.Array, ...], data: Data
+) -> tuple[Tables, ...]:
+    """Every client's users, fitted to the newest codebooks."""
+    sent = server.broadcast(config, shared)
+    items = server.all_items(shared, sent)
+
+    def one(pair: Any) -> jax.Array:
+        user, clients = pair
+        return client.fit(config, user, client.view(config, items, clients), sent, clients)[0]
+
+    users = catalogue.each_client(one, users, data, len(shared.counts))
+    return tuple(Tables(user, items.features) for user in users)
+
+
+def prepare(config: Config, sizes: Sizes, state: State, data: Data) -> scoring.Served:
+    """Every user of the federation, fitted and laid out for scoring."""
+    return scoring.serve(data, fitted(config, state.shared, state.user, data), sizes.users)
+
+
+def fold_in_users(config: Config, state: State, data: Data) -> scoring.Served:
+    """New users, fitted and laid out for scoring."""
+    refit = lambda users: fitted(config, state.shared, users, data)
+    return scoring.fit_new_users(refit, client.prior(config), data)

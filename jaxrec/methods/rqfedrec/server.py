@@ -1,0 +1,137 @@
+"""What the server of RQFedRec does: what it sends, its step on the codebooks, a refresh of codes.
+
+Gates act here, on what is broadcast, so clients know of none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrec.federated import catalogue, codecs
+from jaxrec.federated.aggregate import Factored, clip_rows, trimmed_mean, weighted_mean
+from jaxrec.federated.catalogue import Catalogue
+from jaxrec.methods.rqfedrec.codes import refreshed_codes, ungated
+from jaxrec.methods.rqfedrec.config import Config
+from jaxrec.methods.rqfedrec.state import Broadcast, Shared
+from jaxrec.ops import fold_in
+from jaxrec.types import Data
+
+ANCHORS = 4096  # items that the curvature is taken on, whatever the catalogue
+
+
+def optimizer(config: Config) -> optax.GradientTransformation:
+    """The server's, of codebooks and gates."""
+    return optax.adam(config.server_learning_rate)
+
+
+def initial_gates(config: Config) -> jax.Array:
+    """Gates [channels] before the first round, as they are stored."""
+    gates = jnp.ones(config.number_of_channels)
+    return gates.at[0].set(config.semantic_weight) if config.channels == "dual" else gates
+
+
+def initial_shared(
+    config: Config, codes: Any, codebooks: jax.Array, counts: jax.Array, key: jax.Array
+) -> Shared:
+    """What the server knows before the first round; codebooks [P, K, D] are as they are served."""
+    popularity = jnp.log1p(counts) * config.popularity
+    gates = initial_gates(config)
+    if config.channels == "dual":
+        codebooks = ungated(codebooks, code_gates(config, jnp.int32(0), gates))
+    number = min(ANCHORS, len(counts))
+    anchors = jax.random.choice(key, len(counts), (number,), p=counts + 1e-9)
+    return Shared(
+        jnp.int32(0),
+        codes,
+        codebooks,
+        gates,
+        optimizer(config).init((codebooks, gates)),
+        popularity - popularity.mean(),
+        counts,
+        anchors,
+    )
+
+
+def gates_at(config: Config, number: jax.Array, gates: jax.Array) -> jax.Array:
+    """Gates [channels] in round `number`, from the stored ones."""
+    if config.channels != "dual" or config.curriculum in ("constant", "learned"):
+        return gates
+    time = jnp.clip(number / config.curriculum_rounds, 0, 1)
+    if config.curriculum == "sigmoid":
+        time = jax.nn.sigmoid(12 * (time - 0.5))
+    rise = (1 - config.curriculum_floor) * time
+    return gates * jnp.stack([1 - rise, config.curriculum_floor + rise])
+
+
+def code_gates(config: Config, number: jax.Array, gates: jax.Array) -> jax.Array:
+    """Gates [P] of the levels of all channels in round `number`."""
+    return jnp.repeat(gates_at(config, number, gates), config.levels)
+
+
+def broadcast(config: Config, shared: Shared) -> Broadcast:
+    """What clients get: codebooks through the downlink's codec, and the users' curvature."""
+    gates = code_gates(config, shared.round, shared.gates)
+    sent = codecs.round_trip(gates[:, None, None] * shared.codebooks, config.downlink)
+    met = shared.anchors
+    anchors = catalogue.describe(sent, shared.codes.table[met], shared.popularity[met]).features
+    curvature = fold_in.curvature(anchors, jnp.full(len(met), 1 / len(met)))
+    return Broadcast(sent, curvature)
+
+
+def all_items(shared: Shared, sent: Broadcast) -> Catalogue:
+    """The whole catalogue under the codebooks as they were sent."""
+    return catalogue.describe(sent.codebooks, shared.codes.table, shared.popularity)
+
+
+def receive(config: Config, uploads: jax.Array) -> jax.Array:
+    """Uploads [C, P, K, D] with code rows as long as the server takes them at most."""
+    return clip_rows(uploads, config.clip)
+
+
+def aggregate(
+    config: Config,
+    shared: Shared,
+    uploads: tuple[Any, ...],
+    weights: tuple[jax.Array, ...],
+    key: jax.Array,
+) -> Shared:
+    """Adam's step on codebooks and gates by the mean change [P, K, D]."""
+    change = mean_change(config, shared, uploads, weights)
+    gates = gates_at(config, shared.round, shared.gates)
+    # d/dw and d/dC of a loss that depends on w C alone, from its gradient in w C.
+    wanted = (change * shared.codebooks).reshape(len(gates), -1).sum(axis=1)
+    wanted = wanted if config.curriculum == "learned" else jnp.zeros_like(wanted)
+    gradient = change * jnp.repeat(gates, config.levels)[:, None, None], wanted
+    parameters = shared.codebooks, shared.gates
+    updates, moments = optimizer(config).update(gradient, shared.moments, parameters)
+    codebooks, new_gates = jax.tree.map(optax.apply_updates, parameters, updates)
+    return shared._replace(
+        round=shared.round + 1, codebooks=codebooks, gates=new_gates, moments=moments
+    )
+
+
+def mean_change(
+    config: Config, shared: Shared, uploads: tuple[Any, ...], weights: tuple[jax.Array, ...]
+) -> jax.Array:
+    """The clients' mean gradient of the codebooks as broadcast, [P, K, D]."""
+    if config.trim:
+        return trimmed_mean(uploads, weights, config.trim)
+    mean = weighted_mean(uploads, weights)
+    if not isinstance(uploads[0], Factored):
+        return mean
+    by_code = lambda codes: jax.ops.segment_sum(mean, codes, config.codes)  # mean is [I, D]
+    return jax.vmap(by_code, in_axes=1)(shared.codes.table)
+
+
+def refresh(config: Config, shared: Shared, data: Data, key: jax.Array) -> Shared:
+    """New collaborative codes, and the codebooks expressed in them; Adam starts anew."""
+    gates = code_gates(config, shared.round, shared.gates)
+    codes, codebooks = refreshed_codes(
+        config, shared.codes, shared.codebooks, gates, data, shared.counts, key
+    )
+    moments = optimizer(config).init((codebooks, shared.gates))
+    return shared._replace(codes=codes, codebooks=codebooks, moments=moments)

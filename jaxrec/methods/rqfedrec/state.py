@@ -1,0 +1,43 @@
+"""What the server of RQFedRec knows, what it sends, and what a client keeps."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxrec.methods.rqfedrec.codes import Codes
+from jaxrec.ops import quantize
+from jaxrec.ops.fold_in import Curvature
+
+
+class Shared(NamedTuple):
+    round: jax.Array  # int32 []
+    codes: Codes
+    codebooks: jax.Array  # f32 [P, K, D]
+    gates: jax.Array  # f32 [channels]
+    moments: Any  # the server optimiser's, of codebooks and gates
+    popularity: jax.Array  # f32 [I]  centred log counts
+    counts: jax.Array  # f32 [I]  train interactions
+    anchors: jax.Array  # int32 [A]  items drawn by popularity
+
+
+class State(NamedTuple):
+    shared: Shared
+    user: tuple[jax.Array, ...]  # a bucket: f32 [C, U, D + 1], the last is the popularity weight
+    error: tuple[jax.Array, ...]  # a bucket: f32 [C, P, K, D], what sign rounded off; else [C, 0]
+
+
+class Metrics(NamedTuple):
+    loss: jax.Array  # mean loss per interaction of the fitted users, before the round
+    gates: jax.Array  # [channels]
+    codes: quantize.Diagnostics
+    participants: jax.Array  # clients whose upload arrived
+    refreshed: jax.Array  # clients that took part in a refresh
+
+
+class Broadcast(NamedTuple):
+    """What a client downloads, and what follows from it for everybody who knows the codes."""
+
+    codebooks: jax.Array  # f32 [P, K, D]  gated
+    curvature: Curvature
