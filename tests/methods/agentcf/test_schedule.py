@@ -1,7 +1,6 @@
 """Waves are the sequential loop: proved with a rule that tells any other order."""
 
-from collections import Counter
-
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +11,9 @@ from hypothesis import strategies as st
 import jaxrec
 from jaxrec.data.pack import history
 from jaxrec.data.split import split
-from jaxrec.ops import schedule
-from jaxrec.ops.schedule import Events, Memories
-from jaxrec.types import History
+from jaxrec.methods.agentcf import schedule
+from jaxrec.methods.agentcf.events import Events, draw_events, has_taken
+from jaxrec.methods.agentcf.schedule import Memories
 
 
 def mix(number, *values):
@@ -40,20 +39,19 @@ def one_by_one(events, users, items):
     return np.array(user), np.array(item)
 
 
-@jax.jit(static_argnames=("width", "users", "items", "add"))
-def replay(events, level, width, users, items, add=False):
+@jax.jit(static_argnames=("lanes", "users", "items", "add"))
+def replay(events, level, lanes, users, items, add=False):
     start = Memories(*(jnp.arange(n, dtype=jnp.uint32) for n in (users, items)))
     rule = lambda user, item, negative, event, _: hashing(user, item, negative, event)
-    return schedule.replay(rule, start, events, level, width, add=add)
+    return schedule.replay(rule, start, events, level, lanes, add=add)
 
 
 levels = jax.jit(schedule.levels, static_argnums=(1, 2))
 
 
-def assert_equals_the_loop(events, level, width, users, items):
-    found, _ = replay(events, level, width, users, items)
-    for memory, expected in zip(found, one_by_one(events, users, items), strict=True):
-        np.testing.assert_array_equal(memory, expected)
+def assert_equals_the_loop(events, level, lanes, users, items):
+    found, _ = replay(events, level, lanes, users, items)
+    chex.assert_trees_all_equal(tuple(found), one_by_one(events, users, items))
 
 
 def log(draw_users, pairs):
@@ -73,15 +71,14 @@ logs = st.builds(
 
 @settings(deadline=None, max_examples=25)
 @given(logs, st.sampled_from([1, 3, 8]), st.integers(0, 10))
-def test_levels_at_any_width_and_inner_order_equal_the_loop(events, width, seed):
+def test_levels_with_any_lanes_and_inner_order_equal_the_loop(events, lanes, seed):
     level = np.asarray(levels(events, 6, 9))
-    assert_equals_the_loop(events, level, width, 6, 9)
+    assert_equals_the_loop(events, level, lanes, 6, 9)
     order = np.random.default_rng(seed).permutation(len(level))
     order = order[np.argsort(level[order], kind="stable")]  # another order within each level
     moved = jax.tree.map(lambda part: part[order], events)
-    found, _ = replay(moved, level[order], width, 6, 9)
-    for memory, expected in zip(found, one_by_one(events, 6, 9), strict=True):
-        np.testing.assert_array_equal(memory, expected)
+    found, _ = replay(moved, level[order], lanes, 6, 9)
+    chex.assert_trees_all_equal(tuple(found), one_by_one(events, 6, 9))
 
 
 @settings(deadline=None)
@@ -107,10 +104,10 @@ def random_log(users, items, number):
 def test_ignoring_conflicts_is_another_result():
     events = random_log(20, 30, 400)
     user, item = one_by_one(events, 20, 30)
-    for width in (1, 16):
-        found, _ = replay(events, np.arange(400) // width, width, 20, 30)
-        assert (np.asarray(found.user) == user).all() == (width == 1)
-        assert (np.asarray(found.item) == item).all() == (width == 1)
+    for lanes in (1, 16):
+        found, _ = replay(events, np.arange(400) // lanes, lanes, 20, 30)
+        assert (np.asarray(found.user) == user).all() == (lanes == 1)
+        assert (np.asarray(found.item) == item).all() == (lanes == 1)
 
 
 def test_every_event_reports_what_it_read():
@@ -143,54 +140,10 @@ def test_real_logs_bit_for_bit(data_root, name):
     dataset = jaxrec.load(name)
     users, items = dataset.num_users, dataset.num_items
     rows = history(split(dataset, "leave-one-out"))
-    item = rows.item[rows.order]
-    user, domain = rows.user[rows.order], jnp.asarray(dataset.items["domain"].to_numpy())
-    rejected = jax.jit(schedule.negatives)(jax.random.key(0), user, item, domain, rows)
-    assert not schedule.has(rows, user, rejected).any()
-    events = Events(user, item, rejected)
+    domain = jnp.asarray(dataset.items["domain"].to_numpy())
+    events = jax.jit(draw_events)(jax.random.key(0), rows, domain)
+    assert not has_taken(rows, events.user, events.negative).any()
     assert_equals_the_loop(events, levels(events, users, items), 64, users, items)
-    careless, _ = replay(events, np.arange(len(item)) // 64, 64, users, items)
+    careless, _ = replay(events, np.arange(len(events.item)) // 64, 64, users, items)
     expected = one_by_one(events, users, items)[1]
-    assert (np.asarray(careless.item) != expected)[np.unique(item)].mean() > 0.05
-
-
-def known(rows, users):
-    """The History of pairs (user, item)."""
-    user, item = (np.array(part) for part in zip(*sorted(rows, key=lambda r: r[0]), strict=True))
-    start = np.searchsorted(user, np.arange(users + 1))
-    return History(*(jnp.asarray(part, jnp.int32) for part in (user, item, start, user)))
-
-
-def test_negatives_are_all_others_of_the_domain_alike():
-    domain = jnp.array([0, 1, 0, 1, 0, 0, 0])
-    item = jnp.asarray([0, 1, 2, 3, 4, 5] * 300)
-    user = jnp.zeros_like(item)
-    history = known([(0, 6)], 1)
-    draw = jax.jit(schedule.negatives)
-    drawn = np.asarray(draw(jax.random.key(1), user, item, domain, history))
-    assert (domain[drawn] == domain[item]).all()
-    assert (drawn != np.asarray(item)).all()
-    counts = Counter(drawn[::6].tolist())
-    assert set(counts) == {2, 4, 5}  # item 6 is the user's own
-    assert min(counts.values()) > 60  # of 300, 100 expected, standard deviation 8
-    again = draw(jax.random.key(1), user[:7], item[:7], domain, history)
-    np.testing.assert_array_equal(again, drawn[:7])
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), min_size=20, max_size=20, unique=True)
-)
-@settings(deadline=None, max_examples=20)
-def test_who_has_what(rows):
-    user, item = jnp.meshgrid(jnp.arange(5), jnp.arange(10), indexing="ij")
-    found = jax.jit(schedule.has)(known(rows, 5), user, item)
-    expected = np.zeros((5, 10), bool)
-    expected[tuple(np.array(rows).T)] = True
-    np.testing.assert_array_equal(found, expected)
-
-
-def test_the_only_item_of_a_domain_is_told():
-    assert schedule.lonely(np.array([0, 0, 1, 3, 3])).tolist() == [2]
-    item, domain = jnp.array([0, 2]), jnp.array([0, 0, 1])
-    drawn = schedule.negatives(jax.random.key(0), item * 0, item, domain, known([(0, 0)], 1))
-    assert drawn.tolist() == [1, 2]
+    assert (np.asarray(careless.item) != expected)[np.unique(events.item)].mean() > 0.05

@@ -2,8 +2,7 @@
 
 A user's memory is private per domain (running means of what was liked and disliked) and fused per
 target domain; an item's memory is a vector that starts as its content and leans towards the users
-who choose it. All of it lives in one space, that of the text encoder, with each domain's mean taken
-away: what all items of a domain have in common tells nobody apart.
+who choose it. All of it lives in the space of the items' contents (`World`).
 """
 
 from __future__ import annotations
@@ -13,7 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrec.ops.schedule import Events
+from jaxrec.methods.agentcf.config import Config
+from jaxrec.methods.agentcf.events import Events
+from jaxrec.methods.agentcf.world import World, length, unit
 
 
 class Memory(NamedTuple):
@@ -21,16 +22,8 @@ class Memory(NamedTuple):
 
     like: jax.Array  # [M, D]  private: running mean of what was chosen in each domain
     dislike: jax.Array  # [M, D]  private: of what was rejected
-    count: jax.Array  # [M]  interactions in each domain
+    count: jax.Array  # [M]  interactions by domain  # pyright: ignore
     fused: jax.Array  # [M, 2, D]  likes and dislikes that bear on each target domain
-
-
-class World(NamedTuple):
-    """What everybody knows and nobody changes."""
-
-    content: jax.Array  # [I, D]  unit vectors of the items' texts, centred by domain
-    domain: jax.Array  # int32 [I]
-    bases: jax.Array  # [M, D, R]  orthonormal: what the items of each domain can express
 
 
 class Rates(NamedTuple):
@@ -39,7 +32,7 @@ class Rates(NamedTuple):
     aversion: float = 0.5  # weight of dislikes in a choice
     temperature: float = 0.1  # of a choice
     surprise: float = 0.5  # 0: every event counts alike; 1: the more, the less expected
-    recency: float = 0.05  # least weight of the newest event in a running mean
+    newest_weight: float = 0.05  # least weight of the newest event in a running mean
     transfer: float = 0.5  # weight of an event of another domain in a fused memory
     threshold: float = 0.3  # share of another domain's memory that must bear on the target
     sharpness: float = 0.1  # of that gate; smaller is sharper
@@ -47,6 +40,18 @@ class Rates(NamedTuple):
     item: float = 0.1  # how far an unexpected choice moves an item
     rejected: float = 0.3  # how far it moves the rejected item, relative to that
     anchor: float = 0.02  # pull of an item's content
+
+
+def rates_of(config: Config) -> Rates:
+    """The rates that settings ask for: private memories take nothing from other domains."""
+    return Rates(
+        temperature=config.temperature,
+        surprise=config.surprise,
+        newest_weight=config.newest_weight,
+        transfer=config.transfer if config.memory == "dual" else 0.0,
+        renewal=1.0 if config.memory == "private" else config.renewal,
+        item=config.item_rate,
+    )
 
 
 def interact(
@@ -79,11 +84,16 @@ def choose(fused: jax.Array, item: jax.Array, negative: jax.Array, rates: Rates)
 
 
 def reflect(
-    user: Memory, target: jax.Array, item: jax.Array, negative: jax.Array, likely, rates: Rates
+    user: Memory,
+    target: int | jax.Array,
+    item: jax.Array,
+    negative: jax.Array,
+    likely: jax.Array,
+    rates: Rates,
 ) -> Memory:
     """The private memory of domain `target` moves, the further the less it was expected."""
     number = user.count[target]
-    pace = jnp.maximum(1 / (number + 1), rates.recency)
+    pace = jnp.maximum(1 / (number + 1), rates.newest_weight)
     pace *= 1 - rates.surprise + 2 * rates.surprise * (1 - likely)
     pace = jnp.where(number > 0, jnp.minimum(pace, 1), 1)
     move = lambda memory, to: memory.at[target].add(pace * (to - memory[target]))
@@ -94,7 +104,7 @@ def reflect(
     )
 
 
-def fuse(user: Memory, target: jax.Array, bases: jax.Array, rates: Rates) -> jax.Array:
+def fuse(user: Memory, target: int | jax.Array, bases: jax.Array, rates: Rates) -> jax.Array:
     """The fused memory [2, D] of domain `target`, from all private ones.
 
     Step one keeps of another domain's memory what the target's basis, of `bases` [M, D, R], can
@@ -113,7 +123,7 @@ def fuse(user: Memory, target: jax.Array, bases: jax.Array, rates: Rates) -> jax
     brought = here[:, None, None] * (weight @ filtered)
     own = (1 - weight.sum()) * private[:, target]
     merged = unit(own + jnp.einsum("tkr,tdr->kd", brought, bases))
-    empty = _norm(user.fused[target][0]) == 0
+    empty = length(user.fused[target][0]) == 0
     renewal = jnp.where(empty, 1, rates.renewal)
     return unit((1 - renewal) * user.fused[target] + renewal * merged)
 
@@ -127,17 +137,11 @@ def revise(
 ) -> tuple[jax.Array, jax.Array]:
     """Both items' memories [D] anew: the chosen one leans towards the user, the other away."""
     step = rates.item * (1 - likely)
-    moves = step, -rates.rejected * step
-    return tuple(
-        unit(item + move * taste + rates.anchor * (content - item))
-        for item, content, move in zip(items, contents, moves, strict=True)
+
+    def moved(item: jax.Array, content: jax.Array, move: jax.Array) -> jax.Array:
+        return unit(item + move * taste + rates.anchor * (content - item))
+
+    return (
+        moved(items[0], contents[0], step),
+        moved(items[1], contents[1], -rates.rejected * step),
     )
-
-
-def unit(vectors: jax.Array) -> jax.Array:
-    """Vectors [..., D] of length 1; zero stays zero."""
-    return vectors / jnp.maximum(_norm(vectors), 1e-12)[..., None]
-
-
-def _norm(vectors: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.sum(vectors**2, axis=-1))

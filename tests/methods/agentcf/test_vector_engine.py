@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.optimize import minimize
 
 import jaxrec
 from jaxrec.data.pack import history, pack
@@ -16,12 +15,16 @@ from jaxrec.data.split import split
 from jaxrec.data.synthetic import synthetic
 from jaxrec.data.text import texts, tfidf
 from jaxrec.methods import agentcf
-from jaxrec.ops import memory, schedule
-from jaxrec.ops.schedule import Events
+from jaxrec.methods.agentcf import ranking, schedule
+from jaxrec.methods.agentcf.events import Events, draw_negatives
+from jaxrec.methods.agentcf.interaction import Rates, interact
+from jaxrec.methods.agentcf.state import OF_COUNTS, OF_GROUPS
+from jaxrec.methods.agentcf.world import world_of
+from jaxrec.training.settings import read_settings
 from jaxrec.types import TEST, TRAIN, VALID, DataError, Dataset, SettingError
 
 QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
-SMALL = {"groups": 4, "rank": 6, "width": 16}
+SMALL = {"groups": 4, "rank": 6, "minibatch_size": 16}
 
 
 @cache
@@ -47,93 +50,13 @@ def trained(data, sizes, **settings):
     return state, metrics, jax.jit(scores, compiler_options=QUICK)(state, data)
 
 
-def world_of(data, sizes, single=False):
-    return agentcf._world(data, sizes.domains, SMALL["rank"], single)
-
-
 @cache
 def small(**settings):
     return trained(*problem(), **settings)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["dual", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("single", "private"))],
-)
-def test_scores_are_the_weighted_features(kind):
-    data, sizes = problem()
-    state, _, scores = small(memory=kind)
-    world = world_of(data, sizes, kind == "single")
-    tastes = agentcf.vectors(state, world, agentcf.Rates(transfer=0.5 if kind == "dual" else 0.0))
-    for domain in range(sizes.domains):
-        shown = np.flatnonzero(np.asarray(data.domain) == domain)
-        users = jnp.arange(sizes.users)
-        lists = jnp.tile(jnp.asarray(shown), (sizes.users, 1))
-        values = agentcf.features(state, world, tastes, users, lists)
-        expected = jax.nn.log_softmax(values @ state.weights[domain])
-        visits = 1 + np.bincount(
-            np.asarray(data.history.user), np.asarray(data.domain[data.history.item] == domain)
-        )
-        total = np.bincount(np.asarray(data.history.user)) + sizes.domains
-        expected += np.log(visits / total)[:, None]
-        np.testing.assert_allclose(scores[:, shown], expected, atol=1e-3)
-    np.testing.assert_allclose(np.exp(scores).sum(1), 1, rtol=1e-3)
-
-
-def test_the_weights_are_those_of_the_likeliest_choice():
-    rng = np.random.default_rng(0)
-    values, mine = rng.normal(size=(200, 6, 3)), rng.random(200) < 0.7
-    values[:, 0] += [0.7, -0.4, 0.0]
-    counted = rng.random((200, 6)) < 0.8
-    scale = np.sqrt((values**2).mean((0, 1))) + 1e-6
-
-    def loss(weights):
-        scores = (values / scale) @ weights
-        each = np.log((counted * np.exp(scores)).sum(1)) - scores[:, 0]
-        return each[mine & counted[:, 0]].sum() + 0.5 * (weights**2).sum()
-
-    expected = minimize(loss, np.zeros(3), tol=1e-10).x / scale
-    found = agentcf._regression(*map(jnp.asarray, (values, mine, counted)))
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("new_items", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_the_weights_are_fitted_before_the_tail_is_seen(new_items):
-    data, sizes = problem()
-    _, metrics, _ = small(groups=0, tail=0.2, new_items=new_items)
-    key_negatives, _, key_rivals, _ = jax.random.split(jax.random.key(1), 4)
-    order, domain = data.history.order, data.domain
-    user, item = data.history.user[order], data.history.item[order]
-    head = len(user) - int(0.2 * len(user))
-
-    def by_hand(data):
-        rejected = schedule.negatives(key_negatives, user, item, domain, data.history)
-        method = agentcf.make(agentcf.Config(**SMALL | {"groups": 0}), sizes)
-        state, world = method.init(jax.random.key(0), data), world_of(data, sizes)
-        rates = agentcf.Rates(temperature=0.3, recency=0.01, item=0.03)
-        events = Events(user[:head], item[:head], rejected[:head])
-        memories, _ = schedule.replay(
-            lambda *args: memory.interact(*args, rates), state.memories, events,
-            jnp.arange(head), 1, world,
-        )  # fmt: skip
-        known = jnp.zeros(sizes.items).at[item[:head]].add(1)
-        state = state._replace(memories=memories, popularity=known)
-        draw = lambda key: schedule.negatives(key, user[head:], item[head:], domain, data.history)
-        rivals = jax.vmap(draw)(jax.random.split(key_rivals, 9))
-        shown = jnp.concatenate([item[None, head:], rivals]).T
-        tastes = agentcf.vectors(state, world, rates)
-        values = agentcf.features(state, world, tastes, user[head:], shown)
-        values = values.at[..., agentcf.OF_GROUPS].set(0)
-        counted = (known[shown] > 0) | new_items
-        each = [agentcf._regression(values, domain[item[head:]] == d, counted) for d in range(2)]
-        return jnp.stack(each)
-
-    expected = jax.jit(by_hand, compiler_options=QUICK)(data)
-    np.testing.assert_allclose(metrics.weights, expected, rtol=1e-2, atol=1e-2)
-
-
 def test_events_one_at_a_time_are_the_same_log():
-    exact, slow = small(), small(minibatch=True, width=1)
+    exact, slow = small(), small(minibatch=True, minibatch_size=1)
     np.testing.assert_allclose(slow[0].memories.item, exact[0].memories.item, atol=1e-5)
     np.testing.assert_allclose(slow[0].memories.user.fused, exact[0].memories.user.fused, atol=1e-4)
     coarse = small(minibatch=True)
@@ -155,12 +78,12 @@ def test_at_test_time_the_agents_have_lived_through_the_validation_rows(how):
     late = rows[rows["split"] == VALID].sort_values("timestamp", kind="stable")
     user, item = (jnp.asarray(late[column].to_numpy()) for column in ("user", "item"))
     key_negatives, _ = jax.random.split(state.key)
-    rejected = schedule.negatives(key_negatives, user, item, data.domain, known.history)
-    rates = agentcf.Rates(temperature=0.3, recency=0.01, item=0.03)
+    rejected = draw_negatives(key_negatives, user, item, data.domain, known.history)
+    rates = Rates(temperature=0.3, newest_weight=0.01, item=0.03)
     by_hand, _ = jax.jit(
         lambda memories, events: schedule.replay(
-            lambda *args: memory.interact(*args, rates), memories, events,
-            jnp.arange(len(late)), 1, world_of(data, sizes),
+            lambda *args: interact(*args, rates), memories, events,
+            jnp.arange(len(late)), 1, world_of(agentcf.Config(**SMALL), sizes, data),
         ),
         compiler_options=QUICK,
     )(state.memories, Events(user, item, rejected))  # fmt: skip
@@ -174,12 +97,15 @@ def test_at_test_time_the_agents_have_lived_through_the_validation_rows(how):
 
 def test_frozen_items_keep_their_content_and_no_groups_weigh_nothing():
     state, _, _ = small(item_rate=0.0, groups=0, popularity=False)
-    np.testing.assert_allclose(state.memories.item, world_of(*problem()).content, atol=1e-6)
+    data, sizes = problem()
+    np.testing.assert_allclose(
+        state.memories.item, world_of(agentcf.Config(**SMALL), sizes, data).content, atol=1e-6
+    )
     weights = np.asarray(state.weights)
-    assert (weights[:, agentcf.OF_GROUPS] == 0).all() and (weights[:, agentcf.OF_COUNTS] == 0).all()
+    assert (weights[:, OF_GROUPS] == 0).all() and (weights[:, OF_COUNTS] == 0).all()
     with_counts = np.asarray(small(groups=0)[0].weights)
-    assert (with_counts[:, agentcf.OF_GROUPS] == 0).all()
-    assert (with_counts[:, agentcf.OF_COUNTS] != 0).all()
+    assert (with_counts[:, OF_GROUPS] == 0).all()
+    assert (with_counts[:, OF_COUNTS] != 0).all()
     assert (np.asarray(state.weights)[:, 3] != 0).all()
 
 
@@ -194,11 +120,11 @@ def test_a_user_new_to_a_domain_is_served_from_the_others():
     )  # fmt: skip
     state, _, _ = trained(data._replace(history=cut), sizes)
     assert state.memories.user.count[5, 1] == 0
-    world = world_of(data, sizes)
-    fused, _, private, _, _ = agentcf.vectors(state, world, agentcf.Rates())
+    world = world_of(agentcf.Config(**SMALL), sizes, data)
+    fused, _, private, _, _ = ranking.tastes_of(state, world, Rates())
     assert np.linalg.norm(fused[5, 1]) == pytest.approx(1, abs=1e-5)
     assert (private[5, 1] == 0).all()
-    alone, *_ = agentcf.vectors(state, world, agentcf.Rates(transfer=0.0))
+    alone, *_ = ranking.tastes_of(state, world, Rates(transfer=0.0))
     assert np.linalg.norm(alone[5, 1]) < 1e-3
 
 
@@ -244,15 +170,20 @@ def test_only_the_members_rankings_follow_a_trend_of_their_group():
     ("settings", "message"),
     [
         ({"groups": 61}, "groups = 61: must be 0 .none. or up to the 60 users"),
-        ({"tail": 1.0}, "tail = 1.0: must lie between 0 and 1"),
-        ({"temperature": 0.0}, "temperature = 0.0: must be positive"),
-        ({"width": 0}, "width = 0: must be at least 1"),
-        ({"surprise": 1.5}, r"surprise = 1.5: must lie in \[0, 1\]"),
+        ({"tail": 1.0}, "tail = 1.0: must be above 0 and below 1"),
+        ({"temperature": 0.0}, "temperature = 0.0: must be above 0"),
+        ({"minibatch_size": 0}, "minibatch_size = 0: must be at least 1"),
+        ({"surprise": 1.5}, "surprise = 1.5: must be at least 0 and at most 1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):
     with pytest.raises(SettingError, match=message):
         agentcf.make(agentcf.Config(**settings), problem()[1])
+
+
+def test_settings_of_older_runs_are_read_under_their_new_names():
+    _, config = read_settings("agentcf", words={"recency": 0.2, "width": 7})
+    assert config == agentcf.Config(newest_weight=0.2, minibatch_size=7)
 
 
 def test_data_that_agents_cannot_live_in_are_refused():

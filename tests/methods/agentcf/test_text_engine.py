@@ -10,6 +10,7 @@ import sys
 import threading
 from importlib.util import find_spec
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,18 +18,21 @@ import pandas as pd
 import pytest
 
 import jaxrec
-from jaxrec import checkpoint, llm
 from jaxrec.data.pack import history, pack
 from jaxrec.data.split import split
 from jaxrec.data.synthetic import synthetic
 from jaxrec.data.text import titled
-from jaxrec.llm import Answer
-from jaxrec.methods import agentcf_agents as agents
-from jaxrec.methods import agentcf_prompts as prompts
-from jaxrec.methods import agentcf_text as engine
-from jaxrec.methods.agentcf_prompts import Offer
-from jaxrec.ops import dataflow, strings
-from jaxrec.run import train
+from jaxrec.llm import openai_server, protocol
+from jaxrec.llm.protocol import Answer
+from jaxrec.methods.agentcf import text_engine
+from jaxrec.methods.agentcf.text_engine import prompts
+from jaxrec.methods.agentcf.text_engine.forecast import call_rounds
+from jaxrec.methods.agentcf.text_engine.method import check_data
+from jaxrec.methods.agentcf.text_engine.stages import WORD_BYTES, log_of
+from jaxrec.methods.agentcf.text_engine.state import GIVEN_UP, NOT_YET, RIGHT, WRONG
+from jaxrec.ops import strings
+from jaxrec.training import checkpoint
+from jaxrec.training.run import train
 from jaxrec.types import DataError, SettingError, Sizes
 
 KEY = "sk-very-secret-0123456789"
@@ -78,7 +82,7 @@ def hash_of(prompt):
 
 def fit(problem, complete, steps=1, key=0, **settings):
     data, sizes = problem
-    method = engine.make(engine.Config(**SMALL | settings), sizes, complete)
+    method = text_engine.make(text_engine.Config(**SMALL | settings), sizes, complete)
     state, metrics = method.init(jax.random.key(key), data), []
     for _ in range(steps):
         state, told = method.step(state, data, jax.random.key(99))
@@ -92,7 +96,7 @@ def contents(state):
 
 
 def assert_same(found, expected):
-    jax.tree.map(np.testing.assert_array_equal, contents(found), contents(expected))
+    chex.assert_trees_all_equal(contents(found), contents(expected))
 
 
 def everything(complete):
@@ -106,16 +110,16 @@ def test_dataflow_waves_and_the_sequential_loop_give_the_same_bytes(problem, mod
     number = len(expected.choice)
     assert share == 0 or 0 < one_by_one.given_up < number / 2
     assert share > 0 or one_by_one.calls == one_by_one.call_rounds == 4 * number
-    log = engine.events(problem[0], expected.key)
+    log = log_of(problem[0], expected.key)
     for schedule in ("dataflow", "waves"):
         _, state, (metrics,) = fit(problem, complete, schedule=schedule, attempts=2)
         assert_same(state, expected)
         assert metrics.given_up == one_by_one.given_up
         assert metrics.right == one_by_one.right
         if not share:
-            rounds = dataflow.call_rounds(log, np.asarray(problem[0].domain), schedule)
+            rounds = call_rounds(log, np.asarray(problem[0].domain), schedule)
             assert metrics.call_rounds == rounds < one_by_one.call_rounds
-    assert (np.asarray(expected.choice) == engine.GIVEN_UP).sum() == one_by_one.given_up
+    assert (np.asarray(expected.choice) == GIVEN_UP).sum() == one_by_one.given_up
 
 
 def test_steps_of_any_size_give_the_same_bytes_and_then_begin_anew(problem, model):
@@ -126,7 +130,7 @@ def test_steps_of_any_size_give_the_same_bytes_and_then_begin_anew(problem, mode
         assert_same(state, whole)
     _, twice, _ = fit(problem, model, 2)
     assert int(twice.done) == 2 * number
-    first, second = (engine.events(problem[0], whole.key, epoch) for epoch in (0, 1))
+    first, second = (log_of(problem[0], whole.key, epoch) for epoch in (0, 1))
     assert first.item == second.item
     assert first.negative != second.negative
 
@@ -141,7 +145,7 @@ def test_another_key_is_another_run(problem, model):
 
 def test_memories_are_what_the_model_wrote_last(problem, model):
     _, state, _ = fit(problem, model, schedule="sequential")
-    log, domain = engine.events(problem[0], state.key), np.asarray(problem[0].domain)
+    log, domain = log_of(problem[0], state.key), np.asarray(problem[0].domain)
     fused = {}
     for event, (user, item, _) in enumerate(zip(*log, strict=True)):
         choose, reflect, fuse, items = (asked[0] for asked in model.asked[4 * event :][:4])
@@ -149,30 +153,30 @@ def test_memories_are_what_the_model_wrote_last(problem, model):
         cell = user, int(domain[item])
         old = fused.get(cell)
         assert (old or "none yet") in choose.user
-        private = strings.cut(prompts.read_notes(answers[1]), 12 * agents.WIDTH)
+        private = strings.cut(prompts.read_notes(answers[1]), 12 * WORD_BYTES)
         assert private in fuse.user  # fusion reads the new private memory
-        fused[cell] = strings.cut(prompts.read_notes(answers[2]), 12 * agents.WIDTH)
+        fused[cell] = strings.cut(prompts.read_notes(answers[2]), 12 * WORD_BYTES)
         assert fused[cell] in items.user  # items read the new fused memory
         letter, _ = prompts.read_choice(answers[0], 2)
         right = f"{'AB'[letter]}. " + problem_title(problem, item) in choose.user
         assert ("served you" in reflect.user) == right
         assert ("misled you" in reflect.user) != right
-        assert int(state.choice[event]) == (engine.RIGHT if right else engine.WRONG)
+        assert int(state.choice[event]) == (RIGHT if right else WRONG)
     for (user, d), notes in fused.items():
-        assert strings.read(state.fused, (user, d)) == notes
+        assert strings.string_at(state.fused, (user, d)) == notes
 
 
 def test_a_story_tells_what_was_offered_when_an_event_last_ran(problem, model):
-    number = len(engine.events(problem[0], jax.random.key(0)).user)
+    number = len(log_of(problem[0], jax.random.key(0)).user)
     for steps in (3, 4, 5):  # within the first epoch, at its end, within the second
         _, state, _ = fit(problem, model, steps, events_per_round=-(-number // 4))
-        epochs = [engine.events(problem[0], state.key, epoch) for epoch in (0, 1)]
+        epochs = [log_of(problem[0], state.key, epoch) for epoch in (0, 1)]
         assert epochs[0].negative != epochs[1].negative
         again = max(0, int(state.done) - number)
         assert (again > 0) == (steps == 5)
         told, expected = [], []
         for user in range(14):
-            story = engine.story(engine.Config(**SMALL), state, problem[0], user)
+            story = text_engine.story(text_engine.Config(**SMALL), state, problem[0], user)
             told += re.findall(r"took \*\*(.*?)\*\*, not (.*?) -- (not reached)?", story)
             expected += [
                 (
@@ -187,7 +191,7 @@ def test_a_story_tells_what_was_offered_when_an_event_last_ran(problem, model):
 
 
 def problem_title(problem, item):
-    return strings.read(problem[0].written, item).partition("\n")[0]
+    return strings.string_at(problem[0].written, item).partition("\n")[0]
 
 
 def test_the_place_of_an_option_tells_nothing(problem, model):
@@ -195,7 +199,7 @@ def test_the_place_of_an_option_tells_nothing(problem, model):
     events = [
         (item, negative)
         for epoch in range(4)
-        for _, item, negative in zip(*engine.events(problem[0], state.key, epoch), strict=True)
+        for _, item, negative in zip(*log_of(problem[0], state.key, epoch), strict=True)
     ]
     first = []
     for (item, negative), asked in zip(events, model.asked[::4], strict=True):
@@ -210,7 +214,7 @@ def test_the_place_of_an_option_tells_nothing(problem, model):
 def test_an_event_without_a_usable_answer_leaves_no_trace(problem, model):
     """One whose item notes fail: not even what it had already written of its user is left."""
     _, whole, _ = fit(problem, model)
-    log = engine.events(problem[0], whole.key)
+    log = log_of(problem[0], whole.key)
     user = log.user[-1]
     title = problem_title(problem, log.item[-1])
 
@@ -225,8 +229,8 @@ def test_an_event_without_a_usable_answer_leaves_no_trace(problem, model):
     _, before, _ = fit(problem, complete, number - 1, events_per_round=1)
     _, after, metrics = fit(problem, complete, number, events_per_round=1)
     assert metrics[-1] == (0.0, 6, 6, 3, 0, 1)
-    assert int(after.choice[-1]) == engine.GIVEN_UP
-    assert int(before.choice[-1]) == engine.NOT_YET
+    assert int(after.choice[-1]) == GIVEN_UP
+    assert int(before.choice[-1]) == NOT_YET
     assert_same(after._replace(choice=0, done=0), before._replace(choice=0, done=0))
     assert user in log.user[:-1]
 
@@ -238,7 +242,7 @@ def test_a_model_that_never_follows_the_format_changes_nothing_and_ranks_no_one(
     assert metrics == (0.0, 2 * number, metrics.call_rounds, 2 * number, 0, number)
     start = method.init(jax.random.key(0), problem[0])
     for field in ("private", "fused", "item"):
-        jax.tree.map(np.testing.assert_array_equal, getattr(state, field), getattr(start, field))
+        chex.assert_trees_all_equal(getattr(state, field), getattr(start, field))
     served = method.prepare(state, problem[0])
     scores = method.rank(served, np.arange(3), np.tile(np.arange(8), (3, 1)))
     assert not scores.any()
@@ -274,11 +278,16 @@ def test_another_attempt_is_another_question_that_says_why(problem, model):
 
 @needs_openai
 def test_a_misbehaving_server_changes_no_byte(problem, model, serve):
-    faults = {2: (429, {"Retry-After": "0.05"}), 7: (500, {}), 11: "cut", 15: "malformed"}
+    faults = {
+        2: (429, {"Retry-After": "0.05"}),
+        7: (500, {"Retry-After": "0.05"}),
+        11: "cut",
+        15: "malformed",
+    }
     faults |= {19: "slow", 23: "other"}
-    loopback, usage = serve(fault=lambda number, body: faults.get(number % 30)), llm.Usage()
-    complete = llm.server(
-        loopback.url, "toy", pause=0.01, timeout=0.4, retries=20, usage=usage, concurrency=4
+    loopback, usage = serve(fault=lambda number, body: faults.get(number % 30)), protocol.Usage()
+    complete = openai_server.server(
+        loopback.url, "toy", timeout=0.4, retries=20, usage=usage, concurrency=4
     )
     _, expected, (told,) = fit(problem, model, events_per_round=24)
     _, state, (metrics,) = fit(problem, complete, events_per_round=24)
@@ -362,7 +371,7 @@ def test_a_run_killed_within_an_epoch_goes_on_and_pays_nothing_twice(
 def test_a_run_without_its_server_ends_with_one_error_and_can_be_resumed(
     folder, serve, tmp_path, monkeypatch, capsys
 ):
-    main = importlib.import_module("jaxrec.train").main
+    main = importlib.import_module("jaxrec.cli.train").main
     monkeypatch.setenv("MY_KEY", KEY)
     gone, other = serve(), serve()
     gone.close()
@@ -398,11 +407,11 @@ def test_a_state_survives_a_checkpoint(problem, model, tmp_path):
     assert_same(found, state)
     assert found.counts == state.counts
     assert jax.random.key_data(found.key).tolist() == jax.random.key_data(state.key).tolist()
-    memories = [strings.read(found.private, (user, d)) for user in range(14) for d in range(2)]
+    memories = [strings.string_at(found.private, (user, d)) for user in range(14) for d in range(2)]
     assert any("\N{GREEK SMALL LETTER ALPHA}" in memory for memory in memories)
 
 
-def log_of(*rows, domain, title=None):
+def small_data(*rows, domain, title=None):
     """Data with the train rows (user, item), one a second."""
     user, item = (np.array(column, "int32") for column in zip(*rows, strict=True))
     frame = pd.DataFrame({"user": user, "item": item, "timestamp": np.arange(len(user))})
@@ -415,7 +424,7 @@ def log_of(*rows, domain, title=None):
 
 def test_users_of_one_domain_and_domains_without_items_or_users(model):
     # user 0 takes films, user 1 books, user 2 both; there is no domain 1, and no user of domain 3
-    data = log_of((0, 0), (1, 3), (2, 1), (2, 4), (0, 2), domain=[0, 0, 0, 2, 2, 2, 3, 3])
+    data = small_data((0, 0), (1, 3), (2, 1), (2, 4), (0, 2), domain=[0, 0, 0, 2, 2, 2, 3, 3])
     method, state, (metrics,) = fit(data, model, domains=("films", "", "books"))
     assert metrics.calls == 20
     assert state.private.length.shape == (3, 4)
@@ -438,7 +447,7 @@ def test_users_of_one_domain_and_domains_without_items_or_users(model):
 
 
 def test_a_user_without_any_history_is_told_to_have_no_notes(model):
-    data, sizes = log_of((0, 0), (0, 1), domain=[0, 0, 0])
+    data, sizes = small_data((0, 0), (0, 1), domain=[0, 0, 0])
     sizes = sizes._replace(users=2)
     method, state, _ = fit((data, sizes), model)
     model.asked.clear()
@@ -447,7 +456,7 @@ def test_a_user_without_any_history_is_told_to_have_no_notes(model):
 
 
 def test_items_of_one_title_are_told_apart(model):
-    data = log_of((0, 0), (0, 2), domain=[0] * 3, title=["Twin", "Single", "Twin"])
+    data = small_data((0, 0), (0, 2), domain=[0] * 3, title=["Twin", "Single", "Twin"])
     fit(data, model)
     shown = "\n".join(everything(model))
     assert "Twin (item 0)" in shown
@@ -492,8 +501,7 @@ def test_omitted_candidates_rank_last_and_equal(problem):
 
 def test_only_the_members_of_a_group_are_shown_what_it_took(loopback):
     """Users 0 and 1 like the sea, 2 and 3 space, user 4 nothing that another one likes."""
-    data = log_of(
-        (0, 0), (2, 2), (1, 1), (3, 3), (4, 4), (0, 1), (2, 3), domain=[0] * 8,
+    data = small_data((0, 0), (2, 2), (1, 1), (3, 3), (4, 4), (0, 1), (2, 3), domain=[0] * 8,
         title=["Tide", "Wreck", "Moon", "Comet", "Stew", "X", "Y", "Z"],
     )  # fmt: skip
     likes = ["the sea", "the sea", "outer space", "outer space", "slow cooking"]
@@ -513,7 +521,7 @@ def test_only_the_members_of_a_group_are_shown_what_it_took(loopback):
                 answers.append(loopback.scripted(p.system, p.user, p.seed))
         return [Answer(text) for text in answers]
 
-    method = engine.make(engine.Config(groups=3, tag_encoder="tfidf"), data[1], complete)
+    method = text_engine.make(text_engine.Config(groups=3, tag_encoder="tfidf"), data[1], complete)
     state = method.init(jax.random.key(0), data[0])
     private = jax.tree.map(np.array, state.private)
     for user in range(5):
@@ -539,7 +547,7 @@ def test_tags_of_several_interests_make_a_member_of_several_groups(problem, mode
     assert max(map(len, served.groups)) > 1
     assert max(group for groups in served.groups for group in groups) < 4  # the root of 14 users
     assert method.prepare(state, problem[0]).groups == served.groups
-    none = engine.make(engine.Config(**SMALL, groups=-1), problem[1], model)
+    none = text_engine.make(text_engine.Config(**SMALL, groups=-1), problem[1], model)
     assert not any(none.prepare(state, problem[0]).groups)
 
 
@@ -555,7 +563,7 @@ def test_tags_of_several_interests_make_a_member_of_several_groups(problem, mode
 def test_data_that_cannot_serve_are_refused(problem, model, change, message):
     data = problem[0]._replace(**change)
     with pytest.raises(DataError, match=message):
-        engine.check_data(engine.Config(**SMALL), data)
+        check_data(text_engine.Config(**SMALL), data)
     with pytest.raises(DataError, match=message):
         fit((data, problem[1]), model)
     assert not model.asked
@@ -571,7 +579,7 @@ def test_data_that_cannot_serve_are_refused(problem, model, change, message):
 )
 def test_names_that_do_not_fit_the_domains_are_refused(problem, model, names, message):
     with pytest.raises(SettingError, match=message):
-        engine.check_data(engine.Config(**SMALL, domains=names), problem[0])
+        check_data(text_engine.Config(**SMALL, domains=names), problem[0])
     with pytest.raises(SettingError, match=message):
         fit(problem, model, domains=names)
     assert not model.asked
@@ -581,17 +589,17 @@ def test_without_train_rows_there_is_nothing_to_learn(problem):
     past = problem[0].history
     empty = past._replace(user=past.user[:0], item=past.item[:0], order=past.order[:0])
     with pytest.raises(DataError, match="no train rows"):
-        engine.check_data(engine.Config(**SMALL), problem[0]._replace(history=empty))
+        check_data(text_engine.Config(**SMALL), problem[0]._replace(history=empty))
 
 
 def test_full_ranking_is_refused_before_training(model, monkeypatch):
-    monkeypatch.setattr(engine, "connect", lambda config, usage: model)
+    monkeypatch.setattr(text_engine.method, "connect", lambda config, usage: model)
     dataset = synthetic(users=8, items=40, clients=2, length=9)
     for given in ({"candidates": 0}, {"ranking": "users"}):
         with pytest.raises(SettingError, match=r"candidates = .*'rows' or 'domains'"):
             train("agentcf_text", dataset, progress=False, **given)
     assert not model.asked
-    method = engine.make(engine.Config(), Sizes(1, 1, 1), model)
+    method = text_engine.make(text_engine.Config(), Sizes(1, 1, 1), model)
     with pytest.raises(SettingError, match="candidates = 0"):
         method.score(None, jnp.arange(1))
 
@@ -613,109 +621,7 @@ def test_full_ranking_is_refused_before_training(model, monkeypatch):
 )
 def test_settings_that_cannot_work_are_refused_by_name(setting, value):
     with pytest.raises(SettingError, match=f"{setting} = {value}"):
-        engine.Config(**{setting: value})
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("CHOICE: B\nREASON: it is\nbetter", (1, "it is better")),
-        ("**CHOICE: A**\n**REASON:** shorter", (0, "shorter")),
-        ("<think>CHOICE: A</think>\nCHOICE: (B)\n", (1, "")),
-        ("CHOICE: C", None),
-        ("CHOICE: Both A and B", None),
-        ("CHOICE: A or B", None),
-        ("CHOICE: A/B", None),
-        ("CHOICE: A is what I take", None),
-        ("CHOICE: A\nCHOICE: B", None),
-        ("**CHOICE: A.**\r\n", (0, "")),
-        ("CHOICE: A or B\nCHOICE: B", (1, "")),
-        (prompts.choose("films", "", [Offer("Tide", ""), Offer("Moon", "")])[1], None),
-        (f"CHOICE: B\nREASON: {prompts._WHY}.", (1, "")),
-        ("I take A.", None),
-        ("<think>CHOICE: A", None),
-        ("", None),
-    ],
-)
-def test_choices_are_read_from_the_format_alone(text, found):
-    assert prompts.read_choice(text, 2) == found
-
-
-def test_answers_are_read_from_the_format_alone():
-    assert prompts.read_notes("Sure!\n**NOTES:** I like\ntea. ") == "I like\ntea."
-    assert prompts.read_notes("NOTES:") is prompts.read_notes("I like tea") is None
-    assert prompts.read_items("B: two\nlines\nA: one", 2) == ["one", "two lines"]
-    assert prompts.read_items("**A:** x\n\n**B:** y", 2) == ["x", "y"]
-    assert prompts.read_items("A: x\nB:", 2) is prompts.read_items("A: x", 2) is None
-    assert prompts.read_tags("TAGS: Sea, 'deep sea'; sea, cooking", 3) == [
-        "sea",
-        "deep sea",
-        "cooking",
-    ]
-    assert prompts.read_tags("TAGS: a, b, c", 2) == ["a", "b"]
-    assert prompts.read_tags("TAGS: ,", 2) is prompts.read_tags("sea", 2) is None
-    assert prompts.label(0) == "A"
-    assert [prompts.label(k) for k in (25, 26, 27, 52, 701)] == ["Z", "AA", "AB", "BA", "ZZ"]
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("RANKING: C > a > C", [2, 0]),
-        ("**RANKING:** B, A, I.", [1, 0, 8]),
-        ("RANKING: (B); [a]; *I*", [1, 0, 8]),
-        ("RANKING: B. Tide, A (Moon), I: Comet, C - Stew", [1, 0, 8, 2]),
-        ("RANKING: letter, letter, ...\nRANKING: B, A", [1, 0]),
-        ("RANKING: B, A\n\nRANKING: B, A", [1, 0]),
-        ("RANKING: B, A\nRANKING: A, B", None),
-        ("RANKING: none of them", None),
-        ("RANKING: I would take a film", None),
-        ("RANKING: I'd say B, A", None),
-        ("RANKING: I\u2019d say B, A", None),
-        ("RANKING: B, A and C", None),
-        ("RANKING: B - A - C", None),
-        ("RANKING: B. A. C.", None),
-        ("RANKING: B & A", None),
-        ("RANKING: B. A Film", [1]),
-        ("RANKING: first B, then A", None),
-        ("RANKING: B, X, A", None),
-        ("RANKING: letter, letter, ...", None),
-        ("RANKING: ,", None),
-        ("B, A", None),
-    ],
-)
-def test_rankings_are_read_from_letters_and_not_from_prose(text, found):
-    assert prompts.read_ranking(text, 10) == found
-
-
-def test_a_prompt_that_comes_back_is_no_answer():
-    offers = [Offer("Tide", "wet"), Offer("Moon", "")]
-    told = [("films", "tea"), ("books", "sea")]
-    echoes = {
-        prompts.read_notes: [
-            prompts.reflect("films", "tea", *offers, "", True, 9)[1],
-            prompts.fuse("films", told, "", 9)[1],
-            "NOTES: <the text>",
-            "NOTES: the text.\nNOTES: I like tea",
-        ],
-        lambda text: prompts.read_items(text, 2): [
-            prompts.items("films", "tea", offers, 0, "", 9)[1],
-            "A: wet\nB: [The new note on B]",
-        ],
-        lambda text: prompts.read_tags(text, 6): [prompts.tags(told, 6)[1]],
-        lambda text: prompts.read_ranking(text, 2): [prompts.rank(told, [], offers)[1]],
-    }
-    for read, texts in echoes.items():
-        assert [read(text) for text in texts] == [None] * len(texts)
-    assert prompts.read_notes("NOTES: the text of Tide is what I like") is not None
-    assert prompts.read_tags("TAGS: interest rates", 2) == ["interest rates"]
-
-
-def test_a_letter_beyond_z_is_a_letter():
-    offers = [Offer(f"Title {k}", "") for k in range(30)]
-    _, text = prompts.rank([("films", "tea")], [], offers)
-    assert "\nAD. Title 29\n" in text
-    assert prompts.read_ranking("RANKING: AD, B", 30) == [29, 1]
+        text_engine.Config(**{setting: value})
 
 
 def test_what_the_future_holds_is_not_in_training_prompts(model):
@@ -723,7 +629,7 @@ def test_what_the_future_holds_is_not_in_training_prompts(model):
     dataset = split(synthetic(users=14, items=60, clients=2, length=14), "ratio", 0.1, 0.2, 0)
     rows, (data, sizes) = dataset.interactions, ready(dataset)
     trained = rows[rows["split"] == 0]
-    log = engine.events(data, jax.random.key(0))
+    log = log_of(data, jax.random.key(0))
     assert sorted(zip(log.user, log.item, strict=True)) == sorted(
         zip(trained["user"], trained["item"], strict=True)
     )

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 import jaxrec
 from jaxrec.data.pack import history
-from jaxrec.llm import Answer, Prompt
-from jaxrec.ops import dataflow, schedule
-from jaxrec.ops.dataflow import Counts, Stage
-from jaxrec.ops.schedule import Events
+from jaxrec.llm.protocol import Answer, Prompt
+from jaxrec.methods.agentcf import schedule
+from jaxrec.methods.agentcf.events import Events, draw_events
+from jaxrec.methods.agentcf.text_engine import dataflow
+from jaxrec.methods.agentcf.text_engine.dataflow import Counts, Log, Stage
+from jaxrec.methods.agentcf.text_engine.forecast import call_rounds
 from jaxrec.types import TRAIN
 
 SCHEDULES = ("dataflow", "waves", "sequential")
@@ -50,8 +52,8 @@ def stages(log):
         }[stage]
 
     def ask(stage):
-        def prompt(event, read, notes, attempt):
-            memories = [read(cell) for cell in reads(stage, event)]
+        def prompt(event, recall, notes, attempt):
+            memories = [recall(cell) for cell in reads(stage, event)]
             return Prompt("", f"{stage} {event} {attempt} {memories} {notes}")
 
         return prompt
@@ -104,8 +106,8 @@ def one_by_one(log, complete, attempts=2):
         for stage in stages(log):
             for attempt in range(attempts):
                 known = memories | new
-                read = lambda cell, known=known: known.get(cell, repr(cell))
-                (answer,) = complete([stage.ask(event, read, notes, attempt)])
+                recall = lambda cell, known=known: known.get(cell, repr(cell))
+                (answer,) = complete([stage.ask(event, recall, notes, attempt)])
                 taken = None if answer.text is None else stage.take(event, answer.text, notes)
                 if taken:
                     break
@@ -125,7 +127,7 @@ def logs(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     item = rng.integers(0, 9, number)
     negative = (item // DOMAINS + rng.integers(1, 3, number)) % 3 * DOMAINS + item % DOMAINS
-    return Events(rng.integers(0, users, number), item, negative)
+    return Log(*(part.tolist() for part in (rng.integers(0, users, number), item, negative)))
 
 
 @settings(max_examples=60, deadline=None)
@@ -145,7 +147,7 @@ def test_the_rounds_of_calls_are_known_beforehand(log):
     for how in SCHEDULES:
         complete = model(0)
         outcome = run(log, complete, how)
-        rounds = dataflow.call_rounds(log, np.arange(9) % DOMAINS, how)
+        rounds = call_rounds(log, np.arange(9) % DOMAINS, how)
         assert outcome.counts == Counts(4 * len(log.user), rounds)
         assert len(complete.asked) == rounds
         assert sum(complete.asked) == outcome.counts.calls
@@ -154,16 +156,14 @@ def test_the_rounds_of_calls_are_known_beforehand(log):
 def test_dataflow_takes_no_more_rounds_than_waves_and_those_no_more_than_the_loop():
     rng = np.random.default_rng(0)
     item = rng.integers(0, 300, 900)
-    log = Events(rng.integers(0, 60, 900), item, (item + 3) % 300)
-    flow, waves, loop = (
-        dataflow.call_rounds(log, np.arange(300) % DOMAINS, how) for how in SCHEDULES
-    )
+    log = Log(*(part.tolist() for part in (rng.integers(0, 60, 900), item, (item + 3) % 300)))
+    flow, waves, loop = (call_rounds(log, np.arange(300) % DOMAINS, how) for how in SCHEDULES)
     assert flow < 0.9 * waves < 0.1 * loop == 360
 
 
 def test_an_event_that_fails_last_takes_back_what_others_had_read():
     """Two events of one user and other items: the second runs ahead while the first one fails."""
-    log = Events([0, 0], [0, 3], [6, 3 + 6])
+    log = Log([0, 0], [0, 3], [6, 3 + 6])
 
     def complete(prompts):
         asked.extend(prompt.user for prompt in prompts)
@@ -174,7 +174,7 @@ def test_an_event_that_fails_last_takes_back_what_others_had_read():
 
     asked = []
     outcome = run(log, complete, "dataflow")
-    alone = run(Events([0], [3], [9]), model(0), "sequential")
+    alone = run(Log([0], [3], [9]), model(0), "sequential")
     assert outcome.notes[0] is None
     assert outcome.counts.given_up == 1
     assert outcome.counts.calls == len(asked) > 9  # event 1 asked some of its questions twice
@@ -188,7 +188,7 @@ def test_an_event_that_fails_last_takes_back_what_others_had_read():
 @pytest.mark.parametrize("lenient", [False, True])
 def test_an_event_given_up_while_it_waited_is_not_asked_again(lenient):
     """Event 5 waits for event 4, begins anew as event 3 is given up, and is given up itself."""
-    log = Events([1, 2, 3, 0, 0, 0], [4, 4, 4, 0, 4, 6], [7, 7, 7, 3, 10, 9])
+    log = Log([1, 2, 3, 0, 0, 0], [4, 4, 4, 0, 4, 6], [7, 7, 7, 3, 10, 9])
 
     def fails(prompt):
         """The items of event 3; the choice of event 5 from the first fused memory of its user."""
@@ -218,14 +218,12 @@ def test_an_event_given_up_while_it_waited_is_not_asked_again(lenient):
 def test_rounds_of_calls_on_a_real_log(data_root):
     dataset = jaxrec.load("movies-toys")
     known = history(replace(dataset, interactions=dataset.interactions.assign(split=TRAIN)))
-    user, item = known.user[known.order], known.item[known.order]
     domain = dataset.items["domain"].to_numpy()
     found = []
     for seed in range(5):  # the longest chain of conflicts is a matter of luck: 1,637 to 2,088
-        key = jax.random.key(seed)
-        rejected = schedule.negatives(key, user, item, jnp.asarray(domain), known)
-        log = Events(np.asarray(user), np.asarray(item), rejected)
-        found.append([dataflow.call_rounds(log, domain, how) for how in SCHEDULES])
+        events = draw_events(jax.random.key(seed), known, jnp.asarray(domain))
+        log = Log(*(np.asarray(part).tolist() for part in events))
+        found.append([call_rounds(log, domain, how) for how in SCHEDULES])
     flow, waves, loop = np.median(found, axis=0)
     assert loop == 169_728
     assert waves <= 2_388
@@ -235,13 +233,14 @@ def test_rounds_of_calls_on_a_real_log(data_root):
 def test_waves_are_the_levels_of_the_schedule():
     rng = np.random.default_rng(0)
     item = rng.integers(0, 40, 200)
-    log = Events(rng.integers(0, 20, 200), item, (item + 3) % 40)
-    level = schedule.levels(jax.tree.map(jnp.asarray, log), 20, 40)
+    events = Events(rng.integers(0, 20, 200), item, (item + 3) % 40)
+    level = schedule.levels(jax.tree.map(jnp.asarray, events), 20, 40)
+    log = Log(*(part.tolist() for part in events))
     found = dataflow.batches(log, "waves")
     assert found == [np.flatnonzero(level == k).tolist() for k in range(int(level.max()) + 1)]
 
 
 def test_an_empty_log_asks_nothing():
-    log = Events([], [], [])
+    log = Log([], [], [])
     for how in SCHEDULES:
         assert run(log, model(0), how).counts == Counts()

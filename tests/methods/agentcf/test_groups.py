@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.ops import groups
+from jaxrec.methods.agentcf import groups
 
 USERS, ITEMS, DOMAINS, G, R = 9, 14, 2, 3, 4
 

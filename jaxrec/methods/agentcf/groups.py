@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
-from jaxrec.ops.memory import unit
+from jaxrec.methods.agentcf.world import unit
 
 
 class Groups(NamedTuple):
     """Who belongs together and what they did."""
 
     slot: jax.Array  # int32 [U, M]  the group of each of a user's memories; G: none, or named twice
-    count: jax.Array  # f32 [G, I]  members' rows of each item, decayed by age
+    count: jax.Array  # f32 [G, I]  members' rows of each item, decayed by age  # pyright: ignore
     recent: jax.Array  # int32 [G, M, R]  items of the members' newest rows by domain; I: none
 
 
@@ -30,7 +31,8 @@ def spherical_k_means(
 
     A centre that loses all its vectors stays where it was.
     """
-    first = jax.random.choice(key, len(vectors), (groups,), replace=False, p=weights + 1e-9)
+    chex.assert_shape(weights, vectors.shape[:1])
+    start = jax.random.choice(key, len(vectors), (groups,), replace=False, p=weights + 1e-9)
 
     def improve(centres, _):
         nearest = jnp.argmax(vectors @ centres.T, axis=1)
@@ -38,14 +40,15 @@ def spherical_k_means(
         empty = jnp.sum(sums**2, axis=1, keepdims=True) == 0
         return jnp.where(empty, centres, unit(sums)), None
 
-    return jax.lax.scan(improve, vectors[first], length=steps)[0]
+    return jax.lax.scan(improve, vectors[start], length=steps)[0]
 
 
 def assign(memories: jax.Array, active: jax.Array, centres: jax.Array) -> jax.Array:
     """The nearest group of each memory [U, M, D], int32 [U, M]; G if inactive or named before."""
-    groups, width = len(centres), memories.shape[1]
+    chex.assert_shape(active, memories.shape[:2])
+    groups, slots = len(centres), memories.shape[1]
     slot = jnp.argmax(memories @ centres.T, axis=-1).astype(jnp.int32)
-    earlier = jnp.tril(jnp.ones((width, width), bool), -1)
+    earlier = jnp.tril(jnp.ones((slots, slots), bool), -1)
     same = (slot[:, :, None] == slot[:, None, :]) & active[:, None, :] & earlier
     return jnp.where(active & ~same.any(-1), slot, groups)
 
@@ -71,21 +74,22 @@ def remember(
       half_life: rows after which a row counts half; 0: all count alike.
       last: R, rows of a group and domain that are kept.
     """
-    items, (_, width), number = len(domain), slot.shape, len(user)
+    chex.assert_equal_shape([user, item])
+    items, (_, slots), number = len(domain), slot.shape, len(user)
     age = number - 1 - jnp.arange(number)
     weight = jnp.exp2(-age / half_life) if half_life else jnp.ones(number)
     group = slot[user].T.ravel()  # [M E], the rows once for each of their user's groups
-    twice = lambda rows: jnp.tile(rows, width)
-    place = jnp.where(group < groups, group * items + twice(item), groups * items)
-    count = jax.ops.segment_sum(twice(weight), place, groups * items + 1)[:-1]
+    repeated = lambda rows: jnp.tile(rows, slots)
+    place = jnp.where(group < groups, group * items + repeated(item), groups * items)
+    count = jax.ops.segment_sum(repeated(weight), place, groups * items + 1)[:-1]
 
-    key = jnp.where(group < groups, group * domains + twice(domain[item]), groups * domains)
-    order = jnp.lexsort((twice(jnp.arange(number)), key))
+    key = jnp.where(group < groups, group * domains + repeated(domain[item]), groups * domains)
+    order = jnp.lexsort((repeated(jnp.arange(number)), key))
     end = jnp.searchsorted(key[order], key[order], side="right")
     newer = end - 1 - jnp.arange(len(order))  # rows after it of the same group and domain
     where = jnp.where(newer < last, key[order], groups * domains), newer
     recent = jnp.full((groups * domains, last), items, jnp.int32)
-    recent = recent.at[where].set(twice(item)[order], mode="drop")  # none of two share a place
+    recent = recent.at[where].set(repeated(item)[order], mode="drop")  # none of two share a place
     return Groups(slot, count.reshape(groups, items), recent.reshape(groups, domains, last))
 
 

@@ -1,0 +1,64 @@
+"""Asking the model of AgentCF++'s text engine: limits, seeds, and what is asked again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from jaxrec.llm.protocol import Complete, Prompt
+from jaxrec.methods.agentcf.text_engine.config import Config
+from jaxrec.methods.agentcf.text_engine.prompts import AGAIN, Words
+
+WORD_TOKENS = 1.4  # of a word of a memory
+
+Found = TypeVar("Found")
+Seed = Callable[..., int]
+
+
+def to_prompt(config: Config, words: Words, seed: int, attempt: int, room: float) -> Prompt:
+    """A prompt for `room` words; another attempt has another seed and says why it is made."""
+    system, user = words
+    limit = int(2 * WORD_TOKENS * room) + 64 + config.spare_tokens
+    return Prompt(system, user + (AGAIN if attempt else ""), seed, limit)
+
+
+def seeds(key: jax.Array, *more: Any) -> Seed:
+    """A function of anything that prints -> 31 bits; another function for another key or `more`."""
+    start = [*np.asarray(jax.random.key_data(key)).tolist(), *more]
+
+    def draw(*what: Any) -> int:
+        digest = hashlib.sha256(repr([*start, *what]).encode()).digest()
+        return int.from_bytes(digest[:4], "big") >> 1
+
+    return draw
+
+
+def ask_each(
+    complete: Complete,
+    number: int,
+    ask: Callable[[int, int], Prompt],
+    take: Callable[[int, str], Found | None],
+    attempts: int,
+) -> list[Found | None]:
+    """What is taken of the answer to each of some prompts, None where it stays unusable.
+
+    Args:
+      complete: is handed all prompts of an attempt at once.
+      number: of prompts.
+      ask: (which, attempt) -> prompt.
+      take: (which, text) -> what the text says, None if it does not follow the format.
+      attempts: at most, for each.
+    """
+    found: list[Found | None] = [None] * number
+    for attempt in range(attempts):
+        open_ = [k for k in range(number) if found[k] is None]
+        if not open_:
+            break
+        answers = complete([ask(k, attempt) for k in open_])
+        for k, answer in zip(open_, answers, strict=True):
+            found[k] = None if answer.text is None else take(k, answer.text)
+    return found
