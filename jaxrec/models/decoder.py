@@ -1,7 +1,7 @@
 """Llama, Qwen2 and Qwen3: causal decoders with grouped-query attention and rotary positions.
 
-Reads a Hugging Face folder, as written by transformers 4 or 5; what such a folder may ask for and
-this decoder does not do is refused by name. The layers are one layer with stacked parameters under
+Reads a Hugging Face folder; what such a folder may ask for and this decoder does not do is refused
+by name. The layers are one layer with stacked parameters under
 `lax.scan`. RMS statistics, softmax and logits are f32 whatever the parameters' type is.
 
     model = nnx.merge(decoder.graphdef, decoder.params)
@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,65 +27,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxrec.models.decoder_config import Config, read_config
 from jaxrec.models.folder import Folder, Weights
 from jaxrec.models.linear import Linear, Take
 from jaxrec.types import DataError
 
-_TYPES = (None, "float32", "bfloat16", "float16")
-_SUPPORTED = {
-    "model_type": ("llama", "qwen2", "qwen3"),
-    "hidden_act": ("silu", "swish"),
-    "use_sliding_window": (False, None),
-    "quantization_config": (None,),
-    "partial_rotary_factor": (1.0, None),
-    "dtype": _TYPES,
-    "torch_dtype": _TYPES,
-}
 _NOT_READ = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq$"
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-)
 _HIDDEN = -1e30  # a score; a row of nothing else gives equal weights, not NaN
 
 
-class Scaling(NamedTuple):
-    """Llama 3.1's longer context: wavelengths over original / low are stretched by `factor`,
-    those under original / high are kept, those between are interpolated."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
-
-
-@dataclass(frozen=True)
-class Config:
-    vocabulary: int
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_width: int
-    inner: int
-    positions: int  # the longest text it was trained on
-    epsilon: float = 1e-6
-    theta: float = 1e4
-    scaling: Scaling | None = None
-    tied: bool = False  # the embedding is the head
-    input_bias: bool = False  # of query, key and value
-    output_bias: bool = False  # of attention's output
-    inner_bias: bool = False
-    head_norm: bool = False  # of each query and key
-    stop: tuple[int, ...] = ()  # tokens that end an answer
-
-
 class Decoder(NamedTuple):
-    """A decoder's parts; `nnx.merge(graphdef, params)` is its `Llama`."""
+    """The parts of a decoder; `nnx.merge(graphdef, params)` is its `Llama`."""
 
     graphdef: nnx.GraphDef
     params: nnx.State
@@ -140,7 +91,7 @@ class Layer(nnx.Module):
         heads = (*x.shape[:2], -1, self.head_width)
         y = self.attention_norm(x)
         query, key, value = (f(y).reshape(heads) for f in (self.query, self.key, self.value))
-        if self.query_norm is not None:
+        if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         query, key = rotate(query, angles), rotate(key, angles)
         mixed = attend(query, (*earlier, (key, value, allowed)))
@@ -170,7 +121,7 @@ class Llama(nnx.Module):
         position: jax.Array | None = None,
         remat: bool = False,
     ) -> jax.Array:
-        """The last layer's states [B, T, D], normalised, of `inputs`, of which `mask` are real.
+        """The last layer's states [B, T, D], normalised, of `inputs`; `mask` says which are real.
 
         `inputs` are tokens int [B, T] or vectors [B, T, D] in place of their embeddings. A token's
         position is the number of real ones before it in its row and in `context`, so padding may
@@ -195,7 +146,7 @@ class Llama(nnx.Module):
         table = self.embedding if self.head is None else self.head
         return jnp.einsum("...d,vd->...v", states, table[...], preferred_element_type=jnp.float32)
 
-    def _run(self, inputs, mask, context, remat, keep, position=None):
+    def _run(self, inputs, mask, context, remat, keep, position=None) -> tuple[jax.Array, Any]:
         x = self.embed(inputs) if jnp.issubdtype(inputs.dtype, jnp.integer) else inputs
         x = x.astype(self.embedding.dtype)
         mask = jnp.ones(x.shape[:2], bool) if mask is None else mask.astype(bool)
@@ -216,8 +167,9 @@ class Llama(nnx.Module):
             return x, kept if keep else None
 
         layer = jax.checkpoint(layer, prevent_cse=False) if remat else layer
-        x, kept = jax.lax.scan(layer, x, (params, [(c.key, c.value) for c in context]))
-        return self.norm(x), Cache(*kept, mask) if keep else None
+        caches = [(cache.key, cache.value) for cache in context]
+        x, kept = jax.lax.scan(layer, x, (params, caches))
+        return self.norm(x), Cache(kept[0], kept[1], mask) if kept else None
 
 
 def frequencies(config: Config) -> np.ndarray:
@@ -258,11 +210,11 @@ def attend(
     ]
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(query.dtype)
     ends = np.cumsum([score.shape[-1] for score in scores])[:-1]
-    mixed = sum(
+    parts = [
         product("bghts,bsgd->btghd", part, value)
         for part, (_, value, _) in zip(jnp.split(weights, ends, axis=-1), segments, strict=True)
-    )
-    return mixed.reshape(batch, length, heads, width).astype(query.dtype)
+    ]
+    return sum(parts[1:], parts[0]).reshape(batch, length, heads, width).astype(query.dtype)
 
 
 def load(folder: str | Path, dtype: Any = None) -> Decoder:
@@ -272,22 +224,22 @@ def load(folder: str | Path, dtype: Any = None) -> Decoder:
     setting that this decoder does not follow and tensors that are missing, misshapen, quantised or
     unused.
     """
-    folder = Folder(Path(folder).expanduser(), "decoder")
-    config, stored = _config(folder)
+    source = Folder(Path(folder).expanduser(), "decoder")
+    config, stored = read_config(source)
     dtype = jnp.dtype(stored if dtype is None else dtype)
-    weights = Weights(folder)
+    weights = Weights(source)
     take = partial(weights.take, dtype=dtype)
     module = Llama(take, config)
     if config.tied and (name := "lm_head.weight") in weights:
         head = take(name, config.vocabulary, config.width)
         if not jnp.array_equal(head, module.embedding[...]):
             raise DataError(
-                f"{weights.file}: '{name}' differs from the embedding, but {folder.path}"
+                f"{weights.file}: '{name}' differs from the embedding, but {source.path}"
                 "/config.json says tie_word_embeddings = True: set it to what the model was "
                 "trained with, or fetch the folder again"
             )
     weights.finish(_NOT_READ)
-    return Decoder(*nnx.split(module), config, folder)
+    return Decoder(*nnx.split(module), config, source)
 
 
 def random(config: Config, key: jax.Array, dtype: Any = jnp.float32) -> Decoder:
@@ -300,72 +252,3 @@ def random(config: Config, key: jax.Array, dtype: Any = jnp.float32) -> Decoder:
         return 0.02 * jax.random.normal(named, shape, dtype)
 
     return Decoder(*nnx.split(Llama(take, config)), config)
-
-
-def _config(folder: Folder) -> tuple[Config, str]:
-    """The settings of a folder and the type of its parameters."""
-    name, found = "config.json", folder.json("config.json")
-    folder.require(name, _SUPPORTED, found)
-    if sliding := set(found.get("layer_types") or ()) - {"full_attention"}:
-        raise folder.unsupported(name, "layer_types", sliding.pop(), ("full_attention",))
-    generation = folder.json("generation_config.json", {})
-    stop = generation.get("eos_token_id", found.get("eos_token_id"))
-    theta, scaling = _rope(folder, found)
-    for key in ("model_type", "rms_norm_eps", *_SIZES):
-        if key not in found:
-            raise folder.unreadable(folder.path / name, ValueError(f"no setting '{key}'"))
-        if key in _SIZES and (not isinstance(found[key], int) or found[key] < 1):
-            raise DataError(
-                f"{folder.path / name}: {key} = {found[key]!r} is no positive whole number; "
-                "fetch the folder again"
-            )
-    vocabulary, width, layers, heads, inner, positions = (found[key] for key in _SIZES)
-    family = found["model_type"]
-    bias = bool(found.get("attention_bias", False)) and family != "qwen2"
-    config = Config(
-        vocabulary=vocabulary,
-        width=width,
-        layers=layers,
-        heads=heads,
-        kv_heads=found.get("num_key_value_heads") or heads,
-        head_width=found.get("head_dim") or (128 if family == "qwen3" else width // heads),
-        inner=inner,
-        positions=positions,
-        epsilon=found["rms_norm_eps"],
-        theta=theta,
-        scaling=scaling,
-        tied=bool(found.get("tie_word_embeddings", False)),
-        input_bias=bias or family == "qwen2",
-        output_bias=bias,
-        inner_bias=bool(found.get("mlp_bias", False)) and family == "llama",
-        head_norm=family == "qwen3",
-        stop=tuple(stop) if isinstance(stop, list) else () if stop is None else (stop,),
-    )
-    if heads % config.kv_heads or config.head_width % 2:
-        raise DataError(
-            f"{folder.path / name}: num_attention_heads = {heads}, num_key_value_heads = "
-            f"{config.kv_heads}, head_dim = {config.head_width}: the first must be a multiple of "
-            "the second and the third even; fetch the folder again"
-        )
-    return config, found.get("dtype") or found.get("torch_dtype") or "float32"
-
-
-def _rope(folder: Folder, found: dict) -> tuple[float, Scaling | None]:
-    """Rotary base and scaling, under the names of transformers 5 or 4."""
-    section = "rope_scaling" if found.get("rope_scaling") else "rope_parameters"
-    rope = {"rope_theta": found.get("rope_theta", 1e4)} | (found.get(section) or {})
-    theta, kind = rope.pop("rope_theta"), rope.pop("type", "default")
-    kind = rope.pop("rope_type", kind)
-    needs = {"default": (), "llama3": Scaling._fields}
-    if kind not in needs:
-        raise folder.unsupported("config.json", f"{section}.rope_type", kind, tuple(needs))
-    folder.require("config.json", {"partial_rotary_factor": (1.0, None)}, rope)
-    rope.pop("partial_rotary_factor", None)
-    if kind == "llama3":
-        rope.setdefault("original_max_position_embeddings", found.get("max_position_embeddings"))
-    for key in sorted(rope.keys() ^ set(needs[kind])):
-        if key in rope:
-            raise folder.unsupported("config.json", f"{section}.{key}", rope[key], (None,))
-        problem = ValueError(f"no setting '{section}.{key}'")
-        raise folder.unreadable(folder.path / "config.json", problem)
-    return float(theta), Scaling(**rope) if kind == "llama3" else None

@@ -8,7 +8,6 @@ pre-training have no part in a sentence vector and are not read.
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +31,6 @@ _ACTIVATIONS = {
 }
 _SUPPORTED = {  # file of the folder -> its setting -> the values that we follow
     "config.json": {
-        "model_type": ("bert",),
         "position_embedding_type": ("absolute",),
         "hidden_act": tuple(_ACTIVATIONS),
         "is_decoder": (False,),
@@ -48,6 +46,15 @@ _SUPPORTED = {  # file of the folder -> its setting -> the values that we follow
         "pooling_mode_lasttoken": (False,),
     },
 }
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+)
 _NOT_READ = r"pooler\.|cls\.|embeddings\.position_ids$"
 
 
@@ -122,10 +129,10 @@ class Bert(nnx.Module):
         )
 
     def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """The last layer's states [B, T, D] of tokens `ids` [B, T], of which `mask` are real."""
-        return self.read(self.word[...][ids], self.position[: ids.shape[1]], mask)
+        """The last layer's states [B, T, D] of tokens `ids` [B, T]; `mask` says which are real."""
+        return self.encode_vectors(self.word[...][ids], self.position[: ids.shape[1]], mask)
 
-    def read(self, x: jax.Array, position: jax.Array, mask: jax.Array) -> jax.Array:
+    def encode_vectors(self, x: jax.Array, position: jax.Array, mask: jax.Array) -> jax.Array:
         """The same of vectors `x` [B, T, D] in place of the tokens' and of the positions'.
 
         `mask` may be bool [B, T, T] as well: which tokens see which.
@@ -148,27 +155,29 @@ def load(folder: str | Path) -> Encoder:
     Raises DataError, naming file, value and remedy, for a file that is missing or damaged, a
     setting that this encoder does not follow and tensors that are missing, misshapen or unused.
     """
-    folder = Folder(Path(folder).expanduser(), "sentence encoder")
-    for module in folder.json("modules.json", []):
-        if module["type"].split(".")[-1] not in ("Transformer", "Pooling", "Normalize"):
+    source = Folder(Path(folder).expanduser(), "sentence encoder")
+    for module in source.json("modules.json", []):
+        kind = module.get("type") if isinstance(module, dict) else module
+        if str(kind).split(".")[-1] not in ("Transformer", "Pooling", "Normalize"):
             raise DataError(
-                f"{folder.path / 'modules.json'}: module {module['type']} is not supported, only "
+                f"{source.path / 'modules.json'}: module {kind} is not supported, only "
                 "Transformer, Pooling and Normalize; use another sentence encoder"
             )
-    for name, settings in _SUPPORTED.items():
-        folder.require(name, settings, folder.json(name, {}))
-    config = _config(folder)
-    weights = Weights(folder, _renamed)
+    config = _config(source)
+    weights = Weights(source, _renamed)
     module = Bert(weights.take, config)
     weights.finish(_NOT_READ)
-    return Encoder(*nnx.split(module), folder, config)
+    return Encoder(*nnx.split(module), source, config)
 
 
 def tokenize(encoder: Encoder, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text, with the special tokens, cut at `config.max_tokens`."""
     tokenizer = encoder.folder.tokenizer(encoder.config.vocabulary)
-    tokenizer.enable_truncation(encoder.config.max_tokens)
-    return [tokens.ids for tokens in tokenizer.encode_batch(list(texts))]
+    if not texts:
+        return []
+    return tokenizer(list(texts), truncation=True, max_length=encoder.config.max_tokens)[
+        "input_ids"
+    ]
 
 
 def encode(
@@ -220,29 +229,29 @@ def random(config: Config, key: jax.Array) -> Bert:
 
 
 def _config(folder: Folder) -> Config:
-    file, found = folder.path / "config.json", folder.json("config.json")
-    limit = folder.json("sentence_bert_config.json", {}).get("max_seq_length")
-    try:
-        config = Config(
-            vocabulary=found["vocab_size"],
-            width=found["hidden_size"],
-            layers=found["num_hidden_layers"],
-            heads=found["num_attention_heads"],
-            inner=found["intermediate_size"],
-            positions=found["max_position_embeddings"],
-            types=found["type_vocab_size"],
-            epsilon=found["layer_norm_eps"],
-            activation=found["hidden_act"],
-            max_tokens=min(limit or math.inf, found["max_position_embeddings"]),
-        )
-    except KeyError as error:
-        raise DataError(f"{file}: no setting {error}; fetch the folder again") from error
-    if config.width % config.heads:
+    """The settings of a folder."""
+    found = folder.config(("bert",), _SIZES)
+    for name, settings in _SUPPORTED.items():
+        folder.require(name, settings, found if name == "config.json" else folder.json(name, {}))
+    vocabulary, width, layers, heads, inner, positions, types = (found[key] for key in _SIZES)
+    if width % heads:
         raise DataError(
-            f"{file}: hidden_size = {config.width} is no multiple of num_attention_heads = "
-            f"{config.heads}; fetch the folder again"
+            f"{folder.path / 'config.json'}: hidden_size = {width} is no multiple of "
+            f"num_attention_heads = {heads}; fetch the folder again"
         )
-    return config
+    limit = folder.json("sentence_bert_config.json", {}).get("max_seq_length")
+    return Config(
+        vocabulary=vocabulary,
+        width=width,
+        layers=layers,
+        heads=heads,
+        inner=inner,
+        positions=positions,
+        types=types,
+        epsilon=found["layer_norm_eps"],
+        activation=found["hidden_act"],
+        max_tokens=min(limit or positions, positions),
+    )
 
 
 def _renamed(name: str) -> str:

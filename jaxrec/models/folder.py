@@ -1,15 +1,19 @@
-"""Hugging Face model folders: settings, weights and tokenizer, each refused by name if unfit.
+"""Hugging Face model folders: settings, tokenizer and weights, each refused by name if unfit.
 
+The package transformers reads settings and tokenizer, from the folder and never from a network.
 Weights are model.safetensors, or shards that model.safetensors.index.json lists.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -18,7 +22,7 @@ import jax.numpy as jnp
 from jaxrec.types import DataError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
 
 _INDEX = "model.safetensors.index.json"
 
@@ -29,6 +33,50 @@ class Folder:
 
     path: Path
     kind: str
+
+    def config(self, families: Sequence[str], sizes: Sequence[str]) -> dict[str, Any]:
+        """config.json under transformers' present names, its defaults for what the file leaves out.
+
+        Raises DataError where `model_type` is none of `families`, one of `sizes` is absent or no
+        positive whole number, or transformers refuses the file.
+        """
+        file = self.path / "config.json"
+        found = self.json(file.name)
+        for name in ("model_type", *sizes):
+            if name not in found:
+                raise self.unreadable(file, ValueError(f"no setting '{name}'"))
+        self.require(file.name, {"model_type": families}, found)
+        for name in sizes:
+            if not isinstance(found[name], int) or found[name] < 1:
+                raise DataError(
+                    f"{file}: {name} = {found[name]!r} is no positive whole number; "
+                    "fetch the folder again"
+                )
+        try:
+            kind = _transformers().CONFIG_MAPPING[found["model_type"]]
+            return kind.from_dict(found).to_dict()
+        except Exception as error:  # each check there has its own type of error
+            raise self.unreadable(file, error) from error
+
+    def tokenizer(self, vocabulary: int) -> PreTrainedTokenizerFast:
+        """tokenizer.json, with its chat template; refused if it has more than `vocabulary` tokens.
+
+        The class is the one that takes the file as it is: AutoTokenizer's, such as BertTokenizer,
+        build a tokenizer anew from the file's vocabulary.
+        """
+        file = self.path / "tokenizer.json"
+        self.json(file.name)
+        try:
+            kind = _transformers().PreTrainedTokenizerFast
+            tokenizer = kind.from_pretrained(self.path, local_files_only=True)
+        except Exception as error:  # what tokenizers raises has no narrower type
+            raise self.unreadable(file, error) from error
+        if (size := len(tokenizer)) > vocabulary:
+            raise DataError(
+                f"{file}: {size} tokens, but the model knows {vocabulary}; "
+                "use the tokenizer that came with the weights"
+            )
+        return tokenizer
 
     def json(self, name: str, default: Any = None) -> Any:
         """The content of a JSON file; `default`, if there is one, where there is no such file."""
@@ -44,42 +92,37 @@ class Folder:
             raise self.unreadable(file, error) from error
         return found
 
-    def require(self, name: str, supported: dict[str, Sequence], found: dict) -> None:
+    def require(
+        self, name: str, supported: Mapping[str, Sequence], found: Mapping[str, Any]
+    ) -> None:
         """Refuse settings `found` in a file beyond those supported; the first is the default."""
         for key, values in supported.items():
             if (value := found.get(key, values[0])) not in values:
                 raise self.unsupported(name, key, value, values)
 
     def unsupported(self, name: str, key: str, value: Any, values: Sequence) -> DataError:
+        """An error for a setting that the model may have and this library does not follow."""
         return DataError(
             f"{self.path / name}: {key} = {value!r} is not supported, only "
             f"{' or '.join(map(repr, values))}; use another {self.kind}"
         )
 
     def unreadable(self, file: Path, error: Exception) -> DataError:
+        """An error for a file that is missing or damaged."""
         problem = str(error) if file.exists() else "there is no such file"
         return DataError(
             f"{file}: {problem}. A {self.kind} is a folder with config.json, model.safetensors "
             f"(or shards and {_INDEX}) and tokenizer.json; fetch it again"
         )
 
-    def tokenizer(self, vocabulary: int) -> Tokenizer:
-        """The tokenizer, without padding; refused if it has more tokens than `vocabulary`."""
-        from tokenizers import Tokenizer
 
-        file = self.path / "tokenizer.json"
-        try:
-            tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # what tokenizers raises has no narrower type
-            raise self.unreadable(file, error) from error
-        if (size := tokenizer.get_vocab_size()) > vocabulary:
-            raise DataError(
-                f"{file}: {size} tokens, but the model knows {vocabulary}; "
-                "use the tokenizer that came with the weights"
-            )
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        return tokenizer
+@functools.cache
+def _transformers() -> ModuleType:
+    """The package, which takes a second to import, without its advice to install PyTorch."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    import transformers
+
+    return transformers
 
 
 class Weights:
@@ -108,11 +151,11 @@ class Weights:
         return name in self.places
 
     def take(self, name: str, *shape: int, dtype: Any = jnp.float32) -> jax.Array:
-        """The tensor of that name and shape; not to be found again."""
+        """The tensor of that name and shape, which can be taken once."""
         file, shard, stored = self.places.pop(name, (self.file, None, name))
         found = None if shard is None else shard.get_slice(stored)
         size = None if found is None else tuple(found.get_shape())
-        if size != shape:
+        if shard is None or found is None or size != shape:
             raise DataError(
                 f"{file}: tensor '{name}' of shape {shape} is wanted, found {size}; "
                 "the weights and config.json are not of one model: fetch the folder again"

@@ -1,4 +1,4 @@
-"""Text from a decoder: prompts -> answers, greedy or sampled, with cached keys and values."""
+"""Tokens from a decoder: those after a prompt, greedy or sampled, with cached keys and values."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from jaxrec.models.decoder import Cache, Decoder
-from jaxrec.types import DataError, SettingError
+from jaxrec.types import SettingError
 
 
 class Generated(NamedTuple):
@@ -32,7 +31,7 @@ def generate(
     rows: jax.Array | None = None,
     context: Sequence[Cache] = (),
 ) -> Generated:
-    """Up to `max_new` tokens after each row of `tokens` int [B, T], of which `mask` are real.
+    """Up to `max_new` tokens after each row of `tokens` int [B, T]; `mask` says which are real.
 
     Vectors [B, T, D] may stand for tokens, as in the decoder. Temperature 0 takes the likeliest
     token, another samples. A row ends at the first token of `stop` (by default the decoder's own);
@@ -114,59 +113,3 @@ def _generate(
     carry = jax.lax.while_loop(going, advance, (1, token, done, answer, (later, later)))
     answer = carry[3]
     return Generated(answer, (answer >= 0).sum(1))
-
-
-def tokenize(decoder: Decoder, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, with the special tokens that the tokenizer puts around it."""
-    if decoder.folder is None:
-        raise DataError("this decoder was not read from a folder: it has no tokenizer, use load")
-    tokenizer = decoder.folder.tokenizer(decoder.config.vocabulary)
-    return [tokens.ids for tokens in tokenizer.encode_batch(list(texts))]
-
-
-def answer(
-    decoder: Decoder,
-    prompts: Sequence[str],
-    key: jax.Array | None = None,
-    *,
-    max_new: int = 64,
-    temperature: float = 0.0,
-    stop: Sequence[int] | None = None,
-    batch: int = 16,
-) -> list[str]:
-    """What the decoder writes after each of `prompts`; see `generate`.
-
-    Prompts of similar length run together, padded on the left to a power of two in tokens and to
-    one in prompts, so that few shapes are compiled; `batch` is the most prompts at once.
-    """
-    tokens = tokenize(decoder, prompts)
-    lengths = np.array([len(ids) for ids in tokens], int)
-    room = decoder.config.positions - max_new
-    for row in np.flatnonzero((lengths > room) | (lengths == 0)):
-        raise DataError(
-            f"prompt {row} ({prompts[row]!r:.40}) has {lengths[row]} tokens: between 1 and {room} "
-            f"leave place for max_new = {max_new} in {decoder.config.positions} positions"
-        )
-    padded = np.minimum(2 ** np.ceil(np.log2(np.maximum(lengths, 8))).astype(int), room)
-    tokenizer, answers = decoder.folder.tokenizer(decoder.config.vocabulary), [""] * len(prompts)
-    for length in np.unique(padded):
-        alike = np.flatnonzero(padded == length)
-        for rows in (alike[k : k + batch] for k in range(0, len(alike), batch)):
-            size = min(batch, 1 << (len(rows) - 1).bit_length())
-            ids, mask = np.zeros((size, length), np.int32), np.zeros((size, length), bool)
-            for k, row in enumerate(rows):
-                ids[k, -lengths[row] :] = tokens[row]
-                mask[k, -lengths[row] :] = True
-            found = generate(
-                decoder,
-                ids,
-                mask,
-                key,
-                max_new=max_new,
-                temperature=temperature,
-                stop=stop,
-                rows=np.resize(rows, size),
-            )
-            for row, new in zip(rows, np.asarray(found.tokens), strict=False):  # rows of padding
-                answers[row] = tokenizer.decode(new[new >= 0].tolist())
-    return answers

@@ -32,7 +32,7 @@ def multiply(x: jax.Array, kernel: jax.Array | LowRank) -> jax.Array:
     if not isinstance(kernel, LowRank):
         return x @ kernel
     product = multiply(x, kernel.kernel)
-    if kernel.rate:
+    if kernel.rate and kernel.key is not None:
         kept = jax.random.bernoulli(kernel.key, 1 - kernel.rate, x.shape)
         x = jnp.where(kept, x / (1 - kernel.rate), 0)
     return product + x @ kernel.down.astype(x.dtype) @ kernel.up.astype(x.dtype)

@@ -76,7 +76,7 @@ def apply(
     """
     if dropout and key is None:
         raise SettingError(f"dropout = {dropout} needs a key")
-    keys = jax.random.split(key, len(lora)) if dropout else [None] * len(lora)
+    keys = jax.random.split(key, len(lora)) if dropout and key is not None else [None] * len(lora)
     streams = dict(zip(sorted(lora), keys, strict=True))
 
     def beside(name, kernel, pair):
@@ -90,7 +90,10 @@ def apply(
 
 
 def merge(params: nnx.State, lora: LoRA, alpha: float) -> nnx.State:
-    """`params` with W + alpha / R A B for each kernel W: the same model, as fast as before."""
+    """`params` with W + alpha / R A B for each kernel W: the same model, as fast as before.
+
+    The same call with -alpha undoes it, up to rounding.
+    """
 
     def add(name, kernel, pair):
         if isinstance(kernel, LowRank):
@@ -99,11 +102,6 @@ def merge(params: nnx.State, lora: LoRA, alpha: float) -> nnx.State:
         return (kernel.astype(jnp.float32) + change).astype(kernel.dtype)
 
     return _replace(params, lora, add)
-
-
-def unmerge(params: nnx.State, lora: LoRA, alpha: float) -> nnx.State:
-    """Undo `merge`, up to rounding."""
-    return merge(params, lora, -alpha)
 
 
 def save(path: str | Path, lora: LoRA, alpha: float) -> None:

@@ -45,7 +45,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None, site: int) -> jax.
     level = min(round(256 * rate), 255)
     if key is None or level == 0:
         return x
-    words = jax.random.bits(jax.random.fold_in(key, site), -(-x.size // 4))
+    words = jax.random.bits(jax.random.fold_in(key, site), (-(-x.size // 4),))
     drawn = jax.lax.bitcast_convert_type(words, jnp.uint8).ravel()[: x.size].reshape(x.shape)
     return jnp.where(drawn >= level, x * (256 / (256 - level)), 0)
 

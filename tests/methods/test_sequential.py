@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,13 +13,13 @@ import pandas as pd
 import pytest
 from flax import nnx
 
-from jaxrec import checkpoint
 from jaxrec.data.pack import history, pack
 from jaxrec.data.partition import partition
-from jaxrec.data.rows import lay
+from jaxrec.data.rows import fill_rows
 from jaxrec.data.split import split
 from jaxrec.methods import sequential
 from jaxrec.models.sequential import last
+from jaxrec.training import checkpoint
 from jaxrec.types import TEST, TRAIN, DataError, Dataset
 
 QUICK = {"xla_backend_optimization_level": 0}
@@ -124,7 +125,7 @@ def test_the_gradient_of_shared_rows_is_that_of_one_row_a_user():
         return jnp.sum(gain, where=(item < ITEMS).ravel())
 
     order = jax.random.permutation(jax.random.key(3), USERS)
-    rows, _ = lay(data.history, order, items=ITEMS, length=config.length, ahead=1)
+    rows, _ = fill_rows(data.history, order, items=ITEMS, length=config.length, ahead=1)
     items = [own_items(data, user) for user in range(USERS)]
     item = padded([x[:-1] for x in items], config.length)
     target = padded([x[1:] for x in items], config.length)
@@ -183,7 +184,7 @@ def test_a_user_with_one_item_teaches_nothing_and_is_served():
     data = data._replace(history=past)
     state = program.init(jax.random.key(0), data)
     after, metrics = program.step(state, data, jax.random.key(1))
-    jax.tree.map(np.testing.assert_array_equal, after, state)
+    chex.assert_trees_all_equal(after, state, strict=True)
     assert metrics.loss == 0
     found = program.prepare(state, data).user
     assert (found[0] != 0).any()
@@ -198,7 +199,7 @@ def test_items_held_out_do_not_reach_the_state():
     other = rows["item"].where(rows["split"] == TRAIN, (rows["item"] + 7) % ITEMS)
     changed, _ = pack(replace(dataset, interactions=rows.assign(item=other)))
     states = [fit(made(warmup=4), each, 2) for each in (data, changed)]
-    jax.tree.map(np.testing.assert_array_equal, *states)
+    chex.assert_trees_all_equal(*states, strict=True)
 
 
 def test_an_interrupted_training_goes_on_with_the_same_bits():
@@ -208,7 +209,7 @@ def test_an_interrupted_training_goes_on_with_the_same_bits():
     state = checkpoint.to_state(stored, jax.eval_shape(program.init, jax.random.key(0), data))
     for epoch in (2, 3):
         state, _ = program.step(state, data, jax.random.key(epoch))
-    jax.tree.map(np.testing.assert_array_equal, state, whole)
+    chex.assert_trees_all_equal(state, whole, strict=True)
 
 
 def test_data_without_an_order_are_refused():

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -380,7 +381,7 @@ def test_gradients_are_finite_with_an_empty_row(model):
     mask = mask & np.array([[True], [True], [False]])
     objective = lambda params: nnx.merge(model.graphdef, params)(x, mask).sum()
     gradient = jit(jax.grad(objective))(model.params)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    chex.assert_tree_all_finite(gradient)
 
 
 def test_random_weights_make_any_architecture():
@@ -409,6 +410,7 @@ def without(config, *names):
 
 
 ROPE = {"rope_type": "default", "rope_theta": 1e4}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 
 
 @pytest.mark.parametrize(
@@ -422,14 +424,18 @@ ROPE = {"rope_type": "default", "rope_theta": 1e4}
             "layer_types = 'sliding_attention' is not supported",
         ),
         ({"quantization_config": {"bits": 4}}, r"quantization_config = \{'bits': 4\} is not"),
-        ({"torch_dtype": "int8"}, "torch_dtype = 'int8' is not supported"),
+        ({"dtype": "int8"}, "dtype = 'int8' is not supported"),
+        ({"dtype": None, "torch_dtype": "int8"}, "dtype = 'int8' is not supported"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not supported"),
         (
             {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5}},
             "partial_rotary_factor = 0.5 is not supported",
         ),
-        ({"rope_parameters": ROPE | {"rope_type": "yarn"}}, r"rope_parameters\.rope_type = 'yarn'"),
-        ({"rope_scaling": {"type": "linear", "factor": 2}}, r"rope_scaling\.rope_type = 'linear'"),
+        ({"rope_parameters": ROPE | YARN}, r"rope_parameters\.rope_type = 'yarn'"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2}},
+            r"rope_parameters\.rope_type = 'linear'",
+        ),
         ({"rope_parameters": ROPE | {"factor": 2.0}}, r"rope_parameters\.factor = 2.0 is not"),
         (
             {"rope_parameters": {"full_attention": ROPE}},
@@ -449,9 +455,18 @@ def test_a_setting_that_is_not_followed_is_refused(tmp_path, setting, message):
         (without(CASES["qwen2"], "model_type"), "no setting 'model_type'"),
         (
             CASES["llama3"] | {"rope_parameters": without(LLAMA3, "factor")},
-            r"no setting 'rope_parameters\.factor'",
+            r"Missing required keys in `rope_parameters` .*'llama3'.*'factor'",
         ),
         (CASES["qwen2"] | {"num_hidden_layers": "2"}, "num_hidden_layers = '2' is no positive"),
+        (
+            CASES["llama3"] | {"rope_parameters": LLAMA3 | {"factor": "8"}},
+            r"rope_parameters\.factor = '8' is no positive",
+        ),
+        (
+            CASES["llama3"] | {"rope_parameters": LLAMA3 | {"rope_theta": None}},
+            r"rope_parameters\.rope_theta = None is no positive",
+        ),
+        (CASES["qwen2"] | {"tie_word_embeddings": "no"}, "tie_word_embeddings.*expected bool"),
         (CASES["qwen2"] | {"num_key_value_heads": 3}, "num_key_value_heads = 3"),
         (CASES["qwen2"] | {"head_dim": 3}, "head_dim = 3"),
     ],
@@ -459,7 +474,7 @@ def test_a_setting_that_is_not_followed_is_refused(tmp_path, setting, message):
 def test_settings_that_are_absent_or_contradict_are_refused(tmp_path, config, message):
     write(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(DataError, match=rf"config\.json: .*{message}.*fetch"):
+    with pytest.raises(DataError, match=rf"(?s)config\.json: .*{message}.*fetch"):
         decoder.load(tmp_path)
 
 

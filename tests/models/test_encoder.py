@@ -10,6 +10,7 @@ import json
 import math
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -219,9 +220,8 @@ def test_gradients_are_finite_with_an_empty_row(tmp_path):
         return vectors[:, 0].sum()
 
     gradient = jax.jit(jax.grad(objective))(model.params)
-    leaves = jax.tree.leaves(gradient)
-    assert all(np.isfinite(leaf).all() for leaf in leaves)
-    assert any((leaf != 0).any() for leaf in leaves)
+    chex.assert_tree_all_finite(gradient)
+    assert any((leaf != 0).any() for leaf in jax.tree.leaves(gradient))
 
 
 def test_no_texts_give_no_vectors(tmp_path):
@@ -300,6 +300,8 @@ def test_a_file_that_is_damaged_or_absent_is_named(tmp_path, name, damage):
 def test_settings_that_contradict_are_refused(tmp_path):
     with pytest.raises(DataError, match="hidden_size = 12 is no multiple"):
         encoder.load(write(tmp_path, num_attention_heads=5))
+    with pytest.raises(DataError, match="num_attention_heads = 0 is no positive whole number"):
+        encoder.load(write(tmp_path, num_attention_heads=0))
     settings = {name: value for name, value in CONFIG.items() if name != "hidden_size"}
     (write(tmp_path) / "config.json").write_text(json.dumps(settings))
     with pytest.raises(DataError, match="no setting 'hidden_size'"):

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jaxrec.models import decoder
-from jaxrec.models.generate import answer, generate, tokenize
+from jaxrec.models.generate import generate
 from jaxrec.types import DataError, SettingError
 
 WORDS = ["[UNK]", *"abcdefghijklmno"]
@@ -203,23 +203,6 @@ def written(tmp_path_factory):
     return decoder.load(folder)
 
 
-TEXTS = ["a b c", "d", "a b c d e f g h i j", "n o", "e e e e e e e e", "k l m"]
-
-
-def test_answers_are_words_whatever_the_batch(written):
-    assert written.config.stop == (3,)
-    greedy = answer(written, TEXTS, max_new=NEW, batch=4)
-    assert greedy == answer(written, TEXTS, max_new=NEW, batch=1)
-    (ids,) = tokenize(written, TEXTS[4:5])
-    new = generate(written, np.array([ids]), max_new=NEW)
-    assert greedy[4] == " ".join(WORDS[k] for k in new.tokens[0, : int(new.length[0])])
-    sample = lambda **more: answer(
-        written, TEXTS, jax.random.key(0), max_new=NEW, temperature=2.0, **more
-    )
-    assert sample(batch=4) == sample(batch=1) != greedy
-    assert answer(written, []) == []
-
-
 def test_stop_tokens_of_the_generation_settings_come_first(written):
     file = written.folder.path / "generation_config.json"
     for stop, expected in ((7, (7,)), ([1, 2], (1, 2)), (None, ())):
@@ -229,19 +212,14 @@ def test_stop_tokens_of_the_generation_settings_come_first(written):
     assert decoder.load(written.folder.path).config.stop == (3,)
 
 
-def test_prompts_that_do_not_fit_are_refused(written):
-    with pytest.raises(DataError, match=r"prompt 1 \('a a .* has 36 tokens: between 1 and 34"):
-        answer(written, ["a", "a " * 36], max_new=NEW)
-    with pytest.raises(DataError, match=r"prompt 0 \(''\) has 0 tokens"):
-        answer(written, [""], max_new=NEW)
-
-
-def test_a_tokenizer_that_does_not_fit_is_refused(written, model, tmp_path):
-    small = written._replace(config=replace(CONFIG, vocabulary=9))
+def test_a_tokenizer_that_does_not_fit_is_refused(written, tmp_path):
+    folder = written.folder
+    assert folder.tokenizer(len(WORDS))(["a b c", "o"])["input_ids"] == [[1, 2, 3], [15]]
     with pytest.raises(DataError, match=r"tokenizer\.json: 16 tokens, but .* 9; use the tokenizer"):
-        tokenize(small, ["a"])
-    with pytest.raises(DataError, match="has no tokenizer, use load"):
-        tokenize(model, ["a"])
-    absent = written._replace(folder=decoder.Folder(tmp_path, "decoder"))
+        folder.tokenizer(9)
     with pytest.raises(DataError, match=r"tokenizer\.json: there is no such file.* fetch it again"):
-        tokenize(absent, ["a"])
+        replace(folder, path=tmp_path).tokenizer(16)
+    for content in ("[1]", "{}", '{"model": {}}', "{"):
+        (tmp_path / "tokenizer.json").write_text(content)
+        with pytest.raises(DataError, match=r"tokenizer\.json: .* fetch it again"):
+            replace(folder, path=tmp_path).tokenizer(16)

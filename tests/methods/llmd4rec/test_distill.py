@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.ops import distill, losses
+from jaxrec.methods.llmd4rec import distill
+from jaxrec.ops import losses
 
 QUICK = {"xla_backend_optimization_level": 0}
 RNG = np.random.default_rng(0)
@@ -23,6 +24,16 @@ WEIGHT = RNG.uniform(0, 2, NUMBER).astype(np.float32)
 
 def quick(function):
     return jax.jit(function, compiler_options=QUICK)
+
+
+def distilled(hidden, table, teacher, teacher_table, weight, heat, where=None, chunk=None):
+    """The mean of KD alone over the places that count."""
+    where = np.ones(len(hidden), bool) if where is None else where
+    learnt = distill.learn(
+        hidden, table, teacher, teacher_table, np.zeros(len(hidden), int),
+        where=where, weight=weight, cross=0.0, temperature=heat, chunk=chunk,
+    )  # fmt: skip
+    return learnt.loss / np.sum(where)
 
 
 def softmax(scores):
@@ -76,11 +87,8 @@ def test_weights_are_the_papers_and_add_up_to_two():
 
 @pytest.mark.parametrize(("heat", "chunk"), [(1.0, None), (2.0, 4), (3.5, 13)])
 def test_the_distillation_loss_is_its_formula(heat, chunk):
-    loss = quick(
-        lambda where: distill.distillation_loss(
-            HIDDEN, TABLE, TEACHER, TEACHER_TABLE, WEIGHT, heat, where=where, chunk=chunk
-        )
-    )
+    arrays = HIDDEN, TABLE, TEACHER, TEACHER_TABLE, WEIGHT
+    loss = lambda where: quick(lambda: distilled(*arrays, heat, where, chunk))()
     found = loss(None)
     assert found == pytest.approx(np.mean(WEIGHT * divergence(heat)), rel=1e-5)
     found = loss(WHERE)
@@ -120,14 +128,14 @@ def test_learning_has_the_parts_and_gradients_of_the_plain_losses(given, cross, 
 
 
 def test_equal_scores_teach_nothing():
-    loss = lambda h, e: distill.distillation_loss(h, e, HIDDEN, TABLE, WEIGHT, 2.0, chunk=4)
+    loss = lambda h, e: distilled(h, e, HIDDEN, TABLE, WEIGHT, 2.0, chunk=4)
     value, gradients = quick(jax.value_and_grad(loss, (0, 1)))(HIDDEN, TABLE)
     assert abs(value) < 1e-6  # of sums that are rounded in another order
     assert max(np.abs(gradient).max() for gradient in gradients) < 1e-6
 
 
 def test_the_teacher_gets_no_gradient():
-    loss = lambda t, e, w: distill.distillation_loss(HIDDEN, TABLE, t, e, w, 2.0)
+    loss = lambda t, e, w: distilled(HIDDEN, TABLE, t, e, w, 2.0)
     for gradient in quick(jax.grad(loss, (0, 1, 2)))(TEACHER, TEACHER_TABLE, WEIGHT):
         assert not gradient.any()
 
@@ -139,6 +147,16 @@ def test_learning_never_holds_all_scores():
     program = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(HIDDEN, TABLE))
     assert f"[4,{ITEMS}]" in program
     assert f"[{NUMBER},{ITEMS}]" not in program and f"[16,{ITEMS}]" not in program
+
+
+def test_catalogues_and_places_must_be_the_same():
+    for arrays in (
+        (HIDDEN, TABLE[1:], TEACHER, TEACHER_TABLE, TARGET),
+        (HIDDEN, TABLE, TEACHER[1:], TEACHER_TABLE, TARGET),
+        (HIDDEN, TABLE, TEACHER, TEACHER_TABLE, TARGET[:, None]),
+    ):
+        with pytest.raises(AssertionError):
+            distill.learn(*arrays, where=WHERE)
 
 
 def test_padding_alone_teaches_nothing():

@@ -11,9 +11,9 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from jaxrec import llm
-from jaxrec.llm import Answer, LLMError, Prompt, Usage
-from jaxrec.types import SettingError
+from jaxrec.llm import estimate, openai_server, openai_settings
+from jaxrec.llm.protocol import Answer, Prompt, Usage
+from jaxrec.types import LLMError, SettingError
 
 KEY = "sk-very-secret-0123456789"
 needs_openai = pytest.mark.skipif(
@@ -28,8 +28,13 @@ def prompts(number, start=0):
 
 
 def connect(loopback, folder=None, usage=None, **settings):
-    settings = {"pause": 0.01, "retries": 4, "timeout": 5.0} | settings
-    return llm.server(loopback.url, "toy", folder=folder, usage=usage, **settings)
+    settings = {"retries": 4, "timeout": 5.0} | settings
+    return openai_server.server(loopback.url, "toy", folder=folder, usage=usage, **settings)
+
+
+def answered(status):
+    """A fault of the loopback server, which asks for no long pause."""
+    return status, {"Retry-After": "0.01"}
 
 
 def expected(loopback, asked):
@@ -61,7 +66,9 @@ def test_no_more_calls_than_the_limit_are_under_way(serve):
 
 
 @pytest.mark.parametrize(
-    "fault", [(429, {}), (500, {}), (503, {}), "cut", "malformed", "other", "page"], ids=str
+    "fault",
+    [answered(429), answered(500), answered(503), "cut", "malformed", "other", "page"],
+    ids=str,
 )
 def test_a_server_that_fails_now_and_then_loses_nothing(serve, tmp_path, fault):
     loopback, usage = serve(fault=lambda number, body: fault if number % 3 == 0 else None), Usage()
@@ -93,6 +100,29 @@ def test_retry_after_is_honoured(serve, asked_for):
     assert time.perf_counter() - began > 0.39
 
 
+@pytest.mark.parametrize("fault", ["malformed", "other", "page"])
+def test_what_is_never_of_the_protocol_is_one_clear_error(serve, fault):
+    loopback, usage = serve(fault=lambda number, body: fault), Usage()
+    with pytest.raises(LLMError, match=r"not an answer of the chat.*3 tries.*base_url") as caught:
+        connect(loopback, usage=usage, retries=2)(prompts(1))
+    assert len(loopback.bodies) == 3
+    assert (usage.calls, usage.retries) == (0, 2)
+    assert caught.value.__cause__ is None and caught.value.__context__ is None
+
+
+def test_a_call_that_waits_when_the_list_ends_is_not_sent_again(serve):
+    def fault(number, body):
+        if body["seed"] == 0:
+            return 503, {"Retry-After": "0.5"}
+        time.sleep(0.1)
+        return 401, {}
+
+    loopback = serve(fault=fault)
+    with pytest.raises(LLMError, match="answered 401"):
+        connect(loopback, concurrency=2)(prompts(2))
+    assert len(loopback.bodies) == 2
+
+
 def test_a_prompt_that_is_refused_fails_alone_and_is_not_kept(serve, tmp_path):
     bad = lambda number, body: (400, {}) if body["seed"] == 1 else None
     loopback, usage = serve(fault=bad), Usage()
@@ -116,7 +146,7 @@ def test_what_no_retry_can_mend_ends_at_once(serve, status, remedy):
 
 def test_a_server_that_stays_broken_ends_the_list_but_not_what_has_arrived(serve, tmp_path):
     broken = [True]
-    fault = lambda number, body: (500, {}) if body["seed"] == 7 and broken[0] else None
+    fault = lambda number, body: answered(500) if body["seed"] == 7 and broken[0] else None
     loopback, usage = serve(fault=fault), Usage()
     with pytest.raises(LLMError, match=r"answered 500.*5 tries.*are kept"):
         connect(loopback, tmp_path, usage, concurrency=2)(prompts(10))
@@ -142,7 +172,7 @@ def test_what_is_another_question_has_another_file(serve, tmp_path):
     connect(loopback, tmp_path)([one, one._replace(seed=2), one._replace(max_tokens=30)])
     connect(loopback, tmp_path)([one._replace(user="NOTES: y"), one._replace(system="t")])
     connect(loopback, tmp_path, temperature=0.5)([one])
-    llm.server(loopback.url, "another", folder=tmp_path)([one])
+    openai_server.server(loopback.url, "another", folder=tmp_path)([one])
     assert len(list(tmp_path.rglob("*.json"))) == len(loopback.bodies) == 7
 
 
@@ -150,7 +180,7 @@ def test_the_same_model_on_another_server_is_another_one(serve, tmp_path):
     one, other = serve(), serve(lambda *_: "NOTES: other")
     assert connect(one, tmp_path)(prompts(2)) == expected(one, prompts(2))
     assert connect(other, tmp_path)(prompts(2)) == [Answer("NOTES: other")] * 2
-    llm.server(other.url + "/", "toy", folder=tmp_path)(prompts(2))
+    openai_server.server(other.url + "/", "toy", folder=tmp_path)(prompts(2))
     assert len(one.bodies) == len(other.bodies) == 2
 
 
@@ -215,7 +245,7 @@ def test_a_cache_that_cannot_be_written_stops_the_paying(serve, tmp_path):
     assert len(loopback.bodies) <= 2
 
 
-@pytest.mark.parametrize("fault", [None, (400, {}), (401, {}), (500, {})], ids=str)
+@pytest.mark.parametrize("fault", [None, (400, {}), (401, {}), answered(500)], ids=str)
 def test_the_key_reaches_the_server_and_nothing_else(
     serve, tmp_path, monkeypatch, caplog, capfd, fault
 ):
@@ -253,7 +283,7 @@ def test_no_key_is_in_an_error_however_short_or_long_or_escaped(serve, monkeypat
     with pytest.raises(LLMError, match=r"\[key\]") as caught:
         connect(loopback, api_key_env="MY_KEY")(prompts(1))
     assert loopback.keys == {f"Bearer {key}"}
-    assert "sk-" not in llm._hide(key, f"{key} {key!r} {json.dumps(key)}")
+    assert "sk-" not in openai_settings.hide_key(key, f"{key} {key!r} {json.dumps(key)}")
     assert "sk-" not in "".join(traceback.format_exception(caught.value))
 
 
@@ -273,30 +303,30 @@ def test_a_key_that_is_a_word_changes_no_answer(serve, monkeypatch):
         ({"concurrency": 0}, "concurrency = 0"),
         ({"retries": -1}, "retries = -1"),
         ({"timeout": 0.0}, "timeout = 0.0"),
-        ({"pause": float("nan")}, "pause = nan"),
+        ({"timeout": float("nan")}, "timeout = nan"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_and_no_key_is_shown(settings, message):
     settings = {"base_url": "http://host/v1", "model": "m"} | settings
     with pytest.raises(SettingError, match=message) as caught:
-        llm.server(**settings)
+        openai_server.server(**settings)
     assert KEY not in str(caught.value)
 
 
 def test_without_the_package_the_error_names_the_extra(monkeypatch):
-    monkeypatch.setattr(llm, "find_spec", lambda name: None)
+    monkeypatch.setattr(openai_settings, "find_spec", lambda name: None)
     with pytest.raises(SettingError, match=r"jaxrec\[agents\]"):
-        llm.server("http://host/v1", "m")
+        openai_server.server("http://host/v1", "m")
 
 
 def test_an_estimate_is_the_slower_of_rounds_and_throughput():
-    took = llm.estimate(
+    took = estimate.estimate(
         1000, 4_000_000, 500_000, rounds=50, concurrency=10, answer_seconds=2.0, prices=(1.0, 4.0)
     )
     assert took == (1000, 4_000_000, 500_000, 200.0, 6.0)
-    assert llm.estimate(1000, 1, 1, rounds=500, concurrency=10).seconds == 500
-    assert "cost 6.00" in llm.tell(took)
-    free = llm.estimate(10, 10, 10)
+    assert estimate.estimate(1000, 1, 1, rounds=500, concurrency=10).seconds == 500
+    assert "cost 6.00" in estimate.tell(took)
+    free = estimate.estimate(10, 10, 10)
     assert free.cost is None
-    assert "cost" not in llm.tell(free)
+    assert "cost" not in estimate.tell(free)
     np.testing.assert_array_equal(list(Usage(calls=3).values().values()), [3, 0, 0, 0, 0, 0, 0])

@@ -14,6 +14,7 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -48,36 +49,6 @@ def weights(student: jax.Array, teacher: jax.Array) -> jax.Array:
     return jnp.clip(1 + excess, 0, 2).astype(jnp.float32)
 
 
-def distillation_loss(
-    hidden: jax.Array,
-    table: jax.Array,
-    teacher: jax.Array,
-    teacher_table: jax.Array,
-    weight: jax.Array,
-    temperature: float = 1.0,
-    *,
-    where: jax.Array | None = None,
-    chunk: int | None = None,
-) -> jax.Array:
-    """mean_n w_n T^2 KL(softmax(t_n / T) || softmax(z_n / T)), without [N, I] in memory.
-
-    Args:
-      hidden: f32 [N, D] of the student.
-      table: f32 [I, D] of the student.
-      teacher: f32 [N, D'], `teacher_table` f32 [I, D'].
-      weight: f32 [N], such as `weights` gives.
-      temperature: T.
-      where: bool [N], the places that count; all of them without it.
-      chunk: rows at a time, as for `learn`.
-    """
-    where = jnp.ones(len(hidden), bool) if where is None else where
-    learnt = learn(
-        hidden, table, teacher, teacher_table, jnp.zeros(len(hidden), jnp.int32),
-        where=where, weight=weight, cross=0.0, temperature=temperature, chunk=chunk,
-    )  # fmt: skip
-    return learnt.loss / jnp.maximum(jnp.sum(where), 1)
-
-
 def learn(
     hidden: jax.Array,
     table: jax.Array,
@@ -108,7 +79,10 @@ def learn(
       chunk: rows at a time; without it, `rows_at_once`.
     """
     chunk = rows_at_once(2 * len(table)) if chunk is None else chunk
-    arrays = map(jnp.asarray, (hidden, table, teacher, teacher_table, target, where))
+    arrays = tuple(map(jnp.asarray, (hidden, table, teacher, teacher_table, target, where)))
+    chex.assert_rank(arrays, [2, 2, 2, 2, 1, 1])
+    chex.assert_equal_shape_prefix([arrays[k] for k in (0, 2, 4, 5)], 1)  # N places
+    chex.assert_equal_shape_prefix([arrays[k] for k in (1, 3)], 1)  # I items
     weight = None if weight is None else jnp.asarray(weight)
     settings = float(cross), float(share), float(temperature), min(chunk, len(hidden))
     return _learn(*arrays, weight, settings)
