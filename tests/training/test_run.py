@@ -12,21 +12,22 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import chex
 import jax
 import numpy as np
 import pandas as pd
 import pytest
 
-from jaxrec.checkpoint import CheckpointError, to_arrays
-from jaxrec.config import RunConfig
 from jaxrec.data.synthetic import synthetic
-from jaxrec.job import check_record
-from jaxrec.prepare import prepare
-from jaxrec.run import train
-from jaxrec.types import SettingError
+from jaxrec.training.checkpoint import to_arrays
+from jaxrec.training.prepared import prepare
+from jaxrec.training.run import reopen, train
+from jaxrec.training.run_folder import check_record
+from jaxrec.training.settings import RunConfig
+from jaxrec.types import CheckpointError, SettingError
 
 pytestmark = pytest.mark.usefixtures("toy")
-TOY = Path(__file__).parent / "toy.py"
+TOY = Path(__file__).parents[1] / "toy.py"
 
 
 @pytest.fixture(scope="module")
@@ -384,3 +385,23 @@ def test_a_run_goes_on_with_its_own_text_vectors_only():
     other = record | {"data": record["data"] | {"encoder": "hashed TF-IDF"}}
     with pytest.raises(CheckpointError, match="encoder MiniLM and now with hashed TF-IDF"):
         check_record(record, SimpleNamespace(record=other), Path("run"))
+
+
+def test_a_run_stored_under_older_names_of_settings_is_opened_and_goes_on(tmp_path):
+    dataset = synthetic(users=24, items=30, clients=4, length=12)
+    given = {"width": 4, "rounds": 1, "evaluate_every": 1, "baselines": (), "dropped": 0.25}
+    trained = train("fedavg", dataset, out=tmp_path, progress=False, **given)
+    for name in ("config.json", "checkpoint/index.json"):
+        path = tmp_path / name
+        record = json.loads(path.read_text())
+        settings = record["settings" if name == "config.json" else "identity"]
+        settings["dropout"] = settings.pop("dropped")
+        settings["memory"] = 16.0 if name == "config.json" else "16.0"
+        path.write_text(json.dumps(record))
+    opened = reopen(tmp_path, dataset, progress=False)
+    assert opened.config == trained.config
+    resumed = train(data=dataset, resume=tmp_path, rounds=2, progress=False)
+    whole = train("fedavg", dataset, progress=False, **given | {"rounds": 2})
+    chex.assert_trees_all_equal(resumed.state, whole.state)
+    with pytest.raises(SettingError, match=r"dropped = 0.5: .* was trained with 0.25"):
+        train(data=dataset, resume=tmp_path, dropped=0.5, progress=False)

@@ -1,20 +1,30 @@
 """Settings come in layers, and what is wrong in any of them is named."""
 
+import ast
 import dataclasses
+import inspect
+import itertools
 import json
+import math
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
 import pytest
 
-from jaxrec import config
-from jaxrec.config import RunConfig, coerce, read_settings, read_toml, read_words
+from jaxrec.cli import help
 from jaxrec.methods import METHODS
-from jaxrec.types import SettingError
+from jaxrec.settings.fields import coerce, fields
+from jaxrec.training import settings
+from jaxrec.training.settings import RunConfig, read_settings, read_toml, read_words
+from jaxrec.types import SettingError, Traits
 
+CONFIGS = {"run": RunConfig, "files": help.Files, "output": help.Output} | {
+    name: module.Config for name, module in METHODS.items()
+}
 pytestmark = pytest.mark.usefixtures("toy")
 
 
@@ -26,7 +36,7 @@ def write(folder: Path, text: str) -> Path:
 
 def test_each_layer_wins_over_the_one_before(tmp_path):
     run, method = read_settings("toy")
-    assert (run.rounds, run.clients, method.width) == (6, 100, 8)  # the module's RUN, the defaults
+    assert (run.rounds, run.clients, method.width) == (6, 100, 8)  # the method's own, the defaults
     toml = write(tmp_path, "rounds = 7\nwidth = 16\nks = [5, 10]\nnoise = 1\n")
     run, method = read_settings("toy", toml)
     assert (run.rounds, run.ks, method.width, method.noise) == (7, (5, 10), 16, 1.0)
@@ -131,13 +141,13 @@ def test_names_of_a_run_and_of_a_method_do_not_collide(toy, monkeypatch):
     clash = dataclasses.make_dataclass("Config", [("rounds", int, 3)], frozen=True)
     monkeypatch.setattr(toy, "Config", clash)
     with pytest.raises(SettingError, match=r"toy.*rounds"):
-        config.settings("toy")
+        settings.settings_of("toy")
 
 
 def test_defaults_of_a_method_must_exist(toy, monkeypatch):
-    monkeypatch.setattr(toy, "RUN", {"round": 3})
+    monkeypatch.setattr(toy, "TRAITS", Traits(run={"round": 3}))
     with pytest.raises(SettingError, match="round"):
-        config.settings("toy")
+        settings.settings_of("toy")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -149,7 +159,7 @@ def test_settings_survive_json(method):
 
 def test_a_baseline_shares_data_and_evaluation_but_not_the_length_of_training():
     run = RunConfig(data="d", seed=3, clients=7, ks=(5, 10), rounds=99, patience=9)
-    shared, _ = config.baseline_settings("toy", run)
+    shared, _ = settings.baseline_settings("toy", run)
     expected = {"rounds": 6, "evaluate_every": 2, "patience": 0, "baselines": ()}
     assert shared == dataclasses.replace(run, **expected)
 
@@ -166,7 +176,7 @@ def test_coerce_of_nested_tuples():
 def test_help_lists_every_setting_with_default_and_meaning(method, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "260")
     with pytest.raises(SystemExit) as stop:
-        config.print_help(method, "program")
+        help.print_help(method, "program")
     shown = capsys.readouterr().out
     assert stop.value.code == 0
     names = [field.name for field in dataclasses.fields(RunConfig)]
@@ -176,32 +186,110 @@ def test_help_lists_every_setting_with_default_and_meaning(method, capsys, monke
     assert "Validation metric that picks the best state" in shown
     assert "(default: NDCG@10)" in shown
     if method:
-        assert "(default: 6)" in shown  # of the method's own RUN
+        assert "(default: 6)" in shown  # the method's own
         assert "Numbers a user or item has." in shown
     else:
         assert all(f"{name}: " in shown for name in METHODS)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_setting_of_every_method_has_a_meaning(method, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")
-    with pytest.raises(SystemExit):
-        config.print_help(method, "program")
-    shown = capsys.readouterr().out
-    bare = [line for line in shown.splitlines() if "│ (default:" in line.replace("  ", "")]
-    assert bare == []
+def meanings(cls):
+    """The text below each field of a dataclass and its bases, by the field's name."""
+    found = {}
+    for base in reversed(cls.__mro__[:-1]):
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        for node, after in itertools.pairwise([*body.body, ast.Pass()]):
+            if isinstance(node, ast.AnnAssign):
+                text = after.value.value if isinstance(after, ast.Expr) else ""
+                found[node.target.id] = text or found.get(node.target.id, "")
+    return found
+
+
+def test_a_setting_without_a_meaning_is_seen():
+    @dataclasses.dataclass
+    class Bare:
+        told: int = 1
+        """What it is."""
+        untold: int = 2
+
+    assert meanings(Bare) == {"told": "What it is.", "untold": ""}
+
+
+@pytest.mark.parametrize("cls", CONFIGS.values(), ids=CONFIGS)
+def test_every_setting_has_a_meaning(cls):
+    assert [name for name, text in meanings(cls).items() if not text.strip()] == []
+    assert set(meanings(cls)) >= set(fields(cls))
+
+
+@pytest.mark.parametrize("cls", CONFIGS.values(), ids=CONFIGS)
+def test_every_number_has_a_range(cls):
+    numbers = {name: each for name, each in fields(cls).items() if each.hint in (int, float)}
+    assert [name for name, each in numbers.items() if each.range is None] == []
+
+
+def outside(each):
+    """Values that a setting must refuse: beyond each bound of its range, and NaN."""
+    step = 1 if each.hint is int else 1e-9
+    low, above, high, below = each.range
+    found = [None if low is None else low - step, above, None if high is None else high + step]
+    found += [below, None if each.hint is int else math.nan]
+    return [each.hint(value) for value in found if value is not None]
+
+
+@pytest.mark.parametrize("method", ["run", *METHODS])
+def test_a_number_out_of_range_is_refused_in_the_same_words_everywhere(method, tmp_path):
+    cls, method = CONFIGS[method], "toy" if method == "run" else method
+    for name, each in fields(cls).items():
+        for value in outside(each) if each.hint in (int, float) else ():
+            said = f"{name} = {value!r}: must be {each.range}"
+            with pytest.raises(SettingError) as error:
+                read_words(method, [f"--{name}", repr(value)])
+            assert str(error.value) == f"--{said}"
+            path = write(tmp_path, f"{name} = {value!r}\n")
+            with pytest.raises(SettingError) as error:
+                read_toml(path, method)
+            assert str(error.value) == f"{path}: {said}"
+            with pytest.raises(SettingError) as error:
+                read_settings(method, None, {name: value})
+            assert str(error.value) == said
+            with pytest.raises(SettingError) as error:
+                cls(**{name: value})
+            assert str(error.value) == said
+
+
+def test_a_value_of_another_type_is_refused_in_python_too(toy):
+    with pytest.raises(SettingError, match=r"^width = '8': expected int$"):
+        toy.Config(width="8")
+    with pytest.raises(SettingError, match=r"^width = True: expected int$"):
+        toy.Config(width=True)
+    assert toy.Config(noise=1).noise == 1.0
+    assert isinstance(toy.Config(noise=1).noise, float)
+
+
+def test_a_setting_that_has_another_name_now_is_still_read(toy, monkeypatch):
+    traits = Traits(renamed={"breadth": "width"}, retired=("colour",))
+    monkeypatch.setattr(toy, "TRAITS", traits)
+    assert settings.current_names("toy", {"breadth": 4, "colour": 1, "noise": 0.2}) == {
+        "width": 4,
+        "noise": 0.2,
+    }
+    with pytest.warns(UserWarning, match="--breadth: is called width now"):
+        assert read_words("toy", ["--breadth", "4"]) == {"width": 4}
+    with pytest.warns(UserWarning, match="--colour: is read no more"):
+        assert read_words("toy", ["--colour", "red"]) == {}
+    with pytest.raises(SettingError, match=r"breadth.*width"):
+        read_settings("toy", None, {"breadth": 4, "width": 8})
 
 
 def test_settings_need_no_command_line_parser():
     code = (
         "import sys; sys.modules['tyro'] = None\n"
-        "from jaxrec.config import read_settings\n"
+        "from jaxrec.training.settings import read_settings\n"
         "print(read_settings('popularity', None, {'rounds': 3})[0].rounds)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
 
 
-def test_method_without_run_defaults_uses_those_of_a_run(toy, monkeypatch):
-    monkeypatch.setitem(METHODS, "plain", SimpleNamespace(Config=toy.Config))
+def test_a_method_without_defaults_of_its_own_uses_those_of_a_run(toy, monkeypatch):
+    monkeypatch.setitem(METHODS, "plain", SimpleNamespace(Config=toy.Config, TRAITS=Traits()))
     assert read_settings("plain")[0] == RunConfig()

@@ -16,15 +16,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jaxrec import report
-from jaxrec.config import unknown
+from jaxrec import files
+from jaxrec.settings.fields import unknown
+from jaxrec.training.progress import say
 from jaxrec.types import SettingError
 
 Log = Callable[[dict[str, float], int], Any]  # values by name, and the round they are of
 
 
 @contextmanager
-def tracking(names: Sequence[str], out: Path) -> Iterator[Callable[[str, report.Row], None]]:
+def tracking(names: Sequence[str], out: Path) -> Iterator[Callable[[str, files.Row], None]]:
     """A function of a method's name and a row, which writes it to the trackers `names`.
 
     They begin with the first row and end with the block. One that fails is told of and left out.
@@ -38,7 +39,7 @@ def tracking(names: Sequence[str], out: Path) -> Iterator[Callable[[str, report.
             try:
                 return act()
             except Exception as error:
-                report.say(f"warning: {name}: {error}; the run goes on without it")
+                say(f"warning: {name}: {error}; the run goes on without it")
                 logs.pop(name, None)
                 modules.pop(name, None)
 
@@ -48,8 +49,8 @@ def tracking(names: Sequence[str], out: Path) -> Iterator[Callable[[str, report.
             stack.push(lambda *error: attempt(name, lambda: tracker.__exit__(*error)))
             return log
 
-        def write(method: str, row: report.Row) -> None:
-            numbers = {
+        def write(method: str, row: files.Row) -> None:
+            numbers: dict[str, float] = {
                 f"{method}/{name}": value
                 for name, value in row.items()
                 if isinstance(value, int | float) and name != "round"

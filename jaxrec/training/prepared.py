@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 from functools import partial
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +16,7 @@ import numpy as np
 import pandas as pd
 from jax.sharding import Mesh
 
-import jaxrec
 from jaxrec import mesh
-from jaxrec.config import RunConfig
 from jaxrec.data.blocks import count
 from jaxrec.data.pack import history as by_time
 from jaxrec.data.pack import pack
@@ -25,11 +24,15 @@ from jaxrec.data.partition import partition
 from jaxrec.data.sources import load
 from jaxrec.data.split import core, split, with_random_positives
 from jaxrec.data.text import ItemText, titled, vectors
-from jaxrec.evaluate import Plan, held_out, make_plan
-from jaxrec.federated import communication
+from jaxrec.evaluation.plan import Plan, held_out, make_plan
+from jaxrec.federated import byte_ledger
 from jaxrec.ops import strings
-from jaxrec.types import TEST, TRAIN, VALID, Data, Dataset, Sizes
+from jaxrec.training import launch
+from jaxrec.training.settings import RunConfig
+from jaxrec.types import TEST, TRAIN, VALID, Data, Dataset, Reads, Sizes
+from jaxrec.version import __version__
 
+NOTHING = Reads()
 TITLED = 1024  # bytes that are kept of an item's title, category and text
 
 
@@ -56,21 +59,18 @@ class Prepared(NamedTuple):
 def prepare(
     run: RunConfig,
     dataset: Dataset | None = None,
+    reads: Reads = NOTHING,
     *,
-    text: bool = False,
-    titles: bool = False,
-    history: bool = False,
     progress: bool = True,
 ) -> Prepared:
     """Load the data of a run, unless `dataset` is given, and make it ready for any method.
 
-    `text` asks for vectors of the items' texts, `titles` for the texts themselves and `history` for
-    the rows by time, as methods that read them need (`jaxrec.config.reads`).
+    `reads` says what the methods read beside the clients' rows.
 
     Raises DataError for bad data, SettingError for settings that do not fit it.
     """
     devices = mesh.make(run.mesh)
-    with mesh.together("reading data"):
+    with launch.all_or_none("reading data"):
         dataset = dataset or load(run.data, progress=progress)
     dataset = core(dataset, run.min_user, run.min_item)
     how = _chosen(run.split, "split", "ratio", dataset)
@@ -79,18 +79,18 @@ def prepare(
     who = _chosen(run.partition, "client", "blocks", dataset)
     clients = min(run.clients, dataset.num_users)
     dataset = partition(dataset, who, clients, run.alpha, run.seed)
-    data, sizes = pack(dataset, multiple=run.client_devices, by_time=history)
-    members = communication.members(data)
+    data, sizes = pack(dataset, multiple=run.client_devices, by_time=reads.history)
+    members = byte_ledger.members(data)
     real = [(len(b.client), int((b.client < sizes.clients).sum())) for b in data.clients]
     buckets = dict(sorted(real, reverse=True))  # of one length, the one with the fewest
-    described = vectors(dataset, run.text, progress=progress) if text else None
+    described = vectors(dataset, run.text, progress=progress) if reads.text else None
     if described:
         data = data._replace(text=jnp.asarray(described.vectors))
-    if titles:
+    if reads.titles:
         written = strings.pack(titled(dataset.items), TITLED)
         data = data._replace(written=jax.tree.map(jnp.asarray, written))
-    known = data._replace(history=by_time(dataset, TEST) if history else None)
-    mesh.meet("packed")
+    known = data._replace(history=by_time(dataset, TEST) if reads.history else None)
+    launch.barrier("packed")
     if devices:
         place = lambda tree: jax.device_put(tree, mesh.shardings(tree, data, sizes, devices))
         past = place(known.history)
@@ -130,7 +130,8 @@ def _apart(dataset: Dataset, run: RunConfig) -> dict[str, np.ndarray]:
     return {name: only for name, only in found.items() if (only & held).any()}
 
 
-def _chosen(how: str, column: str, otherwise: str, dataset: Dataset) -> str:
+def _chosen(how: Any, column: str, otherwise: str, dataset: Dataset) -> Any:
+    """How to split or to partition, `auto` settled by whether the data have the column."""
     if how != "auto":
         return how
     return "given" if column in dataset.interactions else otherwise
@@ -180,9 +181,9 @@ def environment() -> dict[str, Any]:
     """What a number depends on beside its settings: versions, and the devices."""
     return {
         "versions": {
-            "jaxrec": jaxrec.__version__,
+            "jaxrec": __version__,
             "jax": jax.__version__,
-            "jaxlib": jax.lib.__version__,
+            "jaxlib": version("jaxlib"),
             "numpy": np.__version__,
             "pandas": pd.__version__,
             "python": platform.python_version(),

@@ -7,7 +7,7 @@ beside them XLA plans when it compiles it. All of it counts on one device.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from math import prod
 from pathlib import Path
@@ -15,9 +15,10 @@ from typing import Any
 
 import jax
 
+from jaxrec.methods import method_module
 from jaxrec.types import SettingError
 
-SMALLER = ("block", "batch", "negatives", "length", "rank", "width")
+SMALLER = ("batch", "negatives", "length", "rank", "width")
 """Settings that a step's memory grows with, those first that change the result least."""
 SHARES = (8, 64)  # of a setting, that are tried
 CONTAINER = Path("/sys/fs/cgroup/memory.max")
@@ -79,32 +80,38 @@ def check(
 
     Raises SettingError where the parts together are more than `limit`.
     """
-    room, needed = limit(), sum(parts.values())
-    if room is None or needed <= room:
+    most, needed = limit(), sum(parts.values())
+    if most is None or needed <= most:
         return
     listed = ", ".join(f"{name} {_size(part)}" for name, part in parts.items())
     remedy = "No setting of the method alone makes it fit: take fewer rows or a larger device"
-    for name, value in _candidates(config, clients):
+    for settings in _candidates(method, config, clients):
         try:
-            found = again(replace(config, **{name: value}))
+            found = again(replace(config, **settings))
         except ValueError:  # such as a width that the heads do not divide
             continue
-        if found <= room:
-            remedy = f"With {name} = {value} it takes {_size(found)}"
+        if found <= most:
+            told = ", ".join(f"{name} = {value!r}" for name, value in settings.items())
+            remedy = f"With {told} it takes {_size(found)}"
             break
     raise SettingError(
-        f"{method}: needs {_size(needed)} ({listed}), more than the {_size(room)} of a device. "
+        f"{method}: needs {_size(needed)} ({listed}), more than the {_size(most)} of a device. "
         f"{remedy}"
     )
 
 
-def _candidates(config: Any, clients: int) -> Iterator[tuple[str, int]]:
-    has = {field.name for field in fields(config)}
-    for name in (name for name in SMALLER if name in has):
-        value = getattr(config, name) or (clients if name == "block" else 0)
-        for smaller in dict.fromkeys(value // share for share in SHARES):
-            if smaller >= 1:
-                yield name, smaller
+def _candidates(method: str, config: Any, clients: int) -> Iterator[Mapping[str, Any]]:
+    """Settings to try: smaller blocks, which change no result; the method's own; smaller numbers.
+
+    A number is tried at an eighth and at a 64th of what it is.
+    """
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    shares = lambda value: filter(None, dict.fromkeys(value // share for share in SHARES))
+    if "block" in values:
+        yield from ({"block": smaller} for smaller in shares(values["block"] or clients))
+    yield from method_module(method).TRAITS.smaller
+    for name in (name for name in SMALLER if name in values):
+        yield from ({name: smaller} for smaller in shares(values[name]))
 
 
 def _size(number: int) -> str:

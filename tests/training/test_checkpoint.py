@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec import checkpoint
-from jaxrec.checkpoint import CheckpointError
+from jaxrec.training import checkpoint
+from jaxrec.types import CheckpointError
 
 IDENTITY = {"method": "m", "settings": "s", "data": "d"}
 
@@ -56,7 +56,7 @@ def test_last_and_best_come_back_bit_for_bit(tmp_path):
     shapes = jax.eval_shape(state)
     assert_same(checkpoint.restore(tmp_path, "last", shapes), state(20))
     assert_same(checkpoint.restore(tmp_path, "best", shapes), state(10))
-    assert checkpoint.read_memory(tmp_path, IDENTITY) == {"round": 20, "value": 0.1 + 0.2}
+    assert checkpoint.read_progress(tmp_path, IDENTITY) == {"round": 20, "value": 0.1 + 0.2}
 
 
 def test_a_state_goes_to_arrays_and_back():
@@ -103,7 +103,7 @@ def test_a_save_that_was_never_committed_does_not_count(tmp_path, monkeypatch):
 
 
 def test_without_a_commit_there_is_nothing_to_remember(tmp_path):
-    assert checkpoint.read_memory(tmp_path / "checkpoint", IDENTITY) is None
+    assert checkpoint.read_progress(tmp_path / "checkpoint", IDENTITY) is None
     with pytest.raises(CheckpointError, match=r"index\.json: cannot be read"):
         checkpoint.restore(tmp_path, "last", state())
 
@@ -111,7 +111,7 @@ def test_without_a_commit_there_is_nothing_to_remember(tmp_path):
 def test_another_run_is_refused(tmp_path):
     save(tmp_path, 1, 1)
     with pytest.raises(CheckpointError, match="other data and settings"):
-        checkpoint.read_memory(tmp_path, IDENTITY | {"settings": "S", "data": "D"})
+        checkpoint.read_progress(tmp_path, IDENTITY | {"settings": "S", "data": "D"})
 
 
 def test_another_shape_is_refused_by_name(tmp_path):
@@ -127,7 +127,7 @@ def test_a_damaged_index_is_refused(tmp_path, text):
     save(tmp_path, 1, 1)
     (tmp_path / "index.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"index\.json: damaged"):
-        checkpoint.read_memory(tmp_path, IDENTITY)
+        checkpoint.read_progress(tmp_path, IDENTITY)
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "remove"])

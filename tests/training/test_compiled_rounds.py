@@ -8,16 +8,17 @@ import jax
 import pytest
 
 from jaxrec.data.synthetic import synthetic
-from jaxrec.evaluate import evaluator, make_plan
+from jaxrec.evaluation.evaluator import evaluator
+from jaxrec.evaluation.plan import make_plan
 from jaxrec.methods import METHODS
-from jaxrec.rounds import advancer
-from jaxrec.run import train
+from jaxrec.training.compiled_rounds import advancer
+from jaxrec.training.run import train
 
 SHORT = {"width": 8, "length": 8, "batch": 32, "layers": 1, "text": "tfidf"}
 SETTINGS = {
     "fedcia": {"width": 4, "rank": 8, "local_steps": 2},
     "rqfedrec": {"width": 4, "codes": 8, "levels": 2, "participation": 1.0, "text": "tfidf"},
-    "agentcf": {"groups": 2, "rank": 4, "width": 8, "candidates": 4, "text": "tfidf"},
+    "agentcf": {"groups": 2, "rank": 4, "minibatch_size": 8, "candidates": 4, "text": "tfidf"},
     "fedavg": {"width": 4, "local_steps": 2},
     "local_only": {"width": 4, "local_steps": 2},
     "sequential": SHORT,
@@ -67,7 +68,7 @@ def ran(dataset):
         settings |= SETTINGS[name] | {"track": lambda *_: at.append(len(compiled))}
         try:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("jaxrec.run.advancer", keep)
+                patch.setattr("jaxrec.training.loop.advancer", keep)
                 run = train(name, dataset, progress=False, **settings)
         finally:
             jax.monitoring.unregister_event_duration_listener(note)
@@ -86,7 +87,7 @@ def test_a_run_compiles_each_program_once(name, ran):
     number = Counter(compiled)
     assert number["init"] == 1
     assert number["chunk"] == (1 if one_shot else 2)
-    assert number["run"] == 2 + parts  # evaluations: a plan for valid, one for test, and its parts
+    assert number["measure"] == 2 + parts  # plans of valid, of test, and of its parts
 
 
 @every_method
@@ -98,7 +99,7 @@ def test_nothing_is_copied_unasked_while_rounds_and_evaluations_run(name, ran):
     expected = evaluate(state, run.data).means  # and both are compiled
     with jax.transfer_guard("disallow"):
         found = evaluate(state, run.data).means
-        state, metrics, seconds, _ = advance(state, 2, 4)
+        state, metrics, _, seconds, _ = advance(state, 2, 4)
     assert found == expected
     assert seconds == 0  # of compiling
     assert all(len(values) == 2 for values in metrics.values())

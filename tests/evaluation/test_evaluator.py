@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxrec.evaluate import evaluator, make_plan
+from jaxrec.evaluation.evaluator import evaluator
+from jaxrec.evaluation.plan import make_plan
 from jaxrec.types import TEST, TRAIN, VALID, DataError, Dataset, Method, SettingError
 
 USERS, ITEMS, CLIENTS = 60, 45, 13
@@ -170,8 +171,10 @@ def test_negatives_are_distinct_unseen_and_fixed_by_seed_and_user():
         assert not interacted[user].intersection(items)
     assert plan(block=3) == negatives
     assert plan(seed=1) != negatives
-    for user, items in plan(split=VALID).items():
-        assert items == negatives.get(user, items)
+    valid = plan(split=VALID)
+    both = set(valid) & set(negatives)
+    assert len(both) > 10
+    assert all(valid[user] == negatives[user] for user in both)
 
 
 def test_the_datas_own_lists_are_taken_from_their_start_without_the_target():
@@ -381,6 +384,42 @@ def listed_for_lines(plan):
                 if row < len(users):
                     pairs.setdefault(keys[row], []).append(item)
     return pairs
+
+
+@pytest.mark.parametrize("ranking", ["rows", "domains"])
+def test_a_method_that_ranks_lists_is_measured_as_one_that_scores_all_items(ranking):
+    asked = []
+
+    def rank(served, users, lists):
+        asked.append((users, lists))
+        return jnp.take_along_axis(served[users], lists, axis=1)
+
+    scores = np.random.default_rng(3).permutation(USERS * ITEMS).reshape(USERS, ITEMS)  # no ties
+    plan = make_plan(with_domains(), TEST, ks=KS, block=8, ranking=ranking, candidates=3)
+    listed = evaluator(BY_TABLE._replace(rank=rank), plan)
+    found = listed(jnp.asarray(scores), jnp.float32(0))
+    expected = run(plan, scores)
+    pd.testing.assert_frame_equal(found.per_user, expected.per_user, rtol=1e-6)
+    assert found.means == pytest.approx(expected.means, rel=1e-6)
+    ((users, lists),) = asked
+    shown, rows = listed_for_lines(plan), plan.lines[plan.lines.user >= 0]
+    for user, row, item in zip(users, lists.tolist(), rows["item"], strict=True):
+        assert row == sorted([item, *shown[user, item]])  # the place of the target tells nothing
+
+
+def test_a_tie_in_a_list_stands_before_the_target():
+    rank = lambda served, users, lists: np.zeros(lists.shape)
+    plan = make_plan(with_domains(), TEST, ks=(1, 4), ranking="rows", candidates=3)
+    found = evaluator(BY_TABLE._replace(rank=rank), plan)(jnp.zeros(1), jnp.float32(0))
+    assert found.means["HR@1(3 negatives)"] == 0
+    assert found.means["MRR(3 negatives)"] == 0.25
+
+
+@pytest.mark.parametrize("options", [{"ranking": "rows"}, {"candidates": 3}])
+def test_a_method_that_ranks_lists_needs_lists_with_one_target(options):
+    method = BY_TABLE._replace(rank=lambda served, users, lists: lists)
+    with pytest.raises(SettingError, match="this method ranks short lists"):
+        evaluator(method, make_plan(with_domains(), TEST, **options))
 
 
 def test_only_some_rows_may_be_targets():

@@ -9,18 +9,19 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxrec import checkpoint, mesh, room
-from jaxrec.config import method_module
-from jaxrec.job import Job
-from jaxrec.prepare import Prepared
-from jaxrec.types import Method
+from jaxrec import mesh
+from jaxrec.methods import method_module
+from jaxrec.training import checkpoint, device_memory
+from jaxrec.training.job import Job
+from jaxrec.training.prepared import Prepared
+from jaxrec.types import Attendance, Method
 
 
 def starter(method: Method, key: jax.Array, prepared: Prepared) -> tuple[Callable[[], Any], Any]:
@@ -34,40 +35,50 @@ def starter(method: Method, key: jax.Array, prepared: Prepared) -> tuple[Callabl
     return lambda: jax.block_until_ready(init(key, prepared.data)), like
 
 
-def check_state(job: Job, like: Any) -> None:
-    """Refuse a state that does not fit beside the data; `like` describes it."""
-    parts = lambda like: {"data": _data(job), "state": room.held(_placed(job, like))}
+def check_state(job: Job) -> None:
+    """Refuse a state that does not fit a device beside the data."""
+    parts = lambda like: {"data": _data(job), "state": device_memory.held(_placed(job, like))}
 
     def again(config: Any) -> int:
         made = method_module(job.name).make(config, job.prepared.sizes)
-        return sum(parts(starter(made, jax.random.key(0), job.prepared)[1]).values())
+        return sum(parts(starter(made, job.key, job.prepared)[1]).values())
 
     if job.method.compiled:
-        room.check(job.name, parts(like), job.config, job.clients, again)
+        device_memory.check(job.name, parts(job.like), job.config, job.clients, again)
 
 
-def advancer(job: Job, key: jax.Array, place: Any) -> Callable:
-    """A function (state, start, stop) -> (state, metrics, seconds compiling, seconds training).
+class Advanced(NamedTuple):
+    """The result of some rounds."""
 
-    Metrics are [stop - start, ...] by name. `place` is where the state lies on a mesh of devices.
-    One program is compiled, and one more where the last chunk is shorter than the others; one that
-    does not fit the device is refused.
+    state: Any
+    metrics: checkpoint.Arrays  # by name, each [rounds, ...]
+    attendance: Attendance | None  # of each round, [rounds]; None where the method does not say
+    compiling: float  # seconds
+    training: float  # seconds
+
+
+def advancer(job: Job, place: Any) -> Callable[[Any, int, int], Advanced]:
+    """A function (state, start, stop) -> Advanced.
+
+    `place` is where the state lies on a mesh of devices. One program is compiled, and one more
+    where the last chunk is shorter than the others; one that does not fit the device is refused.
     """
-    method, data, devices, programs = job.method, job.prepared.data, job.prepared.mesh, {}
+    method, key, programs = job.method, job.key, {}
+    data, devices = job.prepared.data, job.prepared.mesh
 
     def chunk_on_host(state, data, key, numbers):
-        history = []
+        each_round = []
         for number in numbers:
             state, metrics = method.step(state, data, jax.random.fold_in(key, number))
-            history.append(metrics)
-        return state, jax.tree.map(lambda *each: np.stack(each), *history), _finite(state)
+            each_round.append(metrics)
+        return state, jax.tree.map(lambda *each: np.stack(each), *each_round), _finite(state)
 
     def compile(state, *args):
         program = _program(method, devices, place, state, *args)
         parts = lambda state, program: {
             "data": _data(job),
-            "state": room.held(state),
-            "a round's work": room.planned(program),
+            "state": device_memory.held(state),
+            "a round's work": device_memory.planned(program),
         }
 
         def again(config: Any) -> int:
@@ -76,7 +87,7 @@ def advancer(job: Job, key: jax.Array, place: Any) -> Callable:
             place = job.prepared.shardings(like)
             return sum(parts(like, _program(made, devices, place, like, *args)).values())
 
-        room.check(job.name, parts(state, program), job.config, job.clients, again)
+        device_memory.check(job.name, parts(state, program), job.config, job.clients, again)
         return program
 
     def advance(state, start, stop):
@@ -86,9 +97,10 @@ def advancer(job: Job, key: jax.Array, place: Any) -> Callable:
             program, seconds = timed(compile, *args) if method.compiled else (chunk_on_host, 0.0)
             programs[stop - start] = program
         (state, metrics, finite), training = timed(programs[stop - start], *args)
+        attendance = method.attendance and mesh.on_host(method.attendance(metrics))
         metrics = checkpoint.to_arrays(metrics)
         _check_finite(metrics, finite, start, stop)
-        return state, metrics, seconds, training
+        return Advanced(state, metrics, attendance, seconds, training)
 
     return advance
 
@@ -101,7 +113,7 @@ def _program(method: Method, devices: Mesh | None, place: Any, *args: Any) -> ja
         state, metrics = jax.lax.scan(step, state, numbers)
         return state, metrics, _finite(state)
 
-    placed = {} if devices is None else {"out_shardings": (place, None, None)}
+    placed: dict[str, Any] = {} if devices is None else {"out_shardings": (place, None, None)}
     with mesh.within(devices), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Some donated buffers were not usable")
         return jax.jit(chunk, donate_argnums=0, **placed).lower(*args).compile()
@@ -111,7 +123,7 @@ def _data(job: Job) -> int:
     """Bytes of the data and the plans of a run on one device."""
     prepared = job.prepared
     plans = [plan.buckets for plan in (prepared.valid, prepared.test, *prepared.apart.values())]
-    return room.held(prepared.data, prepared.known, plans)
+    return device_memory.held(prepared.data, prepared.known, plans)
 
 
 def _placed(job: Job, like: Any) -> Any:

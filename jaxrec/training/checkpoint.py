@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec.files import write_json
 from jaxrec.mesh import on_host
-from jaxrec.report import write_json
 from jaxrec.types import CheckpointError
 
 Arrays = dict[str, np.ndarray]
@@ -56,10 +56,10 @@ def save(
     folder: Path,
     last: tuple[int, Arrays],
     best: tuple[int, Arrays],
-    memory: Mapping[str, Any],
+    progress: Mapping[str, Any],
     identity: Mapping[str, str],
 ) -> None:
-    """Save the last and the best state, each with its round, and the JSON `memory` beside them.
+    """Save the last and the best state, each with its round, and how far the run has come.
 
     `identity` says which run they are of. On return they are committed and older rounds are gone.
     """
@@ -76,13 +76,13 @@ def save(
             "sha256": _digests(folder / name),
         }
     index = {"last": f"round-{last[0]}", "best": f"round-{best[0]}", "saved": saved}
-    write_json(path, {**index, "memory": memory, "identity": identity})
+    write_json(path, {**index, "memory": progress, "identity": identity})
     for other in set(folder.iterdir()) - {path, *(folder / name for name in saved)}:
         shutil.rmtree(other) if other.is_dir() else other.unlink()
 
 
-def read_memory(folder: Path, identity: Mapping[str, str]) -> dict[str, Any] | None:
-    """The memory of the last commit, None where there is none yet.
+def read_progress(folder: Path, identity: Mapping[str, str]) -> dict[str, Any] | None:
+    """How far the run had come at the last commit, None where there is none yet.
 
     Raises CheckpointError if it is damaged or of a run with another identity; what only one of the
     two knows, such as a setting that an older version lacked, is no difference.
@@ -97,11 +97,13 @@ def read_memory(folder: Path, identity: Mapping[str, str]) -> dict[str, Any] | N
 
 
 def restore(folder: Path, which: str, like: Any, rows: Mapping[int, int] | None = None) -> Any:
-    """The `which` ("last" or "best") state of a checkpoint; see `read`."""
-    return to_state(read(folder, which, like, rows), like)
+    """The `which` ("last" or "best") state of a checkpoint; see `restore_arrays`."""
+    return to_state(restore_arrays(folder, which, like, rows), like)
 
 
-def read(folder: Path, which: str, like: Any, rows: Mapping[int, int] | None = None) -> Arrays:
+def restore_arrays(
+    folder: Path, which: str, like: Any, rows: Mapping[int, int] | None = None
+) -> Arrays:
     """The `which` ("last" or "best") state of a checkpoint as arrays on the host, as `like` has it.
 
     `rows` says how many rows of a first axis of a length in `like` are no padding: the checkpoint

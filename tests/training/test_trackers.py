@@ -10,22 +10,22 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from jaxrec import report
-from jaxrec.config import Files, Output, settings
+from jaxrec.cli.help import Files, Output
+from jaxrec.cli.train import main
 from jaxrec.data.synthetic import synthetic
 from jaxrec.methods import METHODS
-from jaxrec.track import TRACKERS
-from jaxrec.train import main
+from jaxrec.training.settings import settings_of
+from jaxrec.training.trackers import TRACKERS
 
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
-    spec = importlib.util.spec_from_file_location("toy", Path(__file__).parent / "toy.py")
+    spec = importlib.util.spec_from_file_location("toy", Path(__file__).parents[1] / "toy.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "toy", module)
     spec.loader.exec_module(module)
     monkeypatch.setitem(METHODS, "toy", module)
-    monkeypatch.setattr(report, "write_curve", lambda *args: None)
+    monkeypatch.setattr("jaxrec.training.curve.write_curve", lambda *args: None)
 
 
 @pytest.fixture(scope="module")
@@ -188,4 +188,4 @@ def test_without_track_no_tracker_is_imported(folder, tmp_path, monkeypatch):
 def test_no_option_hides_a_setting():
     own = {field.name for options in (Files, Output) for field in fields(options)}
     for method in METHODS:
-        assert not own & set(settings(method))
+        assert not own & set(settings_of(method))

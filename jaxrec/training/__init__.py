@@ -1,0 +1,1 @@
+"""The run: settings, data, compiled rounds, loop, checkpoint, folder."""

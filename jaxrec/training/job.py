@@ -1,0 +1,87 @@
+"""One method to train on prepared data, and how far it has come."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxrec import files
+from jaxrec.federated.byte_ledger import Ledger
+from jaxrec.methods import method_module
+from jaxrec.training.prepared import Prepared
+from jaxrec.training.settings import RunConfig
+from jaxrec.types import Method
+
+RESUMABLE = ("rounds", "patience", "mesh")
+"""The settings that may change when a run is resumed; a method's `TRAITS.resumable` names more."""
+
+
+class Progress(NamedTuple):
+    """What a run remembers from one evaluation to the next, beside its states."""
+
+    round: int = 0
+    best: float | None = None
+    best_round: int = 0
+    stale: int = 0  # evaluations since the best one
+    ledger: Ledger = Ledger()
+    compile: float = 0.0  # seconds
+    train: float = 0.0  # seconds
+    evaluate: float = 0.0  # seconds
+
+
+class Job(NamedTuple):
+    """One method to train on prepared data."""
+
+    name: str
+    method: Method
+    run: RunConfig
+    config: Any
+    prepared: Prepared
+    start: Callable[[], Any]  # makes the first state, where it lies on the mesh
+    like: Any  # the shapes of a state
+    key: jax.Array  # of the rounds
+    out: Path | None
+    progress: bool = True
+    track: Callable[[str, files.Row], None] | None = None
+
+    @property
+    def clients(self) -> int:
+        """Clients of the federation that have interactions."""
+        return self.prepared.members
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of training at most."""
+        return 1 if self.method.one_shot else self.run.rounds
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint must share with the run that continues it."""
+        settings = asdict(self.run) | asdict(self.config)
+        return identity_of(self.name, settings, self.prepared.record["data"]["digest"])
+
+    def next_evaluation(self, reached: Progress) -> int:
+        """The round after which the run is evaluated next."""
+        every = self.run.evaluate_every
+        return min(self.rounds, (reached.round // every + 1) * every)
+
+    def done(self, reached: Progress) -> bool:
+        """Whether the rounds, or the patience, have run out."""
+        patience = self.run.patience
+        return reached.round >= self.rounds or bool(patience and reached.stale >= patience)
+
+
+def identity_of(method: str, settings: dict[str, Any], data: str) -> dict[str, str]:
+    """What a checkpoint of a method with these settings on this data is known by."""
+    kept = {name: json.dumps(v) for name, v in settings.items() if name not in resumable(method)}
+    return kept | {"method": method, "data": data}
+
+
+def resumable(method: str) -> tuple[str, ...]:
+    """The settings of a method that may change when a run is resumed."""
+    return RESUMABLE + method_module(method).TRAITS.resumable

@@ -1,0 +1,260 @@
+"""A run: one method and its baselines on the same data, from settings to test values.
+
+prepare -> jobs -> (init -> fit -> test) for the method, then for each baseline
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import pandas as pd
+
+from jaxrec import files, mesh
+from jaxrec.evaluation.evaluator import evaluator
+from jaxrec.federated import byte_ledger
+from jaxrec.methods import method_module
+from jaxrec.training import checkpoint, curve, launch
+from jaxrec.training.compiled_rounds import check_state, starter, timed
+from jaxrec.training.job import Job, Progress, identity_of
+from jaxrec.training.loop import fit
+from jaxrec.training.prepared import Prepared, prepare
+from jaxrec.training.progress import say
+from jaxrec.training.result import Result, result_of, result_values, users_with_ids
+from jaxrec.training.run_folder import (
+    check_record,
+    progress_of,
+    read_record,
+    resumed,
+    rows_until,
+    stored_result,
+)
+from jaxrec.training.settings import (
+    RunConfig,
+    baseline_settings,
+    build,
+    read_settings,
+    read_values,
+    reads,
+)
+from jaxrec.types import CheckpointError, Dataset, SettingError
+
+
+def train(
+    method: str | None = None,
+    data: str | Path | Dataset | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    hold_test: bool = False,
+    track: Callable[[str, files.Row], None] | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Result:
+    """Train a method, then its baselines on the same data, and measure each on the test split.
+
+    Args:
+      method: a name in `METHODS`; "fedcia" without one.
+      data: a name or path for `load`, or a Dataset; "synthetic" without one.
+      out: folder of the run, which must not hold one yet; None writes no files, or to `resume`.
+      resume: folder of a run to continue. Its method, data and settings hold; only `rounds`,
+        `patience` and `mesh` may be given anew. The end has the same bits as that of an
+        uninterrupted run, if that is evaluated after the same rounds: one that ended between two
+        multiples of `evaluate_every` was evaluated there too.
+      hold_test: leave the test split alone: no test values, no `users` and no `result.json`, until
+        the run is resumed without it.
+      track: called at every evaluation with the method's name and its row of `metrics.jsonl`.
+      progress: show a live line on stderr.
+      **settings: of the run (`RunConfig`) and of the method (its `Config`), by name.
+
+    Raises:
+      SettingError, DataError: settings or data that cannot work.
+      CheckpointError: `resume` is no run, a damaged one, or one on other data.
+      FloatingPointError: a metric, the state or a score is not finite; the message names the round.
+      KeyboardInterrupt: Ctrl-C or SIGTERM, in any process of a launch; the rounds up to the next
+        evaluation are finished and saved first.
+    """
+    launch.order_collectives()
+    given = data if isinstance(data, Dataset) else None
+    if data is not None and not (given and resume):
+        settings["data"] = given.name if given else str(data)
+    folder, record = _folder_of(out, resume), None
+    if folder and resume is not None:
+        record = read_record(folder)
+        if method not in (None, record["method"]):
+            raise SettingError(f"{resume}: is a run of {record['method']}, not of {method}")
+        method = record["method"]
+        settings = resumed(folder, record, settings)
+    method = method or "fedcia"
+    run, config = read_settings(method, None, settings)
+    settled = {method: (run, config)}
+    settled |= {name: baseline_settings(name, run) for name in run.baselines if name != method}
+    prepared = prepare(
+        run, given, reads({name: own for name, (_, own) in settled.items()}), progress=progress
+    )
+    if folder and record:
+        check_record(record, prepared, folder)
+    jobs = []
+    for name, configs in settled.items():  # all before the first hour: one that cannot run is told
+        own = folder if name == method else folder and folder / "baselines" / name
+        try:
+            jobs.append(job_of(name, *configs, prepared, own, track=track, progress=progress))
+            _check(jobs[-1])
+        except SettingError as error:
+            if name == method:
+                raise
+            raise SettingError(f"{error}; or leave {name} out of baselines") from error
+    mesh.check(run.mesh, method, jobs[0].method.axis)
+    results = [_train_one(job, hold_test) for job in jobs]
+    if folder and launch.is_main_process():
+        curves = {job.name: one.rows for job, one in zip(jobs, results, strict=True)}
+        curve.write_curve(folder / "curve.png", curves, run.monitor, prepared.members)
+    baselines = {job.name: one for job, one in zip(jobs[1:], results[1:], strict=True)}
+    return results[0]._replace(baselines=baselines)
+
+
+def _folder_of(out: str | Path | None, resume: str | Path | None) -> Path | None:
+    """The folder that a run writes to; it must hold a run exactly where one is resumed."""
+    if resume is not None and out is not None:
+        raise SettingError(f"out = '{out}': {resume} goes on in its own folder; give no out")
+    if (given := out if resume is None else resume) is None:
+        return None
+    folder = Path(given)
+    if resume is None and (folder / "config.json").exists():  # no process has written yet
+        raise SettingError(f"{folder}: holds a run already; resume it or choose another folder")
+    if "[" in str(folder.absolute()):
+        raise SettingError(
+            f"{folder.absolute()}: orbax cannot save below '['; choose another folder"
+        )
+    return folder
+
+
+def job_of(
+    name: str,
+    run: RunConfig,
+    config: Any,
+    prepared: Prepared,
+    out: Path | None,
+    *,
+    track: Callable[[str, files.Row], None] | None = None,
+    progress: bool = True,
+) -> Job:
+    """The job of a method; SettingError where its settings do not go with the data's sizes."""
+    method = method_module(name).make(config, prepared.sizes)
+    init_key, key = jax.random.split(jax.random.key(run.seed))
+    start, like = starter(method, init_key, prepared)
+    return Job(name, method, run, config, prepared, start, like, key, out, progress, track)
+
+
+def _check(job: Job) -> None:
+    """Refuse a job that has rounds to go and cannot run on these data or on this device."""
+    reached = progress_of(job)
+    if reached is None or not job.done(reached):
+        method_module(job.name).TRAITS.check_data(job.config, job.prepared.data)
+        check_state(job)
+
+
+def reopen(out: str | Path, data: Dataset | None = None, *, progress: bool = True) -> Result:
+    """The run in a folder at its best round so far, without training and without its baselines.
+
+    `data` is given where the run was given a Dataset. A run that has not ended has no `values` and
+    no `users` yet. A run on many devices is opened on one.
+
+    Raises CheckpointError if the folder holds no run, a damaged one, or one on other data.
+    """
+    out = Path(out)
+    record = read_record(out)
+    name = record["method"]
+    run, config = build(name, read_values(name, record["settings"], f"{out / 'config.json'}: "))
+    run = replace(run, mesh="")
+    prepared = prepare(run, data, reads({name: config}), progress=progress)
+    check_record(record, prepared, out)
+    job = job_of(name, run, config, prepared, out, progress=progress)
+    identity = identity_of(name, record["settings"], record["data"]["digest"])
+    if (remembered := checkpoint.read_progress(out / "checkpoint", identity)) is None:
+        raise CheckpointError(f"{out}: nothing is saved yet; wait for an evaluation")
+    best = checkpoint.restore(out / "checkpoint", "best", job.like, prepared.buckets)
+    reached = Progress(round=remembered["round"], best_round=remembered["best_round"])
+    stored = stored_result(out, reached) or ({}, pd.DataFrame())
+    return result_of(job, *stored, rows_until(out, reached), best)
+
+
+def _train_one(job: Job, hold_test: bool) -> Result:
+    """One method, from the first round or from its checkpoint, to its test values."""
+    out, prepared, like = job.out, job.prepared, job.like
+    place = prepared.shardings(like)
+    reached = Progress(ledger=byte_ledger.opened(job.method.traffic, job.clients))
+    rows, state, best = [], None, None
+    if out and (remembered := progress_of(job)):
+        reached = remembered
+        if reached.round > job.rounds:
+            raise SettingError(
+                f"rounds = {job.run.rounds}: {out} has already taken {reached.round}"
+            )
+        rows = rows_until(out, reached)
+        saved = partial(
+            checkpoint.restore_arrays, out / "checkpoint", like=like, rows=prepared.buckets
+        )
+        best = saved("best")
+        if not hold_test and job.done(reached) and (stored := stored_result(out, reached)):
+            return result_of(job, *stored, rows, checkpoint.to_state(best, like, place))
+        state = checkpoint.to_state(saved("last"), like, place)
+    launch.barrier(f"{job.name} is restored")  # before the first process writes
+    if not launch.is_main_process():
+        job = job._replace(out=None, progress=False, track=None)
+    if job.out:
+        settings = asdict(job.run) | asdict(job.config)
+        record = {"method": job.name, "settings": settings, **prepared.record}
+        files.write_json(job.out / "config.json", record)
+        files.write_rows(job.out / "metrics.jsonl", rows)
+
+    if job.method.forecast and not job.done(reached):
+        say(f"{job.name}: {_forecast(job, reached)}", shown=job.progress)
+    last = job.start() if state is None else state
+    reached, best, last = fit(job, last, best, reached, rows)
+    state = checkpoint.to_state(best, like, place)
+    if hold_test:
+        return result_of(job, result_values(job, reached, rows, {}), pd.DataFrame(), rows, state)
+    return _tested(job, reached, rows, state, last)
+
+
+def _tested(job: Job, reached: Progress, rows: list[files.Row], state: Any, last: Any) -> Result:
+    """The result on the test split of the best state, written to the run's folder."""
+    method, prepared, out = job.method, job.prepared, job.out
+    evaluate = evaluator(method, prepared.test, devices=prepared.mesh)
+    tested, seconds = timed(evaluate, state, prepared.known)
+    reached = reached._replace(evaluate=reached.evaluate + seconds)
+    values = result_values(job, reached, rows, tested.means)
+    for part, plan in prepared.apart.items():
+        evaluate = evaluator(method, plan, lists=False, devices=prepared.mesh)
+        found = evaluate(state, prepared.known)
+        values |= {f"test/{name}/{part}": value for name, value in found.means.items()}
+        values[f"test/{job.run.ranking}/{part}"] = len(found.per_user)
+    pages = {}
+    if method.account:
+        counted, pages = method.account(state, last, prepared.data)
+        values |= counted
+        told = ", ".join(f"{name} {value:,}" for name, value in counted.items())
+        say(f"{job.name}: {told}", shown=job.progress)
+    users = users_with_ids(tested.per_user, prepared.dataset)
+    if out:
+        for page, text in pages.items():
+            files.write_text(out / page, text)
+        files.write_users(out / "users.parquet", users)
+        curve.write_curve(out / "curve.png", {job.name: rows}, job.run.monitor, job.clients)
+        files.write_json(out / "result.json", values)
+    return result_of(job, values, users, rows, state)
+
+
+def _forecast(job: Job, reached: Progress) -> str:
+    """What the rest of a run will take, in the method's words."""
+    run, steps = job.run, job.rounds - reached.round
+    lists = lambda plan: int((plan.lines["user"] >= 0).sum())
+    times = -(-steps // run.evaluate_every)
+    ranked = times * lists(job.prepared.valid) + lists(job.prepared.test)
+    assert job.method.forecast
+    return job.method.forecast(job.prepared.data, steps, ranked, 1 + run.candidates)
