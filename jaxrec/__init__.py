@@ -8,17 +8,27 @@
 them is arrays in, arrays out.
 """
 
-from jaxrec import data, evaluate, federated, models, ops
-from jaxrec.comparison import compare
+from jaxrec import data, evaluation, federated, models, ops
 from jaxrec.data import load, pack, partition, split
 from jaxrec.methods import METHODS
-from jaxrec.new_users import newcomers, recommend_from_items
-from jaxrec.run import Result, reopen, train
-from jaxrec.search import sweep
-from jaxrec.serve import recommend
-from jaxrec.types import Clients, Data, DataError, Dataset, Method, SettingError, Sizes
-
-__version__ = "0.1.0"
+from jaxrec.report.comparison import compare
+from jaxrec.search.sweep import sweep
+from jaxrec.serving.export import export
+from jaxrec.serving.newcomers import newcomers, recommend_from_items
+from jaxrec.serving.recommendation import recommend
+from jaxrec.training.run import Result, reopen, train
+from jaxrec.types import (
+    Clients,
+    Data,
+    DataError,
+    Dataset,
+    Method,
+    SettingError,
+    Sizes,
+    Traits,
+    Unavailable,
+)
+from jaxrec.version import __version__
 
 __all__ = [
     "METHODS",
@@ -30,9 +40,13 @@ __all__ = [
     "Result",
     "SettingError",
     "Sizes",
+    "Traits",
+    "Unavailable",
+    "__version__",
     "compare",
     "data",
-    "evaluate",
+    "evaluation",
+    "export",
     "federated",
     "load",
     "models",

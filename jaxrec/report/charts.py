@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from jaxrec import report
 from jaxrec.report.markup import Html, element
+from jaxrec.training import curve
 
 LIGHT = ["#2f67b1", "#c2512f", "#1d8462", "#7d55a8", "#a06c12", "#14808f", "#b23d6e", "#66707c"]
 DARK = ["#78a9ee", "#ec8a68", "#56bd96", "#b595e0", "#d6a548", "#54bccb", "#e882ab", "#a0aab6"]
@@ -28,8 +28,8 @@ class Line(NamedTuple):
     """A line, or, of a single point, a level that reaches from side to side."""
 
     name: str
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Sequence[float] | np.ndarray
+    y: Sequence[float] | np.ndarray
     colour: int
     label: str = ""  # written at its end, unless another line has the same
 
@@ -44,6 +44,9 @@ class Chart(NamedTuple):
     log: bool = False  # whether x is on a logarithmic scale, which has no zero
 
 
+Parts = list[Html | Chart]  # of a page, in the order in which they are shown
+
+
 def figure(chart: Chart) -> Figure:
     """The chart for a column of a paper."""
     made = Figure(figsize=(4.8, 3.2), layout="constrained")
@@ -51,7 +54,7 @@ def figure(chart: Chart) -> Figure:
     axes = made.subplots()
     for line, label in zip(chart.lines, _labels(chart), strict=True):
         style = {"color": LIGHT[line.colour % len(LIGHT)], "label": label or "_nolegend_"}
-        report.draw(axes, line.x, line.y, style)
+        curve.draw(axes, list(line.x), list(line.y), style)
     axes.set(xlabel=chart.x, ylabel=chart.y)
     if chart.log:
         axes.set_xscale("log")
@@ -70,8 +73,9 @@ def svg(chart: Chart) -> Html:
         (line, _cut(label)) for line, label in zip(lines, _labels(chart), strict=True) if label
     ]
     right = WIDTH - 12 - LETTER * max((len(label) for _, label in labels), default=0)
-    x_ticks, across = _axis([line.x for line in lines], LEFT, right, snug=True, log=chart.log)
-    y_ticks, up = _axis([line.y for line in lines], BOTTOM, TOP)
+    every = lambda axis: np.concatenate([getattr(line, axis) for line in lines])
+    x_ticks, across = _axis(every("x"), LEFT, right, snug=True, log=chart.log)
+    y_ticks, up = _axis(every("y"), BOTTOM, TOP)
     digits = max(len(f"{tick:.9f}".rstrip("0").partition(".")[2]) for tick in y_ticks)
     ends = _apart([up(line.y[-1]) for line, _ in labels])
     parts = [
@@ -112,10 +116,9 @@ def _cut(label: str) -> str:
 
 
 def _axis(
-    values: Sequence[np.ndarray], start: float, end: float, *, snug: bool = False, log: bool = False
+    every: np.ndarray, start: float, end: float, *, snug: bool = False, log: bool = False
 ) -> tuple[list[float], Place]:
-    """Ticks, and where a value lies between `start` and `end`."""
-    every = np.concatenate(values)
+    """Ticks for all the values, and where a value lies between `start` and `end`."""
     if log:
         every = every[every > 0] if (every > 0).any() else np.ones(1)
         low, high = np.log10(every.min()) - 0.05, np.log10(every.max()) + 0.05

@@ -58,7 +58,7 @@ def table(
 def of_rich(made: Table, keys: Mapping[str, int] | None = None) -> Html:
     """A table as it is made for a terminal."""
 
-    def cell(shown: str | Text) -> Any:
+    def cell(shown: Any) -> Any:
         text = Text.from_markup(shown) if isinstance(shown, str) else shown
         bold = "bold" in (str(text.style), *(str(span.style) for span in text.spans))
         return element("b", text.plain) if bold else text.plain

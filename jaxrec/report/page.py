@@ -18,16 +18,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxrec.commands import REFUSALS
-from jaxrec.config import settings
 from jaxrec.report import charts, overview
-from jaxrec.report.charts import Chart
+from jaxrec.report.charts import Chart, Parts
 from jaxrec.report.markup import Html, card, cards, element, folded, joined, ranked, sentence, table
-from jaxrec.report.overview import Field, Series
-from jaxrec.report.sections import SECTIONS, Open, Parts, titles
-from jaxrec.run import reopen
-from jaxrec.serve import ids, recommend
-from jaxrec.types import Dataset, SettingError
+from jaxrec.report.overview import Comparable, ShownRun, read_comparable
+from jaxrec.report.sections import SECTIONS, Open, titles
+from jaxrec.serving.recommendation import raw_ids, recommend
+from jaxrec.training.run import reopen
+from jaxrec.training.settings import settings_of
+from jaxrec.types import REFUSALS, Dataset, SettingError
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -71,13 +70,13 @@ def page(
     folders = [Path(run) for run in runs]
     if users < 1 or k < 1 or not folders:
         raise SettingError(f"users = {users}, k = {k}, {len(folders)} runs: 1 or more of each")
-    fields = [(field, overview.metric_of(field, metric)) for field in overview.read(folders)]
+    groups = [(each, overview.metric_of(each, metric)) for each in read_comparable(folders)]
     together, alone, given = [], [], []
-    for field, drawn in fields:
-        methods = dict.fromkeys(one.run.method for one in field.values())
-        title = "Results" if len(fields) == 1 else f"Results: {', '.join(methods)}"
-        together += [Section(title, [], 2), *_together(field, folders, drawn)]
-        for name, one in field.items():
+    for comparable, drawn in groups:
+        methods = dict.fromkeys(one.run.method for one in comparable.values())
+        title = "Results" if len(groups) == 1 else f"Results: {', '.join(methods)}"
+        together += [Section(title, [], 2), *_together(comparable, folders, drawn)]
+        for name, one in comparable.items():
             if one.run.folder in folders:
                 given.append(one)
                 alone += [Section(name, [sentence(one.run.folder)], 2)]
@@ -87,13 +86,13 @@ def page(
     return _assemble(title, together + alone)
 
 
-def _together(field: Field, folders: list[Path], metric: str) -> Iterable[Section]:
+def _together(runs: Comparable, folders: list[Path], metric: str) -> Iterable[Section]:
     """The sections of runs that can be compared."""
-    yield _section("Test", lambda: overview.results(field))
-    yield _section("Curves", lambda: overview.curves(field, metric))
-    yield _section("Users and clients", lambda: overview.spread(field, metric))
-    yield _section("Differences", lambda: overview.differences(field, folders, metric))
-    yield _section("Time", lambda: overview.times(field))
+    yield _section("Test", lambda: overview.results(runs))
+    yield _section("Curves", lambda: overview.curves(runs, metric))
+    yield _section("Users and clients", lambda: overview.spread(runs, metric))
+    yield _section("Differences", lambda: overview.differences(runs, folders, metric))
+    yield _section("Time", lambda: overview.times(runs))
 
 
 def _section(title: str, draw: Callable[[], Parts]) -> Section:
@@ -104,7 +103,9 @@ def _section(title: str, draw: Callable[[], Parts]) -> Section:
         return Section(title, [sentence("Left out: ", error)])
 
 
-def _alone(one: Series, metric: str, users: int, k: int, data: Dataset | None) -> Iterable[Section]:
+def _alone(
+    one: ShownRun, metric: str, users: int, k: int, data: Dataset | None
+) -> Iterable[Section]:
     """The sections of one run."""
     opened = functools.cache(lambda: reopen(one.run.folder, data, progress=False))
     if one.run.method in SECTIONS:
@@ -114,17 +115,17 @@ def _alone(one: Series, metric: str, users: int, k: int, data: Dataset | None) -
     yield _section("Settings and environment", lambda: _settings(one))
 
 
-def _lists(one: Series, opened: Open, metric: str, users: int, k: int) -> Parts:
+def _lists(one: ShownRun, opened: Open, metric: str, users: int, k: int) -> Parts:
     """What users have and what is recommended to them, from the worst served user to the best."""
     result = opened()
     dataset, rows = result.dataset, result.dataset.interactions
     value = overview.of_each(one.run, metric, "user").sort_values(kind="stable")
     from_worst = value.index.to_numpy() if len(value) else np.arange(dataset.num_users)
     chosen = from_worst[np.unique(np.linspace(0, len(from_worst) - 1, users).astype(int))]
-    raw = ids(dataset.users, "user")[chosen]
+    raw = raw_ids(dataset.users, "user")[chosen]
     found = recommend(result, raw.tolist(), k)
     names = titles(dataset)
-    called = dict(zip(ids(dataset.items, "item"), names, strict=True))
+    called = dict(zip(raw_ids(dataset.items, "item"), names, strict=True))
     newest = "timestamp" in rows
     rows = rows.sort_values("timestamp", kind="stable")[::-1] if newest else rows
 
@@ -142,19 +143,20 @@ def _lists(one: Series, opened: Open, metric: str, users: int, k: int) -> Parts:
     return [cards(map(one_user, chosen.tolist(), raw))]
 
 
-def _settings(one: Series) -> Parts:
+def _settings(one: ShownRun) -> Parts:
     """Settings, those that are not the defaults in bold, data, versions and every number."""
     plain = lambda value: json.dumps(value, default=str)
-    given, defaults = one.record["settings"], settings(one.run.method)
+    given, defaults = one.record["settings"], settings_of(one.run.method)
     own = lambda name: name not in defaults or plain(given[name]) != plain(defaults[name].default)
     bold = lambda name, text: element("b", text) if own(name) else text
     rows = [(bold(name, name), bold(name, plain(value))) for name, value in given.items()]
     here = {**one.record["data"], **one.record["versions"], "device": one.record.get("device", "")}
-    parts = [folded("Settings; bold: not the default", table(["setting", "value"], rows))]
+    parts: Parts = [folded("Settings; bold: not the default", table(["setting", "value"], rows))]
     parts += [folded("Data and environment", table(["of", "value"], here.items()))]
     numbers = one.run.values.items()
-    every = [folded("Every number of the result", table(["name", "value"], numbers))]
-    return parts + every * bool(numbers)
+    if numbers:
+        parts += [folded("Every number of the result", table(["name", "value"], numbers))]
+    return parts
 
 
 def _assemble(title: str, sections: list[Section]) -> Page:
@@ -165,9 +167,10 @@ def _assemble(title: str, sections: list[Section]) -> Page:
         body = [element(f"h{level}", name, id=f"part-{number}")]
         for drawn, group in itertools.groupby(parts, lambda part: isinstance(part, Chart)):
             group = list(group)
-            figures = element("div", *map(charts.svg, group if drawn else ()), class_="figures")
-            body += [figures] if drawn else group
-            for chart in group if drawn else ():
+            figures = [part for part in group if isinstance(part, Chart)]
+            row = element("div", *map(charts.svg, figures), class_="figures")
+            body += [row] if drawn else group
+            for chart in figures:
                 stem = re.sub(r"\W+", "-", f"{above} {chart.title}").strip("-").lower()
                 found[f"{stem}-{number}" if stem in found else stem] = chart
         if level == 2:
@@ -175,7 +178,7 @@ def _assemble(title: str, sections: list[Section]) -> Page:
             links.append(element("a", name, href=f"#part-{number}"))
         blocks.append(element("section", *body))
     text = TEMPLATE.read_text(encoding="utf-8")
-    script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]
+    script = text.partition("<script>")[2].partition("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     colours = {
         kind: " ".join(f"--c{n}:{colour};" for n, colour in enumerate(palette))

@@ -1,7 +1,8 @@
 """What only one method can show: `SECTIONS` has, by method, a title and a function.
 
 The function gets the run as its folder tells it and a function that opens its state (slow, and an
-error where nothing is saved); it returns markup and charts in the order they are shown in.
+error where nothing is saved); it returns markup and charts in the order they are shown in. It reads
+what a run has stored: settings, rows of metrics, arrays of the state by the names of their fields.
 """
 
 from __future__ import annotations
@@ -12,26 +13,26 @@ from typing import Any
 
 import numpy as np
 
-from jaxrec import report
-from jaxrec.comparison import Run
-from jaxrec.methods import fedcia_linear, llmd4rec
-from jaxrec.report.charts import Chart, Line
+from jaxrec import files
+from jaxrec.report.charts import Chart, Line, Parts
+from jaxrec.report.comparison import Run
 from jaxrec.report.markup import Html, card, cards, element, joined, ranked, sentence, table
-from jaxrec.run import Result
-from jaxrec.serve import ids
+from jaxrec.serving.recommendation import raw_ids
+from jaxrec.training.run import Result
 from jaxrec.types import TRAIN, DataError, Dataset
 
 ITEMS, NEIGHBOURS = 6, 5  # whose neighbours are shown, and how many
 CODES, BEHIND = 3, 6  # of a level, and items behind a code
 GROUPS = 6
 WEIGHTS = "0", "0 to 1", "1", "1 to 2", "2"  # the kinds that LLMD4Rec counts
+LANGUAGE_LEARNS, SEQUENTIAL_LEARNS = 1, 2  # of LLMD4Rec's train/phase, where one model is taught
+LINEAR = "gfcf", "ease"  # of FedCIA's models: weights from item to item in place of tables
 Open = Callable[[], Result]
-Parts = list[Html | Chart]
 
 
 def titles(dataset: Dataset) -> np.ndarray:
     """What to call each item: its title, or its raw id where it has none."""
-    raw = ids(dataset.items, "item").astype(str)
+    raw = raw_ids(dataset.items, "item").astype(str)
     if "title" not in dataset.items:
         return raw
     given = dataset.items["title"].fillna("").astype(str).to_numpy()
@@ -42,30 +43,38 @@ def neighbours(run: Run, opened: Open) -> Parts:
     """FedCIA: the items nearest to those that are taken most."""
     result = opened()
     names, items = titles(result.dataset), most(_taken(result.dataset), ITEMS)
-    linear = isinstance(result.state, fedcia_linear.Model)
-    found = similarities(result.state, items)
+    linear = run.settings["model"] in LINEAR
+    if linear:
+        found = weight_rows(result.state.left, result.state.right, items)
+    else:
+        vectors, values = result.state.shared.similarity
+        found = cosine_rows(vectors, values, items)
     found[np.arange(len(items)), items] = -np.inf
     what = "what having it adds to the score of others" if linear else "cosines in what is shared"
     lists = []
     for item, own in zip(items, found, strict=True):
         near = most(own, NEIGHBOURS)
         lists.append(
-            card(names[item], ranked(names[near], (f"{value:.3f}" for value in own[near])))
+            card(str(names[item]), ranked(names[near], (f"{value:.3f}" for value in own[near])))
         )
     return [sentence(f"Of the {len(items)} items with the most train rows: {what}."), cards(lists)]
 
 
-def similarities(state: Any, items: np.ndarray) -> np.ndarray:
-    """FedCIA's similarities of `items` [A] to all items, [A, I].
+def weight_rows(left: Any, right: Any, items: np.ndarray) -> np.ndarray:
+    """What having one of `items` [A] adds to the score of each item, [A, I].
 
-    They are the cosines of the server's S or, of a linear model, what having one of `items` adds to
-    the score of each other.
+    The weights are `left` [I, R] times `right` [R, I], or `left` [I, I] where `right` is empty.
     """
-    if isinstance(state, fedcia_linear.Model):
-        left, right = np.asarray(state.left), np.asarray(state.right)
-        return left[items] @ right if len(right) else left[items]
-    vectors, values = map(np.asarray, state.shared.similarity)
-    factor = vectors * np.sqrt(values)
+    left, right = np.asarray(left), np.asarray(right)
+    return left[items] @ right if len(right) else left[items]
+
+
+def cosine_rows(vectors: Any, values: Any, items: np.ndarray) -> np.ndarray:
+    """The cosines of `items` [A] with all items, [A, I].
+
+    Their inner products are those of S = V diag(v) V^T, of `vectors` V [I, R] and `values` v [R].
+    """
+    factor = np.asarray(vectors) * np.sqrt(np.asarray(values))
     factor /= np.maximum(np.linalg.norm(factor, axis=1, keepdims=True), 1e-12)
     return factor[items] @ factor.T
 
@@ -100,31 +109,35 @@ def codes(run: Run, opened: Open) -> Parts:
 
 def distillation(run: Run, opened: Open) -> Parts:
     """LLMD4Rec: what is distilled, ranks and weights, over the epochs in which one is taught."""
-    rows = report.read_rows(run.folder / "metrics.jsonl")
-    phases = llmd4rec.DOWN, llmd4rec.UP
+    rows = files.read_rows(run.folder / "metrics.jsonl")
+    phases = LANGUAGE_LEARNS, SEQUENTIAL_LEARNS
     rows = [r for r in rows if r["train/phase"] in phases and r["train/rank_teacher"] > 0]
     if not rows:
         raise DataError(
             "there is no evaluation yet of an epoch in which one model teaches the other"
         )
 
-    def lines(label: str, colour: int, value: Callable[[report.Row], float | None]) -> list[Line]:
+    def lines(label: str, colour: int, value: Callable[[files.Row], float | None]) -> list[Line]:
         pairs = [(row["round"], found) for row in rows if (found := value(row)) is not None]
-        return [Line(label, *zip(*pairs, strict=True), colour, label)] if pairs else []
+        if not pairs:
+            return []
+        rounds, values = zip(*pairs, strict=True)
+        return [Line(label, rounds, values, colour, label)]
 
-    def learns(phase: int) -> Callable[[report.Row], float | None]:
+    def learns(phase: int) -> Callable[[files.Row], float | None]:
         return lambda row: row["train/distilled"] if row["train/phase"] == phase else None
 
-    def rank(phase: int) -> Callable[[report.Row], float]:
+    def rank(phase: int) -> Callable[[files.Row], float]:
         return lambda row: row[
             f"train/rank_{'student' if row['train/phase'] == phase else 'teacher'}"
         ]
 
+    def both(value: Callable[[int], Callable], told: str) -> list[Line]:
+        language = lines(f"L{told}", 0, value(LANGUAGE_LEARNS))
+        return language + lines(f"C{told}", 1, value(SEQUENTIAL_LEARNS))
+
     weight = lambda kind: lambda row: 100 * row["train/weights"][kind]
     kinds = [line for n, kind in enumerate(WEIGHTS) for line in lines(kind, n, weight(n))]
-    both = lambda value, told: [
-        *lines(f"L{told}", 0, value(llmd4rec.DOWN)), *lines(f"C{told}", 1, value(llmd4rec.UP)),
-    ]  # fmt: skip
     return [
         sentence("C is the sequential recommender, L the language model."),
         Chart(

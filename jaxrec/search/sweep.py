@@ -9,40 +9,29 @@ looks at the test split: the winner's runs do, once, at the end.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from jaxrec import report
-from jaxrec.commands import REFUSALS
-from jaxrec.config import build, read_values
+from jaxrec import files
 from jaxrec.data.sources import load
-from jaxrec.run import Result, train
-from jaxrec.space import draw, grid, read_space
-from jaxrec.types import CheckpointError, Dataset, SettingError
+from jaxrec.evaluation.names import measured
+from jaxrec.files import Row
+from jaxrec.search.trials import Trial, as_named_before, plan_trials, words_of
+from jaxrec.training.progress import say
+from jaxrec.training.run import Result, train
+from jaxrec.training.settings import build, read_values
+from jaxrec.types import REFUSALS, CheckpointError, Dataset, SettingError
 
-NAMED = 60  # letters of a trial's settings in the name of its folder
 TOLD = "trial", "settings", "seed", "valid", "rounds", "seconds", "error"  # of a trial that ended
 RECORDED = {
     "method": str, "data": str, "space": dict, "random": int, "seeds": list, "draw_seed": int,
     "settings": dict, "digest": str,
 }  # fmt: skip
-
-
-class Trial(NamedTuple):
-    """One run of a search."""
-
-    name: str  # of its folder
-    choice: dict[str, Any]  # the settings that the search varies
-    seed: int
-    settings: dict[str, Any]  # all that are not defaults
 
 
 class Choice(NamedTuple):
@@ -61,7 +50,7 @@ class Sweep(NamedTuple):
     """What a search ends with."""
 
     choices: list[Choice]  # best first; among equals in the order of the trials; failed ones last
-    trials: list[dict[str, Any]]  # as in trials.jsonl
+    trials: list[Row]  # as in trials.jsonl
     monitor: str  # the validation metric that the first choice is best by
     runs: list[Result]  # of the best choice, one a seed, tested; none if no choice has finished
     out: Path
@@ -109,129 +98,100 @@ def sweep(
     method, out = method or "fedcia", Path(out)
     given = data if isinstance(data, Dataset) else None
     name = given.name if given else str(data or "synthetic")
-    seeds = tuple(seeds)
     space = {n: v if isinstance(v, str) else list(v) for n, v in space.items()}
-    drawing = {"random": random, "seeds": seeds, "draw_seed": draw_seed}
-    trials = plan(method, space, {**settings, "data": name}, **drawing)
+    drawing = {"random": random, "seeds": tuple(seeds), "draw_seed": draw_seed}
+    trials = plan_trials(method, space, {**settings, "data": name}, **drawing)
     digest = (given or load(name, progress=progress)).digest
     _check_folder(out, digest)
     record = {
         "method": method, "data": name, "space": space, **drawing, "settings": settings,
         "digest": digest,
     }  # fmt: skip
-    report.write_json(out / "sweep.json", record)
+    files.write_json(out / "sweep.json", record)
 
-    path = out / "trials.jsonl"
-    ended = {row["trial"]: row for row in report.read_rows(path, TOLD)}
-    report.write_rows(path, ended.values())  # without a last line that was cut short
-    trials = _as_named_before(trials, out / "trials")
     monitor = _monitor(method, settings)
+    trials = as_named_before(trials, method, out / "trials")
+    rows = _run_missing(method, trials, out, given, monitor, retry=retry, shown=progress)
+    _write_table(out / "trials.csv", rows)
+    choices = _choices(trials, rows, out)
+    runs = _tested(method, choices[0], rows, out, given, monitor)
+    return Sweep(choices, rows, monitor, runs, out)
+
+
+def _run_missing(
+    method: str,
+    trials: Sequence[Trial],
+    out: Path,
+    given: Dataset | None,
+    monitor: str,
+    *,
+    retry: bool,
+    shown: bool,
+) -> list[Row]:
+    """The line of each trial in `trials.jsonl`, which is added when a trial ends."""
+    path = out / "trials.jsonl"
+    ended = {row["trial"]: row for row in files.read_rows(path, TOLD)}
+    files.write_rows(path, ended.values())  # without a last line that was cut short
     rows = []
     for number, trial in enumerate(trials, 1):
         row, again = ended.get(trial.name), ""
         if row is None or (retry and row["error"]):
             row = _run(method, trial, out / "trials" / trial.name, given, monitor)
-            report.append_row(path, row)
+            files.append_row(path, row)
         else:
             row, again = row | {"settings": trial.choice}, "  (from before)"
         told = row["error"] or f"valid {monitor} {row['valid']:.4f}"
         label = f"{number}/{len(trials)}  {words_of(trial.choice)}  seed {trial.seed}"
-        report.say(f"{label}  {told}{again}", shown=progress)
+        say(f"{label}  {told}{again}", shown=shown)
         rows.append(row)
-    flat = ({**row, **row["settings"], **row} for row in rows)  # columns of a trial come first
+    return rows
+
+
+def _write_table(path: Path, rows: Sequence[Row]) -> None:
+    """The trials as a CSV with a column for each setting; the columns of a trial come first."""
+    flat = ({**row, **row["settings"], **row} for row in rows)
     table = pd.DataFrame(flat).drop(columns="settings")
-    report.write_text(out / "trials.csv", table.to_csv(index=False))
-    choices = _choices(trials, rows, out)
-    runs = []
+    files.write_text(path, table.to_csv(index=False))
+
+
+def _tested(
+    method: str, best: Choice, rows: Sequence[Row], out: Path, given: Dataset | None, monitor: str
+) -> list[Result]:
+    """The best choice's runs with their test values, and `winner.json`; none if it has failed."""
     (out / "winner.json").unlink(missing_ok=True)
-    if not choices[0].error:
-        runs = [train(data=given, resume=folder, progress=False) for folder in choices[0].folders]
-        _check_untouched(choices[0], runs, rows)
-        report.write_json(out / "winner.json", _summary(method, choices[0], monitor, runs, out))
-    return Sweep(choices, rows, monitor, runs, out)
+    if best.error:
+        return []
+    runs = [train(data=given, resume=folder, progress=False) for folder in best.folders]
+    _check_untouched(best, runs, rows)
+    files.write_json(out / "winner.json", _summary(method, best, monitor, runs, out))
+    return runs
 
 
-def plan(
-    method: str,
-    space: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    *,
-    random: int = 0,
-    seeds: Sequence[int] = (),
-    draw_seed: int = 0,
-) -> list[Trial]:
-    """The trials of a search, choice by choice; SettingError where one of them could not run."""
-    shared = read_values(method, settings)
-    checked = read_space(method, space)
-    if both := [name for name in checked if name in shared]:
-        raise SettingError(f"{both[0]} = {shared[both[0]]!r}: is searched too; give it once")
-    if random < 0:
-        raise SettingError(f"random = {random}: must be at least 1, or 0 for the grid")
-    if len(set(seeds)) < len(seeds):
-        raise SettingError(f"seeds = {list(seeds)}: one of them is there twice; leave it out")
-    choices = draw(checked, random, draw_seed) if random else grid(checked)
-    return [
-        _trial(method, choice, seed, shared)
-        for choice in choices
-        for seed in seeds or (shared.get("seed", 0),)
-    ]
-
-
-def words_of(choice: Mapping[str, Any]) -> str:
-    """A choice of settings in one line: width=32 model=mf."""
-    return " ".join(f"{name}={show(value)}" for name, value in choice.items())
-
-
-def show(value: Any) -> str:
-    """A value in a table."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _trial(method: str, choice: dict[str, Any], seed: int, shared: dict[str, Any]) -> Trial:
-    settings = shared | choice | {"seed": seed, "baselines": ()}
-    settled = {}
-    for config in build(method, settings):
-        settled |= asdict(config)
-    digest = hashlib.sha256(json.dumps([method, settled], sort_keys=True).encode()).hexdigest()
-    words = re.sub(r"[^\w.=+-]+", "_", words_of(choice))[:NAMED]
-    return Trial(f"{words}_seed={seed}-{digest[:8]}", choice, seed, settings)
-
-
-def _as_named_before(trials: list[Trial], folder: Path) -> list[Trial]:
-    """The trials under the names of their folders, which another space may have spelled."""
-    digest = lambda name: name.rpartition("-")[2]
-    named = {digest(path.name): path.name for path in folder.glob("*")}
-    return [trial._replace(name=named.get(digest(trial.name), trial.name)) for trial in trials]
-
-
-def _run(
-    method: str, trial: Trial, folder: Path, given: Dataset | None, monitor: str
-) -> dict[str, Any]:
+def _run(method: str, trial: Trial, folder: Path, given: Dataset | None, monitor: str) -> Row:
     """The trial's line of `trials.jsonl`, whatever becomes of it."""
     row = {"trial": trial.name, "settings": trial.choice, "seed": trial.seed, "valid": None}
     ended = {"best_round": None, "rounds": None, "seconds": None}
-    quietly = {"hold_test": True, "progress": False}
     try:
         if (folder / "config.json").exists():
-            result = train(data=given, resume=folder, **quietly)
+            result = train(data=given, resume=folder, hold_test=True, progress=False)
         else:
-            settings = dict(trial.settings)
-            data = settings.pop("data", None)
-            result = train(method, given or data, out=folder, **quietly, **settings)
+            data = given or trial.settings.get("data")
+            settings = {name: value for name, value in trial.settings.items() if name != "data"}
+            result = train(method, data, out=folder, hold_test=True, progress=False, **settings)
     except REFUSALS as error:
         return row | ended | {"error": str(error)}
     except Exception as error:  # of one trial, such as memory that ran out: the others go on
         return row | ended | {"error": f"{type(error).__name__}: {error}"}
     values = result.values
-    row["valid"] = values[report.measured(f"valid/{monitor}", values)]
+    row["valid"] = values[measured(f"valid/{monitor}", values) or f"valid/{monitor}"]
     parts = ("compile", "train", "evaluate")
     seconds = sum(values[f"seconds/{part}"] for part in parts)
     ended = {"best_round": values["best_round"], "rounds": values["rounds"], "seconds": seconds}
     return row | ended | {"error": None}
 
 
-def _choices(trials: list[Trial], rows: list[dict[str, Any]], out: Path) -> list[Choice]:
-    groups: dict[str, list[tuple[Trial, dict[str, Any]]]] = {}
+def _choices(trials: list[Trial], rows: Sequence[Row], out: Path) -> list[Choice]:
+    groups: dict[str, list[tuple[Trial, Row]]] = {}
     for trial, row in zip(trials, rows, strict=True):
         groups.setdefault(json.dumps(trial.choice), []).append((trial, row))
     choices = []
@@ -271,7 +231,7 @@ def _summary(
     }
 
 
-def _check_untouched(best: Choice, runs: list[Result], rows: list[dict[str, Any]]) -> None:
+def _check_untouched(best: Choice, runs: Sequence[Result], rows: Sequence[Row]) -> None:
     """Refuse a winner whose run has gone on since: its test values are not of what has won."""
     took = {row["trial"]: row["rounds"] for row in rows}
     for folder, run in zip(best.folders, runs, strict=True):

@@ -15,24 +15,31 @@ import numpy as np
 import pandas as pd
 
 from jaxrec.data.pack import pack
-from jaxrec.run import Result, reopen
-from jaxrec.serve import places, recommend
-from jaxrec.types import TRAIN, DataError, Dataset, SettingError
+from jaxrec.serving.recommendation import indices_of, recommend
+from jaxrec.training.run import Result, reopen
+from jaxrec.types import TRAIN, DataError, Dataset, SettingError, Unavailable
 
 
 def newcomers(run: Result, histories: Mapping[Any, Sequence[Any]]) -> Result:
-    """The run as if `histories` were all the users it has: raw item ids by user, oldest first.
+    """The run as if its users were new ones, whom it knows by the items they chose alone.
 
-    `recommend` and `lists` take it. An item that a history repeats counts where it stands last.
+    Args:
+      run: what `train` or `reopen` returned; its state stays as it is.
+      histories: the raw ids of each new user's items, oldest first, by any name of the user. An
+        item that a history repeats counts where it stands last.
+
+    Returns:
+      A run that `recommend` takes.
 
     Raises:
       SettingError: the method cannot serve users it was not trained with; the message says why.
       DataError: items that the run does not know, or a history without any.
     """
     fold_in = run.method.fold_in
-    if isinstance(fold_in, str):
+    if isinstance(fold_in, Unavailable):
         raise SettingError(
-            f"this method cannot take in new users: {fold_in}; train it again with their rows"
+            f"this method cannot take in new users: {fold_in.reason}; train it again with their "
+            "rows"
         )
     if not histories:
         raise DataError("no histories given")
@@ -42,9 +49,9 @@ def newcomers(run: Result, histories: Mapping[Any, Sequence[Any]]) -> Result:
     ).drop_duplicates(keep="last")
     if empty := [str(user) for user, own in histories.items() if not len(own)]:
         raise DataError(f"histories: {', '.join(empty[:5])} has no item to go by")
-    item = places(run.dataset.items, "item", rows["raw"].to_numpy())
+    item = indices_of(run.dataset.items, "item", rows["raw"].to_numpy())
     user, names = pd.factorize(rows["name"])
-    dataset = _federation(run, user, item, names)
+    dataset = _federation(run, user, item, np.asarray(names))
     data, sizes = pack(dataset, by_time=run.data.history is not None)
     return run._replace(
         dataset=dataset,
@@ -63,13 +70,20 @@ def recommend_from_items(
     exclude_seen: bool = True,
     data: Dataset | None = None,
 ) -> pd.DataFrame:
-    """As `recommend`, for one new user, "new", who has these items: raw ids, oldest first."""
+    """The `k` best items for one new user, who is called "new".
+
+    `items` are the raw ids of what the user chose, oldest first. The other arguments, the table and
+    the errors are those of `recommend` and `newcomers`.
+    """
     run = run if isinstance(run, Result) else reopen(run, data, progress=False)
     return recommend(newcomers(run, {"new": items}), k=k, exclude_seen=exclude_seen)
 
 
-def _federation(run: Result, user: np.ndarray, item: np.ndarray, names: pd.Index) -> Dataset:
-    """Train rows in the order of time; each user is a client."""
+def _federation(run: Result, user: np.ndarray, item: np.ndarray, names: np.ndarray) -> Dataset:
+    """The run's dataset with these train rows, in the order of time; each user is a client.
+
+    `user` and `item` are indices [rows], `names` the raw ids of the users [U].
+    """
     columns = {"user": user, "item": item, "client": user}
     rows = pd.DataFrame(columns, dtype=np.int32)
     rows = rows.assign(split=np.int8(TRAIN), timestamp=np.arange(len(rows)))

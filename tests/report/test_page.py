@@ -1,5 +1,6 @@
 """A page says what its runs say, escapes whatever they hold, and needs nothing but itself."""
 
+import importlib
 import json
 import os
 import re
@@ -16,18 +17,17 @@ import pandas as pd
 import pytest
 
 import jaxrec
-from jaxrec import report
-from jaxrec.checkpoint import CheckpointError
-from jaxrec.commands import command
+from jaxrec import files
+from jaxrec.cli import report as module
+from jaxrec.cli.command import command
 from jaxrec.data.synthetic import synthetic
-from jaxrec.methods import fedcia_linear, llmd4rec
-from jaxrec.report import __main__ as module
-from jaxrec.report import charts
+from jaxrec.methods import METHODS as EVERY
+from jaxrec.methods import method_module
+from jaxrec.report import charts, sections
 from jaxrec.report.charts import Chart, Line
 from jaxrec.report.markup import element
 from jaxrec.report.page import page
-from jaxrec.report.sections import similarities
-from jaxrec.types import SettingError
+from jaxrec.types import CheckpointError, SettingError
 
 EVIL = "<script>alert(1)</script> & \"Sons'"
 TINY = {"text": "tfidf", "baselines": (), "progress": False}
@@ -35,7 +35,7 @@ METHODS = {
     "fedcia": {"rounds": 4, "width": 4, "rank": 4, "baselines": ("popularity",)},
     "ease": {"model": "ease", "singular_vectors": 8},
     "rqfedrec": {"rounds": 1, "codes": 6, "levels": 2, "width": 4, "start": "cold"},
-    "agentcf": {"groups": 3, "rank": 4, "recent": 6, "width": 16, "ks": (1, 5), "candidates": 4},
+    "agentcf": {"groups": 3, "rank": 4, "recent": 6, "ks": (1, 5), "candidates": 4},
 }  # fmt: skip
 needs_chromium = pytest.mark.skipif(
     not shutil.which("chromium"), reason="no browser: the program chromium is not installed"
@@ -144,11 +144,18 @@ def test_neighbours_are_those_of_the_dense_similarity(trained, name):
         np.testing.assert_allclose(values, [v for _, v in near], atol=6e-4)
 
 
-def test_similarities_of_a_low_rank_model_are_rows_of_the_product():
+def test_sections_are_of_methods_and_the_phases_those_of_the_language_method():
+    assert set(sections.SECTIONS) <= set(EVERY)
+    llmd4rec = importlib.import_module("jaxrec.methods.llmd4rec.method")
+    phases = sections.LANGUAGE_LEARNS, sections.SEQUENTIAL_LEARNS
+    assert phases == (llmd4rec.DOWN, llmd4rec.UP)
+
+
+def test_weights_of_a_low_rank_model_are_rows_of_the_product():
     rng = np.random.default_rng(0)
     left, right = rng.random((5, 2)), rng.random((2, 5))
-    model = fedcia_linear.Model(left, right)
-    np.testing.assert_allclose(similarities(model, np.array([3, 1])), (left @ right)[[3, 1]])
+    found = sections.weight_rows(left, right, np.array([3, 1]))
+    np.testing.assert_allclose(found, (left @ right)[[3, 1]])
 
 
 def test_code_usage_is_counted_and_titles_stand_behind_their_code(trained):
@@ -201,16 +208,16 @@ def test_groups_show_what_their_members_took(trained):
 def taught(folder):
     """A run turned into one of LLMD4Rec as far as its rows go: one epoch each of three phases."""
     record = json.loads((folder / "config.json").read_text())
-    report.write_json(folder / "config.json", record | {"method": "llmd4rec"})
+    files.write_json(folder / "config.json", record | {"method": "llmd4rec"})
     (folder / "result.json").unlink()
-    old = report.read_rows(folder / "metrics.jsonl")[0]
+    old = files.read_rows(folder / "metrics.jsonl")[0]
     rows = []
     for phase, given in enumerate(([0, 0, 0], [0.5, 9, 4], [0.25, 3, 5])):
         shares = [0.1, 0.2, 0.3, 0.15, 0.25] if phase else [0] * 5
-        metrics = llmd4rec.Metrics(float(phase), 1.0, *given, shares)._asdict()
+        metrics = method_module("llmd4rec").Metrics(float(phase), 1.0, *given, shares)._asdict()
         named = {f"train/{name}": value for name, value in metrics.items()}
         rows.append(old | named | {"round": phase + 1})
-    report.write_rows(folder / "metrics.jsonl", rows)
+    files.write_rows(folder / "metrics.jsonl", rows)
     return rows
 
 
@@ -236,9 +243,9 @@ def test_distillation_is_that_of_the_rounds_that_teach(copied):
 
 def test_stories_are_shown_as_they_were_told(copied):
     record = json.loads((copied / "config.json").read_text())
-    report.write_json(copied / "config.json", record | {"method": "agentcf_text"})
+    files.write_json(copied / "config.json", record | {"method": "agentcf_text"})
     told = f"# User 3\n\n- toys: took **{EVIL}**, not a # b -- chose right\n\nAfter: - none"
-    report.write_text(copied / "stories.md", told)
+    files.write_text(copied / "stories.md", told)
     shown = section(page([copied]), "Memories")[1]
     assert [(node.tag, text_of(node)) for node in shown] == [
         ("h4", "User 3"), ("p", f"toys: took {EVIL}, not a # b -- chose right"),
@@ -368,8 +375,8 @@ def test_what_a_run_lacks_is_left_out_with_a_reason(copied):
 
 
 def test_a_run_that_went_on_since_its_result_has_not_ended(copied):
-    rows = report.read_rows(copied / "metrics.jsonl")
-    report.append_row(copied / "metrics.jsonl", rows[-1] | {"round": 5})
+    rows = files.read_rows(copied / "metrics.jsonl")
+    files.append_row(copied / "metrics.jsonl", rows[-1] | {"round": 5})
     assert "has not ended" in text_of(section(page([copied]), "Test"))
 
 

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrec.config import TRAINING_LENGTH, RunConfig, read_values, unknown
+from jaxrec.settings.fields import unknown
+from jaxrec.training.settings import TRAINING_LENGTH, RunConfig, current_names, read_values
 from jaxrec.types import SettingError
 
 DIGITS = 6  # of a number that is drawn
@@ -27,7 +28,7 @@ MAY_DIFFER = (*TRAINING_LENGTH, "partition", "clients", "alpha", "text")
 """Settings of a run, beside those of its method, that leave what is measured as it is."""
 
 
-class Range(NamedTuple):
+class Interval(NamedTuple):
     """Numbers from `low` to `high`, uniform or uniform in their logarithm."""
 
     low: float
@@ -36,6 +37,7 @@ class Range(NamedTuple):
     whole: bool
 
     def draw(self, random: np.random.Generator) -> float | int:
+        """A number of the interval, to `DIGITS` digits; a whole one where `whole` says so."""
         warp, back = (math.log, math.exp) if self.log else (float, float)
         margin = 0.5 if self.whole else 0.0
         value = back(random.uniform(warp(self.low - margin), warp(self.high + margin)))
@@ -43,21 +45,22 @@ class Range(NamedTuple):
         return min(max(value, self.low), self.high)
 
 
-Space = dict[str, tuple | Range]
+Space = dict[str, tuple | Interval]
 
 
 def read_space(method: str, given: Mapping[str, Any], source: str = "") -> Space:
     """A space of settings of `method`; SettingError, which `source` begins, for what cannot be."""
     run = set(RunConfig.__dataclass_fields__) - set(MAY_DIFFER)
     space = {}
-    for written, values in given.items():
+    for written, values in current_names(method, given, source).items():
         name = written.replace("-", "_")
-        read = lambda value, name=name: read_values(method, {name: value}, source)[name]
+        check = lambda value, name=name: read_values(method, {name: value}, source)[name]
         if name in run:
             raise SettingError(f"{source}{written}: {_why_not(name)}")
         if name in space:
             raise SettingError(f"{source}{written}: is there twice; write all its values at once")
-        space[name] = _range(read, written, values, source) or _list(read, written, values, source)
+        interval = _interval(check, written, values, source)
+        space[name] = interval or _list(check, written, values, source)
     if not space:
         raise SettingError(f"{source}nothing to try: name settings, such as width=32,64")
     return space
@@ -79,7 +82,7 @@ def space_of_words(words: Sequence[str]) -> dict[str, Any]:
 def grid(space: Space) -> list[dict[str, Any]]:
     """Every combination of the values, the last setting varying fastest."""
     for name, values in space.items():
-        if isinstance(values, Range):
+        if isinstance(values, Interval):
             kind = "log" if values.log else "uniform"
             raise SettingError(
                 f"{name} = {kind}({values.low}, {values.high}): a grid needs its values one by "
@@ -97,7 +100,7 @@ def draw(space: Space, number: int, seed: int) -> list[dict[str, Any]]:
             break
         one = {
             name: values.draw(random)
-            if isinstance(values, Range)
+            if isinstance(values, Interval)
             else values[random.integers(len(values))]
             for name, values in space.items()
         }
@@ -111,7 +114,7 @@ def draw(space: Space, number: int, seed: int) -> list[dict[str, Any]]:
     return found
 
 
-def _range(read: Callable, name: str, text: Any, source: str) -> Range | None:
+def _interval(check: Callable, name: str, text: Any, source: str) -> Interval | None:
     called = re.fullmatch(r"\s*([A-Za-z]\w*)\((.*)\)\s*", text) if isinstance(text, str) else None
     if not called:
         return None
@@ -121,21 +124,21 @@ def _range(read: Callable, name: str, text: Any, source: str) -> Range | None:
     ends = _literals(called[2])
     if len(ends) != 2 or not all(_is_number(end) for end in ends):
         raise SettingError(f"{where}must be {called[1]}(LOW, HIGH), two numbers")
-    low, high = map(read, ends)
+    low, high = map(check, ends)
     if not (_is_number(low) and -math.inf < low < high < math.inf):
         raise SettingError(f"{where}must be two finite numbers, the lower one first")
     if called[1] == "log" and low <= 0:
         raise SettingError(f"{where}must begin above 0, where logarithms do")
-    return Range(low, high, called[1] == "log", isinstance(low, int))
+    return Interval(low, high, called[1] == "log", isinstance(low, int))
 
 
-def _list(read: Callable, name: str, values: Any, source: str) -> tuple:
+def _list(check: Callable, name: str, values: Any, source: str) -> tuple:
     if isinstance(values, str) or not isinstance(values, Sequence) or not values:
         raise SettingError(
             f"{source}{name} = {values!r}: must be a list of values, log(LOW, HIGH) or "
             "uniform(LOW, HIGH)"
         )
-    checked = tuple(map(read, values))
+    checked = tuple(map(check, values))
     if twice := [value for n, value in enumerate(checked) if value in checked[:n]]:
         raise SettingError(f"{source}{name}: {twice[0]!r} is listed twice; leave one out")
     return checked
@@ -149,9 +152,9 @@ def _literals(text: str) -> list[Any]:
 
 
 def _literal(text: str) -> Any:
-    for read in (lambda text: tomllib.loads(f"value = {text}")["value"], float):
+    for parse in (lambda text: tomllib.loads(f"value = {text}")["value"], float):
         with suppress(ValueError):
-            return read(text)
+            return parse(text)
     return text
 
 

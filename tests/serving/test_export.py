@@ -11,9 +11,10 @@ from safetensors.numpy import load_file
 
 import jaxrec
 from jaxrec.data.synthetic import synthetic
-from jaxrec.types import SettingError
+from jaxrec.types import SettingError, Unavailable
 
-module = importlib.import_module("jaxrec.export")
+command = importlib.import_module("jaxrec.cli.export")
+exporting = importlib.import_module("jaxrec.serving.export")
 USERS, ITEMS = 60, 40
 
 
@@ -27,7 +28,7 @@ def trained(tmp_path_factory):
 
 @pytest.mark.parametrize("to", ["npz", "safetensors"])
 def test_rows_multiply_to_the_scores_and_are_named(trained, tmp_path, to):
-    told = module.export(trained, tmp_path / "export", to)
+    told = exporting.export(trained, tmp_path / "export", to)
     path = tmp_path / "export" / f"vectors.{to}"
     arrays = dict(np.load(path)) if to == "npz" else load_file(path)
     served = trained.method.prepare(trained.state, trained.data)
@@ -43,48 +44,48 @@ def test_rows_multiply_to_the_scores_and_are_named(trained, tmp_path, to):
 
 
 def test_a_score_that_is_no_inner_product_is_refused(trained):
-    words = trained.method._replace(vectors="a score is a mood")
+    words = trained.method._replace(vectors=Unavailable("a score is a mood"))
     with pytest.raises(SettingError, match="nothing to export: a score is a mood; jaxrec"):
-        module.vectors(trained._replace(method=words))
+        exporting.vectors(trained._replace(method=words))
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivfpq"])
 def test_recall_is_the_share_of_the_best_that_an_index_finds(kind):
     rng = np.random.default_rng(0)
     user, item = (rng.normal(size=(n, 12)).astype(np.float32) for n in (150, 400))
-    index = pytest.importorskip("faiss") and module.faiss_index(item, kind)
+    index = pytest.importorskip("faiss") and exporting.faiss_index(item, kind)
     found = index.search(user, 20)[1]
     shares = [
         len(set(np.argsort(-(item @ one))[:20]) & set(own)) / 20
         for one, own in zip(user, found, strict=True)
     ]
-    assert module.recall(index, user, item) == pytest.approx(np.mean(shares))
+    assert exporting.recall(index, user, item) == pytest.approx(np.mean(shares))
     assert (np.mean(shares) == 1) == (kind != "ivfpq")
     assert np.mean(shares) > 0.4
 
 
 def test_an_index_is_written_with_its_recall(trained, tmp_path):
     faiss = pytest.importorskip("faiss")
-    told = module.export(trained, tmp_path, "faiss", "hnsw")
+    told = exporting.export(trained, tmp_path, "faiss", "hnsw")
     assert told["recall@20"] == pytest.approx(1)
     index = faiss.read_index(str(tmp_path / "items.faiss"))
-    user, item = module.vectors(trained)
+    user, item = exporting.vectors(trained)
     _, (first,) = index.search(user[7:8], 1)
     assert first[0] == np.argmax(item @ user[7])
     with pytest.raises(SettingError, match="40 items are fewer than its 256 codes"):
-        module.export(trained, tmp_path, "faiss", "ivfpq")
+        exporting.export(trained, tmp_path, "faiss", "ivfpq")
     with pytest.raises(SettingError, match="index = 'tree'"):
-        module.export(trained, tmp_path, "faiss", "tree")
+        exporting.export(trained, tmp_path, "faiss", "tree")
     for to, kind in (("onnx", "flat"), ("npz", "hnsw")):
         with pytest.raises(SettingError, match=f"to = '{to}', index = '{kind}'"):
-            module.export(trained, tmp_path, to, kind)
+            exporting.export(trained, tmp_path, to, kind)
 
 
 def test_the_command_writes_beside_the_run(trained, monkeypatch, capsys):
-    monkeypatch.setattr(module, "reopen", lambda out: trained)
-    module.act([trained.out], module.Options())
+    monkeypatch.setattr(command, "reopen", lambda out: trained)
+    command.act([trained.out], command.Options())
     assert capsys.readouterr().out.startswith("users 60, items 40, width 4\n")
     names = {path.name for path in (trained.out / "export").iterdir()}
     assert names == {"vectors.npz", "users.parquet", "items.parquet", "export.json"}
     with pytest.raises(SettingError, match="2 run folders"):
-        module.act([trained.out, trained.out], module.Options())
+        command.act([trained.out, trained.out], command.Options())

@@ -10,7 +10,7 @@ import pytest
 
 from jaxrec.data.synthetic import synthetic
 
-TOY = Path(__file__).parent / "toy.py"
+TOY = Path(__file__).parents[1] / "toy.py"
 QUICK = ["--baselines", "--rounds", "2"]
 
 

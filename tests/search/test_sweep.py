@@ -1,5 +1,6 @@
 """A search finds the best by validation, shows the test split of the winner only, and goes on."""
 
+import importlib
 import json
 import re
 import shlex
@@ -15,24 +16,25 @@ import numpy as np
 import pytest
 
 import jaxrec
-from jaxrec import report, search
-from jaxrec.checkpoint import CheckpointError
-from jaxrec.config import RunConfig, read_toml, settings
+from jaxrec.cli.sweep import Options, main, parse
 from jaxrec.data.synthetic import synthetic
 from jaxrec.methods import METHODS
-from jaxrec.run import train
-from jaxrec.search import plan
-from jaxrec.space import MAY_DIFFER, Range, draw, grid, read_space, space_of_words
-from jaxrec.sweep import Options, main, read
-from jaxrec.types import DataError, SettingError
+from jaxrec.search.space import MAY_DIFFER, Interval, draw, grid, read_space, space_of_words
+from jaxrec.search.trials import plan_trials
+from jaxrec.training.run import train
+from jaxrec.training.settings import RunConfig, read_toml, settings_of
+from jaxrec.types import CheckpointError, DataError, SettingError
 
-TOY = Path(__file__).parent / "toy.py"
+searching = importlib.import_module("jaxrec.search.sweep")
+TOY = Path(__file__).parents[1] / "toy.py"
 QUICK = {"rounds": 4, "evaluate_every": 2}
 
 
 @pytest.fixture(autouse=True)
 def toy(toy, monkeypatch):
-    monkeypatch.setattr(report, "write_curve", lambda *args: None)  # half the time of a toy's run
+    monkeypatch.setattr(
+        "jaxrec.training.curve.write_curve", lambda *args: None
+    )  # half the time of a toy's run
     return toy
 
 
@@ -59,7 +61,7 @@ def trained(monkeypatch):
         folders.append(Path(out or resume).name)
         return train(*args, out=out, resume=resume, **rest)
 
-    monkeypatch.setattr(search, "train", watched)
+    monkeypatch.setattr(searching, "train", watched)
     return folders
 
 
@@ -138,7 +140,7 @@ def test_a_trial_that_diverges_ends_only_itself(dataset, tmp_path, monkeypatch):
             raise MemoryError("no more of it")
         return train(*args, **rest)
 
-    monkeypatch.setattr(search, "train", fails)
+    monkeypatch.setattr(searching, "train", fails)
     space = {"width": [2, 5], "item_learning_rate": [1.0, 1e9]}
     quick = {"rounds": 4, "evaluate_every": 2}
     found = jaxrec.sweep("fedavg", dataset, out=tmp_path, space=space, progress=False, **quick)
@@ -287,14 +289,14 @@ def test_ctrl_c_says_how_to_go_on(folder, tmp_path, monkeypatch, capsys):
     def interrupted(*args, **rest):
         raise KeyboardInterrupt("toy: stopped after round 2")
 
-    monkeypatch.setattr(search, "train", interrupted)
+    monkeypatch.setattr(searching, "train", interrupted)
     out = tmp_path / "sweep"
     words = ["toy", "--data", str(folder), "--rounds", "2", "--grid", "width=2,3"]
     assert main([*words, "--seeds", "0", "1", "--out", str(out)]) == 130
     stopped, hint = capsys.readouterr().err.splitlines()
     assert stopped == "toy: stopped after round 2"
     assert hint == f"continue with: python -m jaxrec.sweep --resume {out}"
-    monkeypatch.setattr(search, "train", train)
+    monkeypatch.setattr(searching, "train", train)
     assert main(["--resume", str(out), "--json", "--quiet"]) == 0
     shown = capsys.readouterr()
     assert shown.err == ""
@@ -313,7 +315,7 @@ def test_a_folder_of_other_data_or_of_a_run_is_refused(dataset, tmp_path):
     with pytest.raises(SettingError, match="holds a run"):
         run(dataset, trial, space={"width": [2]})
     with pytest.raises(CheckpointError, match="no search"):
-        search.read_sweep(tmp_path)
+        searching.read_sweep(tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted(RunConfig.__dataclass_fields__))
@@ -347,7 +349,8 @@ def test_a_setting_of_the_run_is_searched_only_where_it_changes_no_measure(name)
         (["--random", "width=2"], "--random width=2: expected whole numbers"),
         (["--random", "3", "width=2,3"], "only 2 different settings"),
         (["--random", "3", "width=normal(0,1)"], "no range 'normal'"),
-        (["--random", "3", "width=log(0,1)"], "must begin above 0"),
+        (["--random", "3", "width=log(0,1)"], "width = 0: must be at least 1"),
+        (["--random", "3", "noise=log(0,1)"], "must begin above 0"),
         (["--random", "3", "width=log(8,1)"], "the lower one first"),
         (["--random", "3", "width=uniform(1.5,2.5)"], "width = 1.5: expected int"),
         (["--random", "3", "width=uniform(1)"], "two numbers"),
@@ -356,7 +359,7 @@ def test_a_setting_of_the_run_is_searched_only_where_it_changes_no_measure(name)
 )
 def test_what_is_wrong_is_refused_before_any_trial(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(search, "train", lambda *args, **rest: pytest.fail("a trial ran"))
+    monkeypatch.setattr(searching, "train", lambda *args, **rest: pytest.fail("a trial ran"))
     assert main(["toy", "--data", "synthetic", *words]) == 2
     shown = capsys.readouterr()
     (line,) = shown.err.splitlines()
@@ -390,8 +393,8 @@ def test_words_of_a_space():
 def test_draws_keep_to_the_space_and_a_longer_search_begins_like_a_shorter_one():
     given = {"noise": "log(1e-4, 0.1)", "width": "uniform(1, 4)", "shots": ["one", "two"]}
     space = read_space("toy", given)
-    assert space["noise"] == Range(1e-4, 0.1, log=True, whole=False)
-    assert space["width"] == Range(1, 4, log=False, whole=True)
+    assert space["noise"] == Interval(1e-4, 0.1, log=True, whole=False)
+    assert space["width"] == Interval(1, 4, log=False, whole=True)
     drawn = draw(space, 400, 0)
     assert drawn[:20] == draw(space, 20, 0)
     assert drawn[:20] != draw(space, 20, 1)
@@ -404,7 +407,7 @@ def test_draws_keep_to_the_space_and_a_longer_search_begins_like_a_shorter_one()
     assert widths[0] == 0
     assert widths[1:].min() > 65  # 100 expected, sd 8.7
     assert {one["shots"] for one in drawn} == {"one", "two"}
-    log = Range(1, 64, log=True, whole=True)
+    log = Interval(1, 64, log=True, whole=True)
     random = np.random.default_rng(0)
     assert {log.draw(random) for _ in range(3000)} >= {1, 2, 3, 63, 64}
 
@@ -432,7 +435,7 @@ def test_a_toml_file_may_hold_the_search_and_words_win(folder, tmp_path, capsys)
 def test_no_option_hides_a_setting():
     own = {field.name for field in fields(Options)}
     for method in METHODS:
-        assert not own & set(settings(method))
+        assert not own & set(settings_of(method))
 
 
 class Trial:
@@ -451,7 +454,7 @@ class Study:
 
 
 def test_the_python_of_the_guide_runs(tmp_path, monkeypatch):
-    guide = (Path(__file__).parents[1] / "docs" / "search.md").read_text()
+    guide = (Path(__file__).parents[2] / "docs" / "search.md").read_text()
     optuna = ModuleType("optuna")
     optuna.create_study = lambda direction: Study()
     monkeypatch.setitem(sys.modules, "optuna", optuna)
@@ -467,13 +470,33 @@ def test_the_python_of_the_guide_runs(tmp_path, monkeypatch):
 
 
 def test_the_commands_of_the_guides_are_understood(tmp_path):
-    pages = [Path(__file__).parents[1] / name for name in ("README.md", "docs/search.md")]
+    pages = [Path(__file__).parents[2] / name for name in ("README.md", "docs/search.md")]
     text = "\n".join(page.read_text() for page in pages)
     lines = re.findall(r"^python -m jaxrec.sweep (.*?)(?: #.*)?$", text, re.MULTILINE)
-    asked = [read(shlex.split(line))[1] for line in lines if "--resume" not in line]
+    asked = [parse(shlex.split(line))[1] for line in lines if "--resume" not in line]
     assert len(asked) == 4
     for arguments in asked:
         method, space = arguments.pop("method"), arguments.pop("space")
         drawing = {name: arguments.pop(name) for name in ("random", "seeds") if name in arguments}
-        trials = plan(method, space, arguments, **drawing)
+        trials = plan_trials(method, space, arguments, **drawing)
         assert len(trials) == (20 if drawing["random"] else 12)
+
+
+def test_a_search_stored_under_older_names_of_settings_trains_nothing_anew(tmp_path):
+    dataset = synthetic(users=24, items=30, clients=4, length=12)
+    given = {"width": 4, "rounds": 1, "evaluate_every": 1, "progress": False}
+    out = tmp_path / "search"
+    before = jaxrec.sweep("fedavg", dataset, space={"dropped": [0.0, 0.25]}, out=out, **given)
+    trials = sorted((out / "trials").iterdir())
+    for number, trial in enumerate(trials):  # as an older version named and knew them
+        record = json.loads((trial / "config.json").read_text())
+        record["settings"]["dropout"] = record["settings"].pop("dropped")
+        (trial / "config.json").write_text(json.dumps(record))
+        old = trial.name.replace("dropped", "dropout")[:-8] + f"{number:08x}"
+        rows = (out / "trials.jsonl").read_text().replace(trial.name, old)
+        (out / "trials.jsonl").write_text(rows)
+        trial.rename(trial.with_name(old))
+    with pytest.warns(UserWarning, match="dropout: is called dropped now"):
+        after = jaxrec.sweep("fedavg", dataset, space={"dropout": [0.0, 0.25]}, out=out, **given)
+    assert len(list((out / "trials").iterdir())) == 2
+    assert [choice.mean for choice in after.choices] == [choice.mean for choice in before.choices]

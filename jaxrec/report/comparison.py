@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxrec import report
-from jaxrec.config import RunConfig, unknown
-from jaxrec.job import read_record, read_result
-from jaxrec.significance import Test, holm, paired_test
+from jaxrec.evaluation.names import measured
+from jaxrec.evaluation.significance import Test, holm, paired_test
+from jaxrec.methods import METHODS
+from jaxrec.settings.fields import fields, unknown
+from jaxrec.training.run_folder import read_record, read_result
+from jaxrec.training.settings import RunConfig
 from jaxrec.types import DataError, SettingError
 
 PROTOCOL = ("monitor", "ranking", "candidates", "listed", "mask_history", "catalogue")
@@ -35,9 +37,9 @@ class Run(NamedTuple):
     folder: Path
     method: str
     settings: dict[str, Any]
-    digest: str
-    values: dict[str, Any]
-    users: pd.DataFrame
+    digest: str  # of the data
+    values: dict[str, Any]  # as in result.json
+    users: pd.DataFrame  # user, client and a column for each test metric
 
     @property
     def ground(self) -> tuple:
@@ -49,20 +51,24 @@ class Run(NamedTuple):
 class Comparison(NamedTuple):
     """Each group of runs, and how its users' values differ from those of the first group.
 
-    Columns of `table`, a row a group: runs, mean and sd over its runs, mb_per_client, seconds; and
-    difference (to the first), low and high of its 95 % interval, p of Wilcoxon's signed rank test,
-    p_holm, cohen_d of the paired differences, rank_biserial; NaN for the first group.
+    Columns of `table`, a row a group: runs, mean and sd of the metric over its runs, mb_per_client
+    (megabytes, up and down), seconds; and difference (to the first group, in units of the metric),
+    low and high of its 95 % interval, p of Wilcoxon's signed rank test, p_holm (corrected by Holm),
+    cohen_d of the paired differences, rank_biserial; NaN for the first group.
     """
 
     table: pd.DataFrame
     metric: str
-    users: int
+    users: int  # that are paired
 
 
 def compare(
     runs: Iterable[str | Path], metric: str | None = None, *, resamples: int = 2000, seed: int = 0
 ) -> Comparison:
     """Compare run folders; their baselines count as runs of their own.
+
+    The values of a user are averaged over the runs of a group and paired with those of the same
+    user in the first group.
 
     Args:
       runs: folders of ended runs; those of the same method and settings but the seed are a group.
@@ -75,11 +81,11 @@ def compare(
       DataError: not all groups are of the same data, or their protocols differ; says in what.
       SettingError: the metric was not measured; a run occurs twice; there is nothing to compare.
     """
-    found = with_baselines([Path(run) for run in runs], read)
+    found = with_baselines([Path(run) for run in runs], read_run)
     if resamples < 1 or not found:
         raise SettingError(f"resamples = {resamples}, {len(found)} runs: needs 1 or more of each")
     _check_protocol(found)
-    groups = grouped(found)
+    groups = by_settings(found)
     _check_ground(groups)
     metric = _metric(found, metric or found[0].settings["monitor"])
     lines = {label: _lines(group, metric) for label, group in groups.items()}
@@ -96,13 +102,13 @@ def compare(
     return Comparison(table.join(tested), metric, lines[first].index.get_level_values(0).nunique())
 
 
-def with_baselines(folders: Sequence[Path], read: Callable[[Path], Run]) -> list[Run]:
+def with_baselines(folders: Sequence[Path], open_run: Callable[[Path], Run]) -> list[Run]:
     """The runs, each once, and those of their baselines that are not among them.
 
-    Raises SettingError where the same run is given twice.
+    Raises SettingError where the same run is given twice, and what `open_run` raises.
     """
-    given = [read(folder) for folder in folders]
-    beside = [read(path) for run in folders for path in sorted(run.glob("baselines/*"))]
+    given = [open_run(folder) for folder in folders]
+    beside = [open_run(path) for run in folders for path in sorted(run.glob("baselines/*"))]
     found: dict[tuple, Run] = {}
     for number, run in enumerate(given + beside):
         key = _key(run), run.settings["seed"], run.ground
@@ -115,11 +121,14 @@ def with_baselines(folders: Sequence[Path], read: Callable[[Path], Run]) -> list
     return list(found.values())
 
 
-def read(folder: Path) -> Run:
+def read_run(folder: Path) -> Run:
     """An ended run; CheckpointError where there is none."""
     record, (values, users) = read_record(folder), read_result(folder)
-    # an older version had fewer settings; what it did is the default of those that are new
+    # An older version had fewer settings; what it did is the default of those that are new.
     settings = asdict(RunConfig()) | record["settings"]
+    if record["method"] in METHODS:
+        own = fields(METHODS[record["method"]].Config)
+        settings = {name: field.default for name, field in own.items()} | settings
     return Run(folder, record["method"], settings, record["data"]["digest"], values, users)
 
 
@@ -128,7 +137,7 @@ def _key(run: Run) -> tuple[str, str]:
     return run.method, json.dumps(kept, sort_keys=True)
 
 
-def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def by_settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs by a label: the method and, where several groups share it, the settings they vary."""
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
@@ -172,11 +181,15 @@ def _differing(one: Run, other: Run, names: Sequence[str]) -> str:
 
 
 def _metric(runs: Sequence[Run], wanted: str) -> str:
+    """The column of the users' values in which all runs have the metric that is wanted."""
+    found = wanted
     for run in runs:
-        names = list(run.users.select_dtypes("float").columns)
-        if not (found := report.measured(wanted, names)):
+        columns = list(run.users.select_dtypes("float").columns)
+        column = measured(wanted, columns)
+        if column is None:
             message = f"metric = {wanted!r}: {run.folder} has no such value of each user"
-            raise unknown(message, wanted, names)
+            raise unknown(message, wanted, columns)
+        found = column
     return found
 
 
@@ -184,7 +197,7 @@ def _lines(group: Sequence[Run], metric: str) -> pd.Series:
     """The metric of each user (row of a user) and ground, the mean over seeds."""
     names = ["user", *(["item"] if "item" in group[0].users else []), "ground"]
     each = [run.users.assign(ground=str(run.ground)) for run in group]
-    return pd.concat(each).groupby(names)[metric].mean()
+    return pd.Series(pd.concat(each).groupby(names)[metric].mean())
 
 
 def _summary(group: Sequence[Run], metric: str) -> dict[str, float]:
@@ -199,6 +212,6 @@ def _summary(group: Sequence[Run], metric: str) -> dict[str, float]:
         "runs": len(group),
         "mean": float(np.mean(values)),
         "sd": float(np.std(values, ddof=1)) if len(values) > 1 else np.nan,
-        "mb_per_client": np.mean([run.values["bytes/per_client"] for run in group]) / 1e6,
+        "mb_per_client": float(np.mean([r.values["bytes/per_client"] for r in group]) / 1e6),
         "seconds": float(np.mean(seconds)),
     }

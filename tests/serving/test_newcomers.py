@@ -11,13 +11,13 @@ from scipy import optimize, special
 
 import jaxrec
 from jaxrec import newcomers, recommend, recommend_from_items
-from jaxrec.commands import command
+from jaxrec.cli.command import command
 from jaxrec.data.pack import history
 from jaxrec.data.synthetic import synthetic
-from jaxrec.serve import whole
-from jaxrec.types import DataError, SettingError
+from jaxrec.serving.recommendation import all_rows
+from jaxrec.types import DataError, SettingError, Unavailable
 
-module = importlib.import_module("jaxrec.recommend")
+module = importlib.import_module("jaxrec.cli.recommend")
 USERS, ITEMS = 60, 40
 HISTORIES = {"ann": [3, 9, 27], "bob": ["5"], 7: [1, 2, 1]}
 ROWS = [[3, 9, 27], [5], [1, 2]]
@@ -60,7 +60,7 @@ def test_histories_keep_their_order(ease):
 
 
 def test_a_method_that_cannot_says_why(ease):
-    shut = ease._replace(method=ease.method._replace(fold_in="the door is shut"))
+    shut = ease._replace(method=ease.method._replace(fold_in=Unavailable("the door is shut")))
     with pytest.raises(SettingError, match="new users: the door is shut; train it again"):
         newcomers(shut, HISTORIES)
 
@@ -68,7 +68,7 @@ def test_a_method_that_cannot_says_why(ease):
 def test_least_squares_finds_the_vector_of_the_least_loss():
     run = trained("fedavg", width=8, negative_weight=0.2, l2_user=0.7)
     item, new = np.asarray(run.state.shared.item, float), newcomers(run, HISTORIES)
-    served = new.method.prepare(new.state, whole(new))
+    served = new.method.prepare(new.state, all_rows(new))
     for user, own in enumerate(ROWS):
         weight, target = np.full(ITEMS, 0.2), np.zeros(ITEMS)
         weight[own] = target[own] = 1
@@ -94,7 +94,7 @@ def test_least_squares_finds_the_vector_of_the_least_loss():
 def test_a_softmax_comes_near_the_least_loss(method, settings, l2, prior):
     run, own = trained(method, **settings), ROWS[0]
     new = newcomers(run, {"new": own})
-    served = new.method.prepare(new.state, whole(new))
+    served = new.method.prepare(new.state, all_rows(new))
     features = np.asarray(served.item, float)
     start = np.zeros(features.shape[1])
     start[-1] = prior  # RQFedRec's weight of popularity

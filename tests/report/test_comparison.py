@@ -13,14 +13,14 @@ from rich.console import Console
 from scipy import stats
 
 import jaxrec
-from jaxrec import report
-from jaxrec.checkpoint import CheckpointError
-from jaxrec.commands import command
-from jaxrec.comparison import compare
-from jaxrec.significance import Test, holm, paired_test
-from jaxrec.types import DataError, SettingError
+from jaxrec import files
+from jaxrec.cli.command import command
+from jaxrec.evaluation.significance import Test, holm, paired_test
+from jaxrec.report import comparison_tables
+from jaxrec.report.comparison import compare
+from jaxrec.types import CheckpointError, DataError, SettingError
 
-module = importlib.import_module("jaxrec.compare")
+module = importlib.import_module("jaxrec.cli.compare")
 SETTINGS = {
     "monitor": "NDCG@10", "ranking": "users", "candidates": 0, "listed": False,
     "mask_history": True, "split": "ratio", "baselines": ["x"], "width": 8,
@@ -45,13 +45,13 @@ def write(tmp_path):
             "method": method, "settings": SETTINGS | {"seed": seed} | settings,
             "data": {"digest": digest or f"digest of {seed}"}, "versions": {},
         }  # fmt: skip
-        report.write_json(folder / "config.json", record)
-        report.write_users(folder / "users.parquet", table)
+        files.write_json(folder / "config.json", record)
+        files.write_users(folder / "users.parquet", table)
         seconds = {"seconds/compile": 1.0, "seconds/train": seed, "seconds/evaluate": 0.5}
         means = {"test/NDCG@10": table["NDCG@10"].mean(), "bytes/per_client": 2e6}
         result = means | seconds | {"rounds": 2, "best_round": 1}
         if ended:
-            report.write_json(folder / "result.json", result)
+            files.write_json(folder / "result.json", result)
         return folder
 
     return write
@@ -97,7 +97,7 @@ def test_a_comparison_is_scipy_on_the_users_means_over_seeds(runs):
 
 def test_the_order_of_runs_and_users_changes_no_mean(runs, write):
     shuffled = pd.read_parquet(runs[3] / "users.parquet").iloc[::-1]
-    report.write_users(runs[3] / "users.parquet", shuffled)
+    files.write_users(runs[3] / "users.parquet", shuffled)
     left, right = compare(runs).table, compare([*runs[2::-1], *runs[:2:-1]]).table
     pd.testing.assert_frame_equal(left, right.loc[left.index])
 
@@ -199,18 +199,22 @@ def test_every_format_shows_the_numbers(runs):
     row = found.table.loc["b"]
     numbers = [f"{row['mean']:.4f} ±{row['sd']:.4f}", "2.00", "2.5", f"{row['difference']:+.4f}"]
     console = Console(file=io.StringIO(), width=80)
-    console.print(*module.tables(found))
+    console.print(*comparison_tables.terminal_tables(found))
     text = console.file.getvalue()
     assert all(number in text for number in numbers)
-    (line,) = (line for line in module.markdown(found).splitlines() if line.startswith("| b |"))
+    (line,) = (
+        line for line in comparison_tables.markdown(found).splitlines() if line.startswith("| b |")
+    )
     assert [cell.strip() for cell in line.split("|")][2:7] == ["3", *numbers]
-    (line,) = (line for line in module.latex(found).splitlines() if line.startswith("b &"))
+    (line,) = (
+        line for line in comparison_tables.latex(found).splitlines() if line.startswith("b &")
+    )
     assert line.endswith(r" \\")
     assert line.split(" & ")[2] == numbers[0].replace("±", r"$\pm$")
-    first, second, _ = reader.DictReader(io.StringIO(module.csv(found)))
+    first, second, _ = reader.DictReader(io.StringIO(comparison_tables.csv(found)))
     assert first["difference"] == ""
     assert float(second["p_holm"]) == row["p_holm"]
-    assert module.latex(compare(runs[:1])).count("&") == 2 * 4
+    assert comparison_tables.latex(compare(runs[:1])).count("&") == 2 * 4
 
 
 def test_the_command_prints_a_table_or_one_line(runs, capsys, monkeypatch):

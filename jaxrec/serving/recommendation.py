@@ -6,7 +6,8 @@ lists of one block, unless all are asked for at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import pandas as pd
 
 from jaxrec.data.pack import pack
 from jaxrec.ops import ranking
-from jaxrec.run import Result, reopen
-from jaxrec.types import TEST, Data, DataError, Dataset, SettingError
+from jaxrec.training.run import Result, reopen
+from jaxrec.types import EVER, Data, DataError, Dataset, SettingError
 
 SCORES = 2**24  # of a block
 
@@ -32,11 +33,11 @@ def recommend(
     data: Dataset | None = None,
     block: int | None = None,
 ) -> pd.DataFrame:
-    """The `k` best items of each user, at the run's best round.
+    """The `k` best items of each user, by the state of the run's best round.
 
-    All rows there are count, those of the valid and test splits too: they are left out of the
-    lists, and what a method reads when it serves (a history, a client's own rows) has them. What
-    it learnt in training it learnt from the train rows: train again to have new rows in that.
+    The rows of all splits count, valid and test too: they are left out of the lists, and what a
+    method reads when it serves (a history, a client's own rows) has them. What the method learnt in
+    training it learnt from the train rows alone; train again to have new rows in that.
 
     Args:
       run: folder of a run, or of one of its baselines, or what `train` or `reopen` returned.
@@ -47,8 +48,8 @@ def recommend(
       block: users at a time; by default as many as keep a block's scores below 64 MB.
 
     Returns:
-      Rows user, rank (from 1), item, title (where the data have titles) and score, best first. A
-      user who has left fewer than `k` items has a shorter list.
+      Rows user and item (raw ids), rank (from 1), title (where the data have titles) and score,
+      best first. A user with fewer than `k` items left has a shorter list.
 
     Raises:
       DataError: users that the run does not know; it names the first few.
@@ -57,11 +58,11 @@ def recommend(
       FloatingPointError: a score is NaN or +inf.
     """
     run = run if isinstance(run, Result) else reopen(run, data, progress=False)
-    _, tables = lists(run, users, k, exclude_seen=exclude_seen, block=block)
+    _, tables = recommend_in_blocks(run, users, k, exclude_seen=exclude_seen, block=block)
     return pd.concat(tables, ignore_index=True)
 
 
-def lists(
+def recommend_in_blocks(
     run: Result,
     users: Sequence[Any] | None = None,
     k: int = 20,
@@ -69,7 +70,11 @@ def lists(
     exclude_seen: bool = True,
     block: int | None = None,
 ) -> tuple[int, Iterator[pd.DataFrame]]:
-    """As `recommend`, a block at a time: how many blocks there are, and their tables."""
+    """The tables of `recommend`, a block of users at a time, and how many blocks there are.
+
+    The arguments and errors are those of `recommend`; what is wrong with the arguments is said at
+    once, a broken score when its block is asked for.
+    """
     dataset, items = run.dataset, run.sizes.items
     if run.method.rank:
         raise SettingError(
@@ -79,19 +84,12 @@ def lists(
     block = max(1, SCORES // items) if block is None else block
     if k < 1 or block < 1:
         raise SettingError(f"k = {k}, block = {block}: must be from 1 up")
-    index = known(dataset, users)
+    index = user_indices(dataset, users)
     size = min(block, len(index))
-    seen = dataset.interactions[["user", "item"]].to_numpy() if exclude_seen else ()
-    seen = _Rows(np.asarray(seen, np.int32).reshape(-1, 2), dataset.num_users)
-    served = jax.jit(run.method.prepare)(run.state, whole(run))
-
-    @jax.jit
-    def best(served, users, row, item):
-        scores = run.method.score(served, users).astype(jnp.float32)  # [B, I]
-        broken = ~(jnp.max(scores, axis=-1) < jnp.inf)  # max hands NaN on
-        excluded = jnp.zeros(scores.shape, bool).at[row, item].set(True, mode="drop")
-        chosen = ranking.top(scores, excluded, k)
-        return chosen, jnp.take_along_axis(scores, chosen, axis=-1, mode="clip"), broken
+    rows = dataset.interactions[["user", "item"]].to_numpy() if exclude_seen else ()
+    seen = _SeenItems(np.asarray(rows, np.int32).reshape(-1, 2), dataset.num_users)
+    served = jax.jit(run.method.prepare)(run.state, all_rows(run))
+    best = jax.jit(partial(_best_items, run.method.score, k))
 
     def tables() -> Iterator[pd.DataFrame]:
         for start in range(0, len(index), size):
@@ -100,33 +98,53 @@ def lists(
             found = jax.device_get(best(served, asked, *seen.pairs(own, size)))
             chosen, scores, broken = (array[: len(own)] for array in found)
             if broken.any():
-                name = ids(dataset.users, "user")[own[np.argmax(broken)]]
+                name = raw_ids(dataset.users, "user")[own[np.argmax(broken)]]
                 raise FloatingPointError(f"scores of user {name} hold NaN or +inf")
             yield _table(dataset, own, chosen, scores)
 
     return -(-len(index) // size), tables()
 
 
-def whole(run: Result) -> Data:
+def _best_items(
+    score: Callable, k: int, served: Any, users: jax.Array, row: jax.Array, item: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The best items [B, k] of `users` [B], their scores [B, k], whose scores are broken [B].
+
+    The pairs (row, item) are left out: user `row` of the block has `item`.
+    """
+    scores = score(served, users).astype(jnp.float32)  # [B, I]
+    broken = ~(jnp.max(scores, axis=-1) < jnp.inf)  # max hands NaN on
+    excluded = jnp.zeros(scores.shape, bool).at[row, item].set(True, mode="drop")
+    chosen = ranking.top(scores, excluded, k)
+    return chosen, jnp.take_along_axis(scores, chosen, axis=-1, mode="clip"), broken
+
+
+def all_rows(run: Result) -> Data:
     """The run's data with the rows of all splits, in buckets of the same clients."""
     ordered = run.data.history is not None
-    data, _ = pack(run.dataset, multiple=run.run.client_devices, before=TEST + 1, by_time=ordered)
+    data, _ = pack(run.dataset, multiple=run.run.client_devices, before=EVER, by_time=ordered)
     return run.data._replace(clients=data.clients, history=data.history)
 
 
-def known(dataset: Dataset, users: Sequence[Any] | None) -> np.ndarray:
-    """The index of each user by raw id, whether it is given as a number or as text: int32."""
+def user_indices(dataset: Dataset, users: Sequence[Any] | None) -> np.ndarray:
+    """The index of each user, int32 [users]; all users without any.
+
+    Raises DataError for raw ids, numbers or texts, that the dataset does not have.
+    """
     if users is None:
         return np.arange(dataset.num_users, dtype=np.int32)
     asked = pd.unique(np.atleast_1d(np.asarray(users, object)).astype(str))
     if not asked.size:
         raise DataError("no user ids given; leave `users` out to serve all users")
-    return places(dataset.users, "user", asked)
+    return indices_of(dataset.users, "user", asked)
 
 
-def places(table: pd.DataFrame, column: str, asked: np.ndarray) -> np.ndarray:
-    """The index of each raw id, given as text, of users or items: int32."""
-    names = pd.Index(ids(table, column).astype(str))
+def indices_of(table: pd.DataFrame, column: str, asked: np.ndarray) -> np.ndarray:
+    """The index of each raw id, given as text, in a dataset's table of users or items: int32.
+
+    `column` is "user" or "item". Raises DataError for ids that are not there or not unique.
+    """
+    names = pd.Index(raw_ids(table, column).astype(str))
     if not names.is_unique:
         double = names[names.duplicated()][0]
         raise DataError(f"the run's {column}s, column 'raw_id': {double} is of two {column}s")
@@ -141,13 +159,13 @@ def places(table: pd.DataFrame, column: str, asked: np.ndarray) -> np.ndarray:
     return index.astype(np.int32)
 
 
-def ids(table: pd.DataFrame, column: str) -> np.ndarray:
-    """The raw ids of users or items, in the order of their indices."""
+def raw_ids(table: pd.DataFrame, column: str) -> np.ndarray:
+    """The raw ids of a dataset's users or items, in the order of their indices."""
     return table["raw_id" if "raw_id" in table else column].to_numpy()
 
 
-class _Rows:
-    """The items of each user, to look up the rows of a block."""
+class _SeenItems:
+    """The items of each user, by user, to look up those of a block's users."""
 
     def __init__(self, rows: np.ndarray, users: int):
         order = np.argsort(rows[:, 0], kind="stable")
@@ -174,9 +192,9 @@ def _table(
     row, place = np.nonzero(real)
     item = chosen[real]
     columns = {
-        "user": ids(dataset.users, "user")[users[row]],
+        "user": raw_ids(dataset.users, "user")[users[row]],
         "rank": (place + 1).astype(np.int32),
-        "item": ids(dataset.items, "item")[item],
+        "item": raw_ids(dataset.items, "item")[item],
     }
     if "title" in dataset.items:
         columns["title"] = dataset.items["title"].to_numpy()[item]

@@ -18,16 +18,16 @@ import pytest
 from pyarrow import parquet
 
 import jaxrec
-from jaxrec import report, run
-from jaxrec.checkpoint import CheckpointError
-from jaxrec.commands import command
+from jaxrec import files
+from jaxrec.cli.command import command
 from jaxrec.data.pack import history
 from jaxrec.data.synthetic import synthetic
-from jaxrec.serve import lists, recommend
-from jaxrec.types import DataError, SettingError
+from jaxrec.serving.recommendation import recommend, recommend_in_blocks
+from jaxrec.training import run
+from jaxrec.types import CheckpointError, DataError, SettingError
 
-TOY = Path(__file__).parent / "toy.py"
-module = importlib.import_module("jaxrec.recommend")
+TOY = Path(__file__).parents[1] / "toy.py"
+module = importlib.import_module("jaxrec.cli.recommend")
 USERS, ITEMS = 60, 40
 
 
@@ -170,8 +170,8 @@ def test_a_run_of_a_version_with_fewer_settings_is_served_and_resumed(trained, d
     del record["settings"]["catalogue"]
     index = json.loads((out / "checkpoint" / "index.json").read_text())
     del index["identity"]["catalogue"]
-    report.write_json(out / "config.json", record)
-    report.write_json(out / "checkpoint" / "index.json", index)
+    files.write_json(out / "config.json", record)
+    files.write_json(out / "checkpoint" / "index.json", index)
     pd.testing.assert_frame_equal(recommend(out, data=dataset), recommend(trained))
     resumed = jaxrec.train(resume=out, data=dataset, progress=False)
     assert resumed.values == trained.values
@@ -254,7 +254,7 @@ def test_what_is_wrong_is_one_line(say, tmp_path, capsys, monkeypatch, words, me
 
 
 def test_the_first_table_decides_types_not_its_size(trained):
-    number, tables = lists(trained, k=2, block=25)
+    number, tables = recommend_in_blocks(trained, k=2, block=25)
     tables = list(tables)
     assert (number, len(tables)) == (3, 3)
     assert [len(table) for table in tables] == [50, 50, 20]

@@ -1,0 +1,86 @@
+"""The command: python -m jaxrec.train METHOD [--config FILE] [--setting value ...] [--out DIR].
+
+Exit status: 0, done; 2, refused or ended by what is wrong, in one line on stderr; 130, interrupted.
+The first Ctrl-C or SIGTERM finishes the rounds up to the next evaluation, saves and says how to go
+on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from jaxrec import files
+from jaxrec.cli.command import exit_status, folder_for, wants_help
+from jaxrec.cli.help import Files, Output, print_help
+from jaxrec.methods import method_module
+from jaxrec.report import result_tables
+from jaxrec.settings.words import take_options
+from jaxrec.training import launch
+from jaxrec.training.progress import say
+from jaxrec.training.run import Result, train
+from jaxrec.training.run_folder import read_record
+from jaxrec.training.settings import read_toml, read_words
+from jaxrec.training.trackers import tracking
+from jaxrec.types import SettingError
+
+PROGRAM = "python -m jaxrec.train"
+
+
+def main(words: Sequence[str]) -> int:
+    """Train as the words say and print the table of results; returns the exit status."""
+    begun: list[Path] = []  # the run's folder, once there is one
+    return exit_status(lambda: _train(words, begun), lambda: _say_how_to_go_on(begun))
+
+
+def _train(words: Sequence[str], begun: list[Path]) -> None:
+    named = words and not words[0].startswith("-")
+    method, words = (words[0], words[1:]) if named else (None, words)
+    if method:
+        method_module(method)
+    if wants_help(words):
+        print_help(method, PROGRAM)
+    paths, words = take_options(Files, words)
+    output, words = take_options(Output, words)
+    if output.distributed:
+        launch.join(output.distributed)
+        if not (paths.out or paths.resume):
+            raise SettingError("--distributed: the processes share a folder; give --out")
+    settings: dict[str, Any] = {}
+    if paths.config:
+        method, settings = read_toml(paths.config, method)
+    if paths.resume:
+        method = method or read_record(paths.resume)["method"]
+    method = method or "fedcia"
+    settings |= read_words(method, words)
+    stem = f"{method}-{Path(settings.get('data', 'synthetic')).stem}"
+    data, trackers = settings.pop("data", None), ",".join(output.track).split(",")
+    trackers = [name for name in trackers if name]
+    with folder_for(stem, paths.resume or paths.out) as out, tracking(trackers, out) as track:
+        begun.append(out)
+        given = {"out": paths.out if paths.resume else out}
+        given |= {"track": track, "progress": not output.quiet}
+        result = train(method, data, resume=paths.resume, **given, **settings)
+    if launch.is_main_process():
+        _tell(method, result, out, json=output.json)
+
+
+def _tell(method: str, result: Result, out: Path, *, json: bool) -> None:
+    """Print what a run and its baselines ended with."""
+    results = {method: result.values}
+    results |= {name: baseline.values for name, baseline in result.baselines.items()}
+    if json:
+        print(files.json_line({"run": str(out), "values": results}))
+        return
+    console = Console()
+    console.print(result_tables.metrics_table(results, protocol=result.protocol))
+    console.print(result_tables.traffic_table(results))
+    console.print(f"run folder: {out}", soft_wrap=True, markup=False)
+
+
+def _say_how_to_go_on(begun: list[Path]) -> None:
+    if begun and (begun[0] / "config.json").exists():
+        say(f"continue with: {PROGRAM} --resume {begun[0]}")
