@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.common import Bench, measure
-from jaxrec.prepare import environment
+from jaxrec.training.prepared import environment
 from jaxrec.types import DataError
 
 NAMES = (

@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 
 import jaxrec
-from jaxrec.config import TRAINING_LENGTH, RunConfig, read_toml
+from jaxrec.files import append_row, read_rows
 from jaxrec.methods import METHODS
-from jaxrec.report import append_row, read_rows
+from jaxrec.training.settings import TRAINING_LENGTH, RunConfig, read_toml
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -50,7 +50,7 @@ AGENTS = {
     "minibatch": {"minibatch": True},
     "mean of history texts": {
         "memory": "single", "groups": 0, "popularity": False, "item_rate": 0.0, "surprise": 0.0,
-        "recency": 0.0,
+        "newest_weight": 0.0,
     },
     "training popularity": {"method": "popularity"},
     "BPR-MF": {
@@ -211,7 +211,7 @@ def resolved(config: str, variant: dict[str, Any], seed: int) -> tuple[str, dict
     method, given = read_toml(CONFIGS / f"{settings.pop('config', config)}.toml")
     if other := settings.pop("method", None):  # of the config, what any method has
         run = {field.name for field in fields(RunConfig)} - {*TRAINING_LENGTH, "baselines"}
-        every = getattr(METHODS[method], "RUN", {}) | given
+        every = dict(METHODS[method].TRAITS.run) | given
         method, given = other, {name: value for name, value in every.items() if name in run}
     return method, given | settings | {"seed": seed, "baselines": ()}
 

@@ -24,12 +24,15 @@ import numpy as np
 
 import jaxrec
 from benchmarks.common import Bench, Work, timed
-from jaxrec.data.pack import history
+from jaxrec.data.pack import history, history_of
 from jaxrec.data.split import split
-from jaxrec.methods import agentcf_text
-from jaxrec.ops import dataflow, memory, schedule
-from jaxrec.ops.memory import Memory, Rates, World, unit
-from jaxrec.ops.schedule import Events, Memories
+from jaxrec.methods.agentcf import schedule, text_engine
+from jaxrec.methods.agentcf.events import Events, draw_events
+from jaxrec.methods.agentcf.interaction import Memory, Rates, interact
+from jaxrec.methods.agentcf.schedule import Memories
+from jaxrec.methods.agentcf.text_engine.dataflow import Log
+from jaxrec.methods.agentcf.text_engine.forecast import call_rounds, forecast
+from jaxrec.methods.agentcf.world import World, unit
 from jaxrec.types import EVER, Data, Dataset, Sizes
 
 DATA, RANK, LOOP = "movies-toys", 32, 2_000
@@ -55,14 +58,13 @@ def work(events: int, domains: int, width: int) -> Work:
 
 
 def measure(
-    name: str, events: Events, users: int, domain, width: int, bench: Bench, at_once: int = 0
+    name: str, events: Events, users: int, domain, width: int, bench: Bench, lanes: int = 0
 ) -> float:
-    """Replay a log, so many events at once if given; prints and returns events per second."""
+    """Replay a log, `lanes` events at once if given; prints and returns events per second."""
     start, world = problem(events, users, domain, width)
-    rule = partial(memory.interact, rates=RATES)
+    rule = partial(interact, rates=RATES)
     level = jax.jit(schedule.levels, static_argnums=(1, 2))(events, users, len(domain))
-
-    lanes = at_once or schedule.at_once()
+    lanes = lanes or schedule.default_lanes()
 
     def replay(start, events, level, world):
         found, likely = schedule.replay(rule, start, events, level, lanes, world)
@@ -93,7 +95,7 @@ def plain_loop(events: Events, users: int, domain: jax.Array, width: int) -> flo
         v, w = items[i], items[j]
         drawn = fused[u, t, 0] - RATES.aversion * fused[u, t, 1]
         likely = sigmoid(drawn @ (v - w) / RATES.temperature)
-        pace = max(1 / (count[u, t] + 1), RATES.recency)
+        pace = max(1 / (count[u, t] + 1), RATES.newest_weight)
         pace *= 1 - RATES.surprise + 2 * RATES.surprise * (1 - likely)
         pace = min(pace, 1) if count[u, t] else 1
         like[u, t] += pace * (v - like[u, t])
@@ -115,23 +117,23 @@ def plain_loop(events: Events, users: int, domain: jax.Array, width: int) -> flo
     return len(log) / (time.perf_counter() - begin)
 
 
-def text_engine(dataset: Dataset, domain: jax.Array, seeds: int) -> None:
+def text_rounds(dataset: Dataset, domain: jax.Array, seeds: int) -> None:
     """Rounds of calls to a language model, median over negatives, and its tokens an event."""
-    rows = history(dataset, EVER)
-    log = jax.jit(schedule.log)
-    logs = [log(jax.random.key(seed), rows, domain) for seed in range(seeds)]
+    data = Data((), history(dataset, EVER), domain)
+    rows = history_of(data)
+    draw = jax.jit(draw_events)
+    logs = [draw(jax.random.key(seed), rows, domain) for seed in range(seeds)]
+    logs = [Log(*(np.asarray(part).tolist() for part in events)) for events in logs]
     number = len(rows.user)
     print(f"\nText engine, {dataset.name}, {number:,} events, median of {seeds} seeds")
     for order in ("sequential", "waves", "dataflow"):
-        rounds = [dataflow.call_rounds(each, np.asarray(domain), order) for each in logs]
+        rounds = [call_rounds(each, np.asarray(domain), order) for each in logs]
         print(
             f"    {order}: {np.median(rounds):,.0f} rounds of calls, {min(rounds):,} to "
             f"{max(rounds):,}; {4 * number / np.median(rounds):,.0f} calls at once"
         )
     sizes = Sizes(dataset.num_users, dataset.num_items, 1, int(domain.max()) + 1)
-    config = agentcf_text.Config(groups=-1)
-    method = agentcf_text.make(config, sizes, lambda prompts: [])
-    print(f"    {method.forecast(Data((), history=rows, domain=domain), 1, 0, 10)}")
+    print(f"    {forecast(text_engine.Config(groups=-1), sizes, data, 1, 0, 10)}")
 
 
 def random_log(users: int, items: int, number: int) -> Events:
@@ -153,11 +155,11 @@ def main(bench: Bench, quick: bool) -> None:
         bench.report(f"levels of {users:,} users", timed(levels, log)[1])
     dataset = split(jaxrec.load(DATA), "leave-one-out")
     domain = jnp.asarray(dataset.items["domain"].to_numpy(), jnp.int32)
-    events = jax.jit(schedule.log)(jax.random.key(0), history(dataset), domain)
+    events = jax.jit(draw_events)(jax.random.key(0), history(dataset), domain)
     for lanes in (8, 32, 128):
         measure(DATA, events, dataset.num_users, domain, 384, bench, lanes)
     for width in (384, 128):
         speed = measure(DATA, events, dataset.num_users, domain, width, bench)
         loop = plain_loop(events, dataset.num_users, domain, width)
         print(f"    plain loop {loop:,.0f} events/s: {speed / loop:.0f}x", flush=True)
-    text_engine(dataset, domain, 3 if quick else 20)
+    text_rounds(dataset, domain, 3 if quick else 20)

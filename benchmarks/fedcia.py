@@ -31,8 +31,8 @@ from benchmarks.common import RUNS, Bench, Timing, Work, measure, repeated, time
 from jaxrec.data.pack import pack
 from jaxrec.federated import local
 from jaxrec.methods import fedcia
+from jaxrec.methods.fedcia import similarity
 from jaxrec.models.collaborative import Tables
-from jaxrec.ops import similarity
 from jaxrec.types import Clients, Data, Dataset, Method, Sizes
 
 CLIENTS, USERS, SMALL, MOVIES, MIDDLE, LARGE = 100, 943, 1_682, 3_706, 17_000, 100_000
@@ -323,6 +323,7 @@ def measured_round(items: int, block: int, bench: Bench) -> None:
     _, ours = repeated(advance, state, jax.random.split(jax.random.key(1), RUNS))
     bench.report("ours", ours._replace(compile=compiling), round_work(items))
     plan, peak = step.memory_analysis(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    assert plan, "XLA tells what a round takes on CPUs and GPUs"
     print(
         f"    peak {peak / 1e9:.1f} GB resident, {'within' if peak <= MEMORY else 'OVER'} "
         f"{MEMORY / 1e9:.0f} GB; XLA: state and data {plan.argument_size_in_bytes / 1e9:.1f} GB, "

@@ -55,8 +55,9 @@ def measure(file: Path, name: str) -> dict:
     """Seconds of `prepare` for a method and of its round, and the peak after each."""
     import jax
 
-    from jaxrec.config import method_module, read_settings, reads
-    from jaxrec.prepare import prepare
+    from jaxrec.methods import method_module
+    from jaxrec.training.prepared import prepare
+    from jaxrec.training.settings import read_settings, reads
 
     peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     asked = {"data": str(file), "split": "leave-one-out", "baselines": ()}

@@ -2,9 +2,9 @@
 
     python -m benchmarks llmd4rec [--quick]
 
-"by rows" is `ops/distill.py`: scores of both models, ranks, weights, both losses and the gradient
-are made some rows at a time. "whole scores" holds them all, [N, I], and differentiates through
-them. Then an epoch of C alone, of L beside C, and of C beside L, on random sequences of the
+"by rows" is `methods/llmd4rec/distill.py`: scores of both models, ranks, weights, both losses and
+the gradient are made some rows at a time. "whole scores" holds them all, [N, I], and differentiates
+through them. Then an epoch of C alone, of L beside C, and of C beside L, on random sequences of the
 lengths and the catalogue of beauty-s3rec; L has one random layer of MiniLM's width. `--quick` takes
 a tenth of the users and one catalogue.
 
@@ -23,7 +23,7 @@ import optax
 
 from benchmarks.common import Bench, Work, timed
 from jaxrec.methods import llmd4rec
-from jaxrec.ops import distill
+from jaxrec.methods.llmd4rec import distill
 from jaxrec.types import Data, History, Sizes
 
 USERS, ITEMS, WIDTH, TAUGHT = 22_363, 12_101, 64, 384

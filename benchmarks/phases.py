@@ -31,12 +31,13 @@ import jax
 import pandas as pd
 
 import jaxrec
-from jaxrec.config import build, read_toml
-from jaxrec.evaluate import evaluator, make_plan
+from jaxrec.evaluation.evaluator import evaluator
+from jaxrec.evaluation.plan import make_plan
+from jaxrec.evaluation.significance import paired_test
 from jaxrec.methods import llmd4rec
-from jaxrec.prepare import Prepared, prepare
-from jaxrec.significance import paired_test
-from jaxrec.types import TEST, Method
+from jaxrec.training.prepared import Prepared, prepare
+from jaxrec.training.settings import build, read_toml
+from jaxrec.types import TEST, Method, Reads
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FORMS = {  # the settings of each method that is needed
@@ -63,7 +64,7 @@ def setting(name: str, given: dict[str, Any]) -> Setting:
     """Read the data and compile all programs, several at once."""
     method, values = read_toml(CONFIGS / f"{name}.toml")
     run, config = build(method, values | given)
-    prepared = prepare(run, text=True, history=True)
+    prepared = prepare(run, reads=Reads(text=True, history=True))
     methods = {
         form: llmd4rec.make(replace(config, serve="crm", **own), prepared.sizes)
         for form, own in FORMS.items()

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.common import Bench, Work, timed
-from jaxrec.evaluate import evaluator, make_plan
+from jaxrec.evaluation.evaluator import evaluator
+from jaxrec.evaluation.plan import make_plan
 from jaxrec.ops.ranking import mark, ranks
 from jaxrec.types import TEST, TRAIN, Dataset, Method
 

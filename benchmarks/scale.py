@@ -23,7 +23,8 @@ import pandas as pd
 
 from benchmarks.common import RUNS, Bench, Timing, repeated
 from jaxrec.data.pack import history, pack
-from jaxrec.evaluate import evaluator, make_plan
+from jaxrec.evaluation.evaluator import evaluator
+from jaxrec.evaluation.plan import make_plan
 from jaxrec.methods import agentcf, fedavg, fedcia, rqfedrec, sequential
 from jaxrec.types import TEST, TRAIN, Data, Dataset, Method
 
@@ -48,7 +49,7 @@ by_users = lambda size: (size, 1, FEW)
 by_items = lambda size: (FEW, FEW, size)
 hundred_by_items = lambda size: (100, 100, size)
 
-PAIRS = fedavg.Config(width=16, loss="bpr", upload="change", local_steps=1, block=256, memory=64)
+PAIRS = fedavg.Config(width=16, loss="bpr", upload="change", local_steps=1, block=256)
 CODES = rqfedrec.Config(
     width=16, codes=16, levels=2, negatives=256, start="cold", passes=1, block=256
 )

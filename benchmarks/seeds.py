@@ -15,8 +15,8 @@ import numpy as np
 
 import jaxrec
 from benchmarks.common import Bench, timed
-from jaxrec.config import read_settings, reads
-from jaxrec.prepare import prepare
+from jaxrec.training.prepared import prepare
+from jaxrec.training.settings import read_settings, reads
 from jaxrec.types import Method
 
 SEEDS, ROUNDS = 4, 5

@@ -25,7 +25,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.common import Bench, Work, timed
-from jaxrec.data.rows import Rows, lay
+from jaxrec.data.rows import Rows, fill_rows
 from jaxrec.methods import sequential
 from jaxrec.ops import losses
 from jaxrec.types import Data, History, Sizes
@@ -92,7 +92,7 @@ def epoch(bench: Bench, data: Data) -> tuple[Rows, Any]:
     method = sequential.make(CONFIG, Sizes(users, ITEMS, users))
     state = jax.jit(method.init)(jax.random.key(0), data)
     order = jax.random.permutation(jax.random.key(2), users)
-    fill = partial(lay, items=ITEMS, length=LENGTH, ahead=1, multiple=ROWS)
+    fill = partial(fill_rows, items=ITEMS, length=LENGTH, ahead=1, multiple=ROWS)
     (rows, used), laying = timed(fill, data.history, order)
     places, steps = int((rows.item < ITEMS).sum()), -(-int(used) // ROWS)
     weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))

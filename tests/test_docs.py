@@ -21,13 +21,20 @@ import yaml
 
 import jaxrec
 from jaxrec.methods import METHODS
-from jaxrec.types import Method, Traffic
+from jaxrec.types import Method, Traffic, Unavailable
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
-GIVEN = {"design.md": {"Callable": Callable, "NamedTuple": NamedTuple, "Traffic": Traffic}}
-ELSEWHERE = {"README.md": "test_readme.py", "search.md": "test_sweep.py"}
+GIVEN = {
+    "design.md": {
+        "Callable": Callable,
+        "NamedTuple": NamedTuple,
+        "Traffic": Traffic,
+        "Unavailable": Unavailable,
+    }
+}
+ELSEWHERE = {"README.md": "test_readme.py", "search.md": "search/test_sweep.py"}
 
 
 def blocks(page):

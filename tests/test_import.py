@@ -22,7 +22,18 @@ def loaded():
 
 
 @pytest.mark.parametrize(
-    "name", ["flax", "scipy", "matplotlib", "orbax", "tokenizers", "safetensors", "tyro", "openai"]
+    "name",
+    [
+        "flax",
+        "scipy",
+        "matplotlib",
+        "orbax",
+        "tokenizers",
+        "transformers",
+        "safetensors",
+        "tyro",
+        "openai",
+    ],
 )
 def test_what_takes_long_is_read_when_it_is_used(loaded, name):
     assert "jax" in loaded

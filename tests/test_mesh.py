@@ -15,6 +15,7 @@ import pytest
 import jaxrec
 from jaxrec import mesh
 from jaxrec.data.synthetic import synthetic
+from jaxrec.training import launch
 from jaxrec.types import SettingError
 
 DATA = {"users": 41, "items": 40, "clients": 10, "length": 14}
@@ -27,7 +28,7 @@ TINY = {
     "rqfedrec": ("clients", {"width": 4, "codes": 4, "levels": 2}),
     "sequential": ("batch", {"width": 4, "inner": 4, "heads": 1, "length": 8, "batch": 40}),
     "llmd4rec": ("batch", {"width": 4, "inner": 4, "heads": 1, "length": 8, "batch": 40}),
-    "agentcf": ("users", {"groups": 2, "rank": 4, "width": 8, "candidates": 5}),
+    "agentcf": ("users", {"groups": 2, "rank": 4, "minibatch_size": 8, "candidates": 5}),
 }
 SAME = f"""
 import sys
@@ -36,7 +37,8 @@ import jax
 import numpy as np
 import jaxrec
 from jaxrec.data.synthetic import synthetic
-from jaxrec.evaluate import evaluator, make_plan
+from jaxrec.evaluation.evaluator import evaluator
+from jaxrec.evaluation.plan import make_plan
 from jaxrec.mesh import by_rows, divide, within
 from jaxrec.ops import ranking
 from jaxrec.types import TEST
@@ -112,7 +114,7 @@ def ended(process, status=0):
 
 
 @contextlib.contextmanager
-def launch(words, devices=4, own=((), ())):
+def launched(words, devices=4, own=((), ())):
     """Two processes that are one run, each also with words of its own."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -149,8 +151,8 @@ def test_two_processes_equal_one_and_a_run_goes_on_with_other_devices(tmp_path):
     words += ["--baselines", "popularity"]
     alone = ["-m", "jaxrec.train", *words]
 
-    def launched(*more):
-        with launch([*words, *more]) as processes:
+    def run(*more):
+        with launched([*words, *more]) as processes:
             first, second = map(ended, processes)
         assert "run folder" in first
         assert "run folder" not in second
@@ -159,13 +161,13 @@ def test_two_processes_equal_one_and_a_run_goes_on_with_other_devices(tmp_path):
         found = json.loads((tmp_path / folder / "result.json").read_text())
         return {name: value for name, value in found.items() if "seconds" not in name}
 
-    launched("--rounds", 1, "--out", tmp_path / "two")
+    run("--rounds", 1, "--out", tmp_path / "two")
     ended(program([*alone, "--mesh", "clients=8", "--rounds", 1, "--out", tmp_path / "one"], 8))
     assert values("two") == values("one")
 
     resume = "--rounds", 2, "--resume"
     ended(program([*alone, *resume, tmp_path / "two", "--mesh", ""], 1))
-    launched(*resume, tmp_path / "one")
+    run(*resume, tmp_path / "one")
     assert values("two") == pytest.approx(values("one"), rel=1e-3, abs=1e-3)
     assert values("two")["rounds"] == 2
 
@@ -174,7 +176,7 @@ def test_a_signal_to_one_process_of_a_launch_stops_all_after_one_save(tmp_path):
     words = ["fedavg", "--width", "4", "--rounds", "100000", "--evaluate-every", "1", "--quiet"]
     words += ["--patience", "0", "--out", tmp_path / "run"]
     measured, until = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
-    with launch(words, devices=1) as processes:
+    with launched(words, devices=1) as processes:
         while not (measured.exists() and measured.stat().st_size):
             time.sleep(0.1)
             assert time.monotonic() < until and processes[0].poll() is None
@@ -187,7 +189,7 @@ def test_a_signal_to_one_process_of_a_launch_stops_all_after_one_save(tmp_path):
 
 def test_where_one_process_cannot_read_its_data_all_end(tmp_path):
     words = ["popularity", "--quiet", "--out", tmp_path / "run"]
-    with launch(words, devices=1, own=((), ("--data", "nowhere"))) as processes:
+    with launched(words, devices=1, own=((), ("--data", "nowhere"))) as processes:
         for process in processes:
             ended(process, status=2)
     assert not (tmp_path / "run" / "config.json").exists()
@@ -210,12 +212,19 @@ def test_a_mesh_goes_with_its_method(name, words, message):
         jaxrec.train(name, synthetic(**DATA), mesh=words, candidates=5, **QUICK)
 
 
+def test_a_method_that_is_not_tested_here_divides_nothing():
+    sizes, hosted = jaxrec.Sizes(users=41, items=40, clients=10), {"model": "any"}
+    for name in set(jaxrec.METHODS) - set(TINY):
+        module = jaxrec.METHODS[name]
+        assert module.make(module.Config(**hosted), sizes).axis == "", name
+
+
 def test_a_method_may_divide_nothing():
     with pytest.raises(SettingError, match="no work over devices; it works on one: leave mesh out"):
         mesh.check("users=1", "agentcf_text", "")
 
 
-@pytest.mark.parametrize("launch", ["", "localhost", "localhost:1", "localhost:1,2", "a,1,0"])
-def test_a_launch_that_cannot_be_read_is_refused(launch):
+@pytest.mark.parametrize("told", ["", "localhost", "localhost:1", "localhost:1,2", "a,1,0"])
+def test_a_launch_that_cannot_be_read_is_refused(told):
     with pytest.raises(SettingError, match="must be auto or HOST:PORT,N,K"):
-        mesh.join(launch)
+        launch.join(told)

@@ -9,16 +9,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxrec.methods import METHODS
-from jaxrec.types import Method, SettingError, Traffic
+from jaxrec.settings.fields import check, setting
+from jaxrec.types import Attendance, Method, Traffic, Traits
 
-RUN = {"rounds": 6, "evaluate_every": 2, "patience": 0, "baselines": ()}
+TRAITS = Traits(run={"rounds": 6, "evaluate_every": 2, "patience": 0, "baselines": ()})
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of the toy."""
 
-    width: int = 8
+    width: int = setting(8, at_least=1)
     """Numbers a user or item has."""
     noise: float = 0.1
     """Standard deviation of what is added each round."""
@@ -33,9 +34,7 @@ class Config:
     shots: str | None = None
     """one: a one-shot method."""
 
-    def __post_init__(self):
-        if self.width < 1:
-            raise SettingError(f"width = {self.width}: must be at least 1")
+    __post_init__ = check
 
 
 class State(NamedTuple):
@@ -91,7 +90,16 @@ def make(config, sizes):
         return served[0][users] @ served[1].T
 
     traffic = Traffic(4.0, 8.0, setup_up=100.0, codes_down=50.0, refresh_up=2.0, refresh_down=1.0)
-    return Method(init, step, prepare, score, not config.on_host, config.shots == "one", traffic)
+    return Method(
+        init,
+        step,
+        prepare,
+        score,
+        not config.on_host,
+        config.shots == "one",
+        traffic,
+        attendance=lambda metrics: Attendance(metrics.participants, metrics.refreshed),
+    )
 
 
 if __name__ == "__main__":
