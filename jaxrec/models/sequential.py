@@ -184,7 +184,7 @@ class GRU4Rec(nnx.Module):
         """Vectors f32 [B, L, D] after each of `items` int32 [B, L]; dropout with a `key` only."""
         position = places(items, self.items) if position is None else position
         real = (items < self.items)[..., None]
-        # A sequence begins with no memory; padding before or after it is skipped.
+        # A sequence begins with a hidden state of zeros; padding before or after it is skipped.
         fresh = (position == 0)[..., None]
         x = self.table[...].at[items].get(mode="fill", fill_value=0)
         for number, weights in enumerate(
@@ -197,17 +197,17 @@ class GRU4Rec(nnx.Module):
 
 
 def _recur(x, fresh, real, read, read_bias, keep, keep_bias):
-    """The memory [B, L, D] after each place; `fresh` and `real` are bool [B, L, 1]."""
+    """The hidden state [B, L, D] after each place; `fresh` and `real` are bool [B, L, 1]."""
 
-    def advance(memory, inputs):
+    def advance(hidden, inputs):
         gates, fresh, real = inputs
-        before = jnp.where(fresh, 0, memory)
+        before = jnp.where(fresh, 0, hidden)
         kept = before @ keep + keep_bias
         width = before.shape[-1]
         reset, update = jnp.split(jax.nn.sigmoid((gates + kept)[:, : 2 * width]), 2, axis=-1)
         new = jnp.tanh(gates[:, 2 * width :] + reset * kept[:, 2 * width :])
-        memory = jnp.where(real, (1 - update) * new + update * before, memory)
-        return memory, memory
+        hidden = jnp.where(real, (1 - update) * new + update * before, hidden)
+        return hidden, hidden
 
     by_time = lambda array: jnp.moveaxis(array, 1, 0)
     inputs = by_time(x @ read + read_bias), by_time(fresh), by_time(real)
