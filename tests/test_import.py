@@ -25,6 +25,8 @@ def loaded():
     "name",
     [
         "flax",
+        "jaxrec.methods.agentcf.vector_engine",
+        "jaxrec.methods.fedcia.method",
         "scipy",
         "matplotlib",
         "orbax",

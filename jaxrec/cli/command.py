@@ -44,6 +44,12 @@ def exit_status(act: Callable[[], int | None], stopped: Callable[[], None] | Non
         return 130
 
 
+def say_how_to_go_on(program: str, begun: list[Path], record: str) -> None:
+    """Say how stopped work goes on, if its folder was begun and holds the file `record`."""
+    if begun and (begun[0] / record).exists():
+        say(f"continue with: {program} --resume {begun[0]}")
+
+
 def command(options: type, act: Callable[..., None], words: Sequence[str], about: str) -> int:
     """Run `act(runs, options)` on `RUN ... [--option value ...]`; returns the exit status."""
 

@@ -14,7 +14,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from jaxrec.cli.command import exit_status, folder_for, print_options, wants_help
+from jaxrec.cli.command import (
+    exit_status,
+    folder_for,
+    print_options,
+    say_how_to_go_on,
+    wants_help,
+)
 from jaxrec.methods import method_module
 from jaxrec.report import result_tables
 from jaxrec.search.space import space_of_words
@@ -64,7 +70,8 @@ class Options:
 def main(words: Sequence[str]) -> int:
     """Search as the words say and print the choices, then the winner's test values."""
     begun: list[Path] = []  # the search's folder, once there is one
-    return exit_status(lambda: _sweep(words, begun), lambda: _say_how_to_go_on(begun))
+    stopped = lambda: say_how_to_go_on(PROGRAM, begun, "sweep.json")
+    return exit_status(lambda: _sweep(words, begun), stopped)
 
 
 def _sweep(words: Sequence[str], begun: list[Path]) -> int:
@@ -85,11 +92,6 @@ def _sweep(words: Sequence[str], begun: list[Path]) -> int:
         say("error: no choice finished with every seed, so none is best")
         return 2
     return 0
-
-
-def _say_how_to_go_on(begun: list[Path]) -> None:
-    if begun and (begun[0] / "sweep.json").exists():
-        say(f"continue with: {PROGRAM} --resume {begun[0]}")
 
 
 def parse(words: Sequence[str]) -> tuple[Options, dict[str, Any]]:

@@ -14,13 +14,12 @@ from typing import Any
 from rich.console import Console
 
 from jaxrec import files
-from jaxrec.cli.command import exit_status, folder_for, wants_help
+from jaxrec.cli.command import exit_status, folder_for, say_how_to_go_on, wants_help
 from jaxrec.cli.help import Files, Output, print_help
 from jaxrec.methods import method_module
 from jaxrec.report import result_tables
 from jaxrec.settings.words import take_options
 from jaxrec.training import launch
-from jaxrec.training.progress import say
 from jaxrec.training.run import Result, train
 from jaxrec.training.run_folder import read_record
 from jaxrec.training.settings import read_toml, read_words
@@ -33,7 +32,8 @@ PROGRAM = "python -m jaxrec.train"
 def main(words: Sequence[str]) -> int:
     """Train as the words say and print the table of results; returns the exit status."""
     begun: list[Path] = []  # the run's folder, once there is one
-    return exit_status(lambda: _train(words, begun), lambda: _say_how_to_go_on(begun))
+    stopped = lambda: say_how_to_go_on(PROGRAM, begun, "config.json")
+    return exit_status(lambda: _train(words, begun), stopped)
 
 
 def _train(words: Sequence[str], begun: list[Path]) -> None:
@@ -79,8 +79,3 @@ def _tell(method: str, result: Result, out: Path, *, json: bool) -> None:
     console.print(result_tables.metrics_table(results, protocol=result.protocol))
     console.print(result_tables.traffic_table(results))
     console.print(f"run folder: {out}", soft_wrap=True, markup=False)
-
-
-def _say_how_to_go_on(begun: list[Path]) -> None:
-    if begun and (begun[0] / "config.json").exists():
-        say(f"continue with: {PROGRAM} --resume {begun[0]}")

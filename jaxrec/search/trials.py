@@ -81,13 +81,15 @@ def _digest(method: str, settings: Mapping[str, Any]) -> str:
 def as_named_before(trials: list[Trial], method: str, folder: Path) -> list[Trial]:
     """The trials under the names of their folders, which another space may have spelled.
 
-    An older version may have had other settings, so a folder is known by what it says of its run.
+    An older version may have had other settings. Where a trial's folder is not found by its name,
+    every folder is also known by what it says of its run.
     """
-    named = {}
-    for path in folder.glob("*"):
-        named[path.name.rpartition("-")[2]] = path.name
+    digest = lambda name: name.rpartition("-")[2]
+    paths = list(folder.glob("*"))
+    named = {digest(path.name): path.name for path in paths}
+    unnamed = any(digest(trial.name) not in named for trial in trials)
+    for path in paths if unnamed else ():
         with contextlib.suppress(CheckpointError, SettingError):
             record = read_record(path)
-            named[_digest(method, read_values(method, record["settings"]))] = path.name
-    own = lambda trial: trial.name.rpartition("-")[2]
-    return [trial._replace(name=named.get(own(trial), trial.name)) for trial in trials]
+            named.setdefault(_digest(method, read_values(method, record["settings"])), path.name)
+    return [trial._replace(name=named.get(digest(trial.name), trial.name)) for trial in trials]
