@@ -167,6 +167,15 @@ class Attendance(NamedTuple):
     refreshed: jax.Array | float = 0  # clients that took part in a refresh of the codes
 
 
+class Release(NamedTuple):
+    """Noisy sums of private data that leave the clients: what a privacy budget is spent on."""
+
+    what: str  # "rounds", "item counts", ...
+    noise_multiplier: float  # standard deviation of the noise / what one user or client changes
+    times: int = 1
+    sampling: float = 1.0  # chance to be in each; below 1 only where a Poisson sample is secret
+
+
 class Unavailable(NamedTuple):
     """Stands for an operation that a method does not have, and says why."""
 
@@ -195,6 +204,7 @@ class Method(NamedTuple):
     one_shot: bool = False  # True: one step is the whole training
     traffic: Traffic = Traffic()  # what one client sends and receives
     attendance: Callable[[Any], Attendance] | None = None  # Metrics -> it; None: all, every round
+    releases: Callable[[int], tuple[Release, ...]] | None = None  # rounds -> all so far; None: none
     rank: Callable | None = None  # (served, users [B], candidates [B, S]) -> f32 [B, S]
     forecast: Callable | None = None  # (data, steps, lists to rank, their length) -> words
     account: Callable | None = None  # (best state, last state, data) -> values, pages
@@ -230,5 +240,6 @@ class Traits:
     needs: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)  # settings of stored runs: old -> new
+    privacy: str = "central data"  # of a method without settings of privacy, in a result
     retired: tuple[str, ...] = ()  # settings of stored runs that are read and do nothing
     smaller: tuple[Mapping[str, Any], ...] = ()  # settings to try where a run does not fit a device

@@ -17,6 +17,7 @@ import pandas as pd
 
 from jaxrec.evaluation.names import measured
 from jaxrec.evaluation.significance import Test, holm, paired_test
+from jaxrec.federated import privacy_ledger
 from jaxrec.methods import METHODS
 from jaxrec.settings.fields import fields, unknown
 from jaxrec.training.run_folder import read_record, read_result
@@ -52,9 +53,10 @@ class Comparison(NamedTuple):
     """Each group of runs, and how its users' values differ from those of the first group.
 
     Columns of `table`, a row a group: runs, mean and sd of the metric over its runs, mb_per_client
-    (megabytes, up and down), seconds; and difference (to the first group, in units of the metric),
-    low and high of its 95 % interval, p of Wilcoxon's signed rank test, p_holm (corrected by Holm),
-    cohen_d of the paired differences, rank_biserial; NaN for the first group.
+    (megabytes, up and down), seconds, privacy (of the run that spent most); and difference (to the
+    first group, in units of the metric), low and high of its 95 % interval, p of Wilcoxon's signed
+    rank test, p_holm (corrected by Holm), cohen_d of the paired differences, rank_biserial; NaN for
+    the first group.
     """
 
     table: pd.DataFrame
@@ -95,8 +97,8 @@ def compare(
         if not lines[label].index.equals(lines[first].index):
             raise DataError(f"{first} and {label} were measured on different users or rows")
         tests[label] = paired_test(lines[label] - lines[first], resamples, seed)
-    table = pd.DataFrame({label: _summary(group, metric) for label, group in groups.items()}).T
-    table = table.astype({"runs": int})
+    summaries = {label: _summary(group, metric) for label, group in groups.items()}
+    table = pd.DataFrame.from_dict(summaries, orient="index")
     tested = pd.DataFrame.from_dict(tests, orient="index", columns=list(Test._fields))
     tested.insert(4, "p_holm", holm(tested["p"].to_numpy(float)))
     return Comparison(table.join(tested), metric, lines[first].index.get_level_values(0).nunique())
@@ -127,8 +129,10 @@ def read_run(folder: Path) -> Run:
     # An older version had fewer settings; what it did is the default of those that are new.
     settings = asdict(RunConfig()) | record["settings"]
     if record["method"] in METHODS:
-        own = fields(METHODS[record["method"]].Config)
+        module = METHODS[record["method"]]
+        own = fields(module.Config)
         settings = {name: field.default for name, field in own.items()} | settings
+        values.setdefault("privacy", settings.get("privacy", module.TRAITS.privacy))
     return Run(folder, record["method"], settings, record["data"]["digest"], values, users)
 
 
@@ -200,7 +204,7 @@ def _lines(group: Sequence[Run], metric: str) -> pd.Series:
     return pd.Series(pd.concat(each).groupby(names)[metric].mean())
 
 
-def _summary(group: Sequence[Run], metric: str) -> dict[str, float]:
+def _summary(group: Sequence[Run], metric: str) -> dict[str, Any]:
     values = [run.values[f"test/{metric}"] for run in group]
     if metric.startswith("meanF1") or None in values:
         values = [run.users[metric].mean() for run in group]
@@ -214,4 +218,9 @@ def _summary(group: Sequence[Run], metric: str) -> dict[str, float]:
         "sd": float(np.std(values, ddof=1)) if len(values) > 1 else np.nan,
         "mb_per_client": float(np.mean([r.values["bytes/per_client"] for r in group]) / 1e6),
         "seconds": float(np.mean(seconds)),
+        "privacy": privacy_ledger.short(max((run.values for run in group), key=_spent)),
     }
+
+
+def _spent(values: dict[str, Any]) -> float:
+    return values.get("privacy/epsilon", 0.0)

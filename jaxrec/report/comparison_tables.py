@@ -12,7 +12,7 @@ from rich.text import Text
 
 from jaxrec.report.comparison import Comparison
 
-MEANS = 5  # columns, before those of the differences
+MEANS = 6  # columns, before those of the differences
 LATEX = {"\\": r"\textbackslash{}"} | {c: f"\\{c}" for c in "%_&#$"} | {"±": r"$\pm$"}
 
 
@@ -64,7 +64,7 @@ def csv(found: Comparison) -> str:
 
 def text_cells(found: Comparison) -> tuple[list[str], list[list[str]]]:
     """The titles of the columns, and a line of cells for each group of runs."""
-    head = ["test", "runs", found.metric, "MB per client", "seconds"]
+    head = ["test", "runs", found.metric, "MB per client", "seconds", "privacy"]
     tested = len(found.table) > 1
     if tested:
         head += ["difference", "95 % interval", "p (Holm)", "d", "r"]
@@ -74,7 +74,7 @@ def text_cells(found: Comparison) -> tuple[list[str], list[list[str]]]:
 def _line_of_cells(label: str, row: Any, tested: bool) -> list[str]:
     spread = "" if np.isnan(row["sd"]) else f" ±{row['sd']:.4f}"
     texts = [label, f"{row['runs']:.0f}", f"{row['mean']:.4f}{spread}"]
-    texts += [f"{row['mb_per_client']:.2f}", f"{row['seconds']:.1f}"]
+    texts += [f"{row['mb_per_client']:.2f}", f"{row['seconds']:.1f}", row["privacy"]]
     if not tested:
         return texts
     if np.isnan(row["difference"]):

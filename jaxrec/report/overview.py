@@ -102,8 +102,16 @@ def results(runs: Comparable) -> Parts:
     """Test metrics and bytes, as after training; runs that have not ended are named."""
     keys = {name: one.colour for name, one in runs.items()}
     ended = {name: one.run.values for name, one in runs.items() if one.run.values}
-    told = [one.record.get("protocol", "").rpartition("; seed")[0] for one in runs.values()]
-    parts: Parts = [sentence(protocol) for protocol in dict.fromkeys(told)]
+    protocols: dict[str, None] = {}
+    promises: dict[str, list[str]] = {}
+    for name, one in runs.items():
+        said = one.record.get("protocol", "").rpartition("; seed")[0]
+        protocol, _, promise = said.partition("; privacy: ")
+        protocols[protocol] = None
+        promises.setdefault(promise or one.run.values.get("privacy", ""), []).append(name)
+    parts: Parts = [sentence(protocol) for protocol in protocols]
+    for promise, names in promises.items():
+        parts += [sentence(f"Privacy of {', '.join(names)}: {promise}.")] if promise else []
     if ended:
         parts += [
             of_rich(result_tables.metrics_table(ended), keys),

@@ -8,11 +8,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from jaxrec.federated import privacy_ledger
 from jaxrec.files import Row
 
 
 def metrics_table(results: Mapping[str, Row], *, k: int | None = None, protocol: str = "") -> Table:
-    """One line a method: test metrics at `k` with standard errors, MB, seconds.
+    """One line a method: test metrics at `k` with standard errors, MB, seconds, privacy.
 
     `results` maps a method to its flat result (`result.json`); `k` defaults to 10 where it was
     measured, else to the longest list. The best value of each column is bold.
@@ -25,7 +26,9 @@ def metrics_table(results: Mapping[str, Row], *, k: int | None = None, protocol:
         caption=Text(protocol) if protocol else None, caption_justify="left", box=box.SIMPLE_HEAD
     )
     shown.add_column("test", no_wrap=True)
-    for name in [*names, "MB per client", "seconds"]:
+    promised = {method: privacy_ledger.short(result) for method, result in results.items()}
+    told = any(promised.values())  # an older version did not say
+    for name in [*names, "MB per client", "seconds", *(["privacy"] if told else [])]:
         shown.add_column(name, justify="right")
     for method, result in results.items():
         cells = []
@@ -35,7 +38,7 @@ def metrics_table(results: Mapping[str, Row], *, k: int | None = None, protocol:
             cells.append(Text(text, "bold" if value == best[name] else ""))
         seconds = sum(result[f"seconds/{part}"] for part in ("compile", "train", "evaluate"))
         cells += [f"{result['bytes/per_client'] / 1e6:.2f}", f"{seconds:.1f}"]
-        shown.add_row(Text(method), *cells)
+        shown.add_row(Text(method), *cells, *([promised[method]] if told else []))
     return shown
 
 

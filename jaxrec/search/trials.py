@@ -91,5 +91,8 @@ def as_named_before(trials: list[Trial], method: str, folder: Path) -> list[Tria
     for path in paths if unnamed else ():
         with contextlib.suppress(CheckpointError, SettingError):
             record = read_record(path)
-            named.setdefault(_digest(method, read_values(method, record["settings"])), path.name)
+            known = read_values(method, record["settings"])
+            if known.get("epsilon"):  # its noise was solved for; what was asked for had none
+                named.setdefault(_digest(method, known | {"noise_multiplier": 0.0}), path.name)
+            named.setdefault(_digest(method, known), path.name)
     return [trial._replace(name=named.get(digest(trial.name), trial.name)) for trial in trials]

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxrec import files
+from jaxrec.federated import privacy_ledger
 from jaxrec.federated.byte_ledger import Ledger
 from jaxrec.methods import method_module
+from jaxrec.training.budget import rounds_of
 from jaxrec.training.prepared import Prepared
 from jaxrec.training.settings import RunConfig
 from jaxrec.types import Method
@@ -57,7 +59,27 @@ class Job(NamedTuple):
     @property
     def rounds(self) -> int:
         """Rounds of training at most."""
-        return 1 if self.method.one_shot else self.run.rounds
+        return rounds_of(self.method, self.run.rounds)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """config.json: the settings, data, protocol, versions and device."""
+        settings = asdict(self.run) | asdict(self.config)
+        record = {"method": self.name, "settings": settings, **self.prepared.record}
+        return record | {"protocol": self.protocol}
+
+    @property
+    def protocol(self) -> str:
+        """What was measured and how, and what the run promises of privacy."""
+        told, seed, number = self.prepared.record["protocol"].rpartition("; seed")
+        made = (self.config, self.method, self.rounds)
+        promise = privacy_ledger.promise(*made, method_module(self.name).TRAITS.privacy)
+        return f"{told}; privacy: {promise}{seed}{number}"
+
+    def privacy(self, rounds: int) -> dict[str, Any]:
+        """The privacy in result.json after so many rounds."""
+        otherwise = method_module(self.name).TRAITS.privacy
+        return privacy_ledger.values(self.config, self.method, rounds, otherwise)
 
     @property
     def identity(self) -> dict[str, str]:

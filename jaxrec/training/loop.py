@@ -16,7 +16,7 @@ from typing import Any
 from jaxrec import files
 from jaxrec.evaluation import names
 from jaxrec.evaluation.evaluator import Evaluation, evaluator
-from jaxrec.federated import byte_ledger
+from jaxrec.federated import byte_ledger, privacy_ledger
 from jaxrec.training import checkpoint, launch
 from jaxrec.training.compiled_rounds import Advanced, advancer, timed
 from jaxrec.training.job import Job, Progress
@@ -65,7 +65,7 @@ def fit(
                 bool(out) and saving <= SAVING_SHARE * (time.perf_counter() - began),
             )
             reached = _moved(job, reached, advanced, value if better else None, evaluating)
-            rows.append(_row(reached, evaluation, advanced.metrics))
+            rows.append(_row(job, reached, evaluation, advanced.metrics))
             if out:
                 files.append_row(out / "metrics.jsonl", rows[-1])
             if job.track:
@@ -109,7 +109,9 @@ def _moved(
     )
 
 
-def _row(reached: Progress, evaluation: Evaluation, metrics: checkpoint.Arrays) -> files.Row:
+def _row(
+    job: Job, reached: Progress, evaluation: Evaluation, metrics: checkpoint.Arrays
+) -> files.Row:
     """A line of metrics.jsonl."""
     return {
         "round": reached.round,
@@ -118,6 +120,7 @@ def _row(reached: Progress, evaluation: Evaluation, metrics: checkpoint.Arrays) 
         "bytes": reached.ledger.total,
         "bytes/up": reached.ledger.up,
         "bytes/down": reached.ledger.down,
+        **privacy_ledger.row(job.config, job.method, reached.round),
         "seconds": reached.compile + reached.train + reached.evaluate,
     }
 

@@ -44,6 +44,7 @@ def result_values(
         "best_round": reached.best_round,
         "rounds": reached.round,
         **byte_ledger.values(reached.ledger, job.method.traffic, job.clients),
+        **job.privacy(reached.round),
         "seconds/compile": reached.compile,
         "seconds/train": reached.train,
         "seconds/evaluate": reached.evaluate,
@@ -64,7 +65,9 @@ def result_of(
 ) -> Result:
     """The result of a job."""
     prepared = job.prepared
+    if values and "privacy" not in values:  # stored by an older version
+        values = job.privacy(values["rounds"]) | values
     return Result(
         values, rows, users, state, job.method, job.run, job.config, prepared.dataset,
-        prepared.data, prepared.sizes, prepared.record["protocol"], {}, job.out,
+        prepared.data, prepared.sizes, job.protocol, {}, job.out,
     )  # fmt: skip

@@ -6,7 +6,7 @@ prepare -> jobs -> (init -> fit -> test) for the method, then for each baseline
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from jaxrec import files, mesh
 from jaxrec.evaluation.evaluator import evaluator
 from jaxrec.federated import byte_ledger
 from jaxrec.methods import method_module
-from jaxrec.training import checkpoint, curve, launch
+from jaxrec.training import budget, checkpoint, curve, launch
 from jaxrec.training.compiled_rounds import check_state, starter, timed
 from jaxrec.training.job import Job, Progress, identity_of
 from jaxrec.training.loop import fit
@@ -92,7 +92,9 @@ def train(
     method = method or "fedcia"
     run, config = read_settings(method, None, settings)
     settled = {method: (run, config)}
-    settled |= {name: baseline_settings(name, run) for name in run.baselines if name != method}
+    for name in run.baselines:
+        if name != method:
+            settled[name] = baseline_settings(name, run, _begun(folder, name))
     prepared = prepare(
         run, given, reads({name: own for name, (_, own) in settled.items()}), progress=progress
     )
@@ -133,6 +135,12 @@ def _folder_of(out: str | Path | None, resume: str | Path | None) -> Path | None
     return folder
 
 
+def _begun(folder: Path | None, baseline: str) -> dict[str, Any]:
+    """The settings of a baseline that has begun in an earlier session."""
+    own = folder and folder / "baselines" / baseline
+    return read_record(own)["settings"] if own and (own / "config.json").exists() else {}
+
+
 def job_of(
     name: str,
     run: RunConfig,
@@ -143,17 +151,25 @@ def job_of(
     track: Callable[[str, files.Row], None] | None = None,
     progress: bool = True,
 ) -> Job:
-    """The job of a method; SettingError where its settings do not go with the data's sizes."""
-    method = method_module(name).make(config, prepared.sizes)
+    """The job of a method, with the noise that its budget asks for.
+
+    Raises SettingError where its settings do not go with the data's sizes, or where no noise keeps
+    within the budget.
+    """
+    make = lambda config: method_module(name).make(config, prepared.sizes)
+    config = budget.solved(config, run.rounds, make)
+    method = make(config)
     init_key, key = jax.random.split(jax.random.key(run.seed))
     start, like = starter(method, init_key, prepared)
     return Job(name, method, run, config, prepared, start, like, key, out, progress, track)
 
 
 def _check(job: Job) -> None:
-    """Refuse a job that has rounds to go and cannot run on these data or on this device."""
+    """Refuse a job that has rounds to go and cannot run on these data, on this device or within
+    its budget."""
     reached = progress_of(job)
     if reached is None or not job.done(reached):
+        budget.check(job.config, job.method, job.rounds)
         method_module(job.name).TRAITS.check_data(job.config, job.prepared.data)
         check_state(job)
 
@@ -207,9 +223,7 @@ def _train_one(job: Job, hold_test: bool) -> Result:
     if not launch.is_main_process():
         job = job._replace(out=None, progress=False, track=None)
     if job.out:
-        settings = asdict(job.run) | asdict(job.config)
-        record = {"method": job.name, "settings": settings, **prepared.record}
-        files.write_json(job.out / "config.json", record)
+        files.write_json(job.out / "config.json", job.record)
         files.write_rows(job.out / "metrics.jsonl", rows)
 
     if job.method.forecast and not job.done(reached):

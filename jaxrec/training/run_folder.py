@@ -12,11 +12,12 @@ import pandas as pd
 
 from jaxrec import files
 from jaxrec.federated.byte_ledger import Ledger
+from jaxrec.federated.privacy import BEFORE
 from jaxrec.methods import METHODS
 from jaxrec.training import checkpoint
 from jaxrec.training.job import Job, Progress, resumable
 from jaxrec.training.prepared import Prepared
-from jaxrec.training.settings import current_names, read_values
+from jaxrec.training.settings import current_names, read_values, settings_of
 from jaxrec.types import CheckpointError, SettingError
 
 ALWAYS = (  # in a result, whatever the method
@@ -83,8 +84,15 @@ def read_record(out: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged ({error!r})") from error
     if record["method"] in METHODS:
-        record["settings"] = current_names(record["method"], record["settings"])
+        record["settings"] = as_it_was(record["method"], record["settings"])
     return record
+
+
+def as_it_was(method: str, stored: dict[str, Any]) -> dict[str, Any]:
+    """Stored settings under the names of today, with what was done before there was privacy."""
+    known = settings_of(method)
+    before = {name: value for name, value in BEFORE.items() if name in known}
+    return ({} if "privacy" in stored else before) | current_names(method, stored)
 
 
 def read_result(out: Path) -> tuple[dict[str, Any], pd.DataFrame]:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from jaxrec import mesh
@@ -133,11 +134,17 @@ def build(method: str, given: Mapping[str, Any]) -> tuple[RunConfig, Any]:
     return run, config
 
 
-def baseline_settings(method: str, run: RunConfig) -> tuple[RunConfig, Any]:
-    """Settings of a baseline of `run`: its data and evaluation, and the method's own defaults."""
+def baseline_settings(
+    method: str, run: RunConfig, stored: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[RunConfig, Any]:
+    """Settings of a baseline of `run`: its data and evaluation, and the method's own defaults.
+
+    `stored` are settings that a baseline has begun with; those of the method hold.
+    """
     own = (*TRAINING_LENGTH, "baselines")
     shared = {name: getattr(run, name) for name in fields(RunConfig) if name not in own}
-    return build(method, shared | {"baselines": ()})
+    begun = {name: stored[name] for name in fields(method_module(method).Config) if name in stored}
+    return build(method, read_values(method, begun) | shared | {"baselines": ()})
 
 
 def read_settings(

@@ -49,7 +49,7 @@ def write(tmp_path):
         files.write_users(folder / "users.parquet", table)
         seconds = {"seconds/compile": 1.0, "seconds/train": seed, "seconds/evaluate": 0.5}
         means = {"test/NDCG@10": table["NDCG@10"].mean(), "bytes/per_client": 2e6}
-        result = means | seconds | {"rounds": 2, "best_round": 1}
+        result = means | seconds | {"rounds": 2, "best_round": 1, "privacy": "secure_sum"}
         if ended:
             files.write_json(folder / "result.json", result)
         return folder
@@ -197,7 +197,8 @@ def test_what_is_no_ended_run_is_refused(write, tmp_path):
 def test_every_format_shows_the_numbers(runs):
     found = compare(runs)
     row = found.table.loc["b"]
-    numbers = [f"{row['mean']:.4f} ±{row['sd']:.4f}", "2.00", "2.5", f"{row['difference']:+.4f}"]
+    numbers = [f"{row['mean']:.4f} ±{row['sd']:.4f}", "2.00", "2.5"]
+    numbers += ["secure_sum", f"{row['difference']:+.4f}"]
     console = Console(file=io.StringIO(), width=80)
     console.print(*comparison_tables.terminal_tables(found))
     text = console.file.getvalue()
@@ -205,7 +206,7 @@ def test_every_format_shows_the_numbers(runs):
     (line,) = (
         line for line in comparison_tables.markdown(found).splitlines() if line.startswith("| b |")
     )
-    assert [cell.strip() for cell in line.split("|")][2:7] == ["3", *numbers]
+    assert [cell.strip() for cell in line.split("|")][2:8] == ["3", *numbers]
     (line,) = (
         line for line in comparison_tables.latex(found).splitlines() if line.startswith("b &")
     )
@@ -214,7 +215,7 @@ def test_every_format_shows_the_numbers(runs):
     first, second, _ = reader.DictReader(io.StringIO(comparison_tables.csv(found)))
     assert first["difference"] == ""
     assert float(second["p_holm"]) == row["p_holm"]
-    assert comparison_tables.latex(compare(runs[:1])).count("&") == 2 * 4
+    assert comparison_tables.latex(compare(runs[:1])).count("&") == 2 * 5
 
 
 def test_the_command_prints_a_table_or_one_line(runs, capsys, monkeypatch):

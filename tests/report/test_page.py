@@ -183,6 +183,7 @@ def test_code_usage_is_counted_and_titles_stand_behind_their_code(trained):
             assert found == [titles[i] for i, _ in first(items, 6)]
 
 
+@pytest.mark.slow
 def test_groups_show_what_their_members_took(trained):
     result = trained("agentcf")
     titles, popular, train = items_of(result)

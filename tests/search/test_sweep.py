@@ -131,6 +131,7 @@ def test_no_test_value_of_a_loser_is_computed_or_shown(folder, tmp_path, capsys)
     assert shown.err.count("valid NDCG@10") == 3
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_ends_only_itself(dataset, tmp_path, monkeypatch):
     broken = []
 

@@ -119,6 +119,7 @@ def test_what_a_method_names_to_take_less_memory_are_settings_it_has(method):
         assert dataclasses.replace(METHODS[method].Config(), **settings)
 
 
+@pytest.mark.slow
 def test_clients_that_keep_large_tables_are_told_to_rebuild_them(dataset, monkeypatch):
     def needed(**settings):
         seen = []
