@@ -1,7 +1,9 @@
-"""Clients on an array axis: the round engine and what happens on one client's device."""
+"""Clients on an array axis: rounds, what happens on one client's device, and privacy."""
 
 from jaxrec.federated import (
+    accountant,
     aggregate,
+    attacks,
     byte_ledger,
     catalogue,
     codecs,
@@ -9,11 +11,15 @@ from jaxrec.federated import (
     cooccurrence,
     engine,
     local,
+    privacy,
     scoring,
+    secure_aggregation,
 )
 
 __all__ = [
+    "accountant",
     "aggregate",
+    "attacks",
     "byte_ledger",
     "catalogue",
     "codecs",
@@ -21,5 +27,7 @@ __all__ = [
     "cooccurrence",
     "engine",
     "local",
+    "privacy",
     "scoring",
+    "secure_aggregation",
 ]

@@ -1,73 +1,158 @@
-"""What a server makes of the uploads: their mean, and its defences against clients that send noise.
+"""What a server makes of the uploads: their mean, or a rule that withstands clients that lie.
 
-Functions take a tuple with an entry a bucket, uploads [C, ...] and weights [C]; a client of weight
-0 sent nothing.
+Functions take a tuple with an entry a bucket, uploads whose leaves are [C, ...] and weights [C]; a
+client of weight 0 sent nothing, and what stands in its place has no effect.
+
+    mean          believes everybody
+    norm_bound    the mean of uploads that are no longer than the median one
+    trimmed_mean  of each number, without its extremes (Yin et al., ICML 2018)
+    median        of each number (Yin et al., ICML 2018)
+    multi_krum    the mean of the uploads that lie closest together (Blanchard et al., NIPS 2017)
+
+The mean and norm_bound weigh clients. By the others clients count alike: a weight is a claim that a
+bad client would inflate.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxrec.federated.uploads import beside, clipped, norms
 
-class Factored(NamedTuple):
-    """An upload that is a product, left^T right [I, D], before it is multiplied out.
-
-    The product is what crosses the network. A mean of products needs none of them alone, so the
-    engine keeps the factors apart where it can.
-    """
-
-    left: jax.Array  # f32 [U, I]
-    right: jax.Array  # f32 [U, D]
+Uploads = tuple[Any, ...]  # an entry a bucket, leaves [C, ...]
+Weights = tuple[jax.Array, ...]  # an entry a bucket, f32 [C]
 
 
-def multiply(upload: Factored) -> jax.Array:
-    """The product [I, D] of one client's factors."""
-    return upload.left.T @ upload.right
-
-
-def weighted_mean(uploads: tuple[Any, ...], weights: tuple[jax.Array, ...]) -> Any:
+def weighted_mean(uploads: Uploads, weights: Weights) -> Any:
     """sum_c w_c upload_c / sum_c w_c over all buckets; zero when every weight is zero.
 
-    Leaves [C, ...] become [...]; factors [C, U, I] and [C, U, D] become the mean product [I, D]. A
-    sum over clients is all it needs, so it can run inside a secure aggregator.
+    Leaves [C, ...] become [...].
     """
     total = sum(weight.sum() for weight in weights)
-    if isinstance(uploads[0], Factored):
-        total = jnp.maximum(total, 1e-30)
-        return sum(
-            jnp.einsum("c,cui,cud->id", weight / total, *upload)
-            for weight, upload in zip(weights, uploads, strict=True)
-        )
-    sums = [
-        jax.tree.map(lambda leaf, weight=weight: jnp.tensordot(weight, leaf, 1), upload)
-        for upload, weight in zip(uploads, weights, strict=True)
-    ]
+    sums = [weighted_sum(*bucket) for bucket in zip(uploads, weights, strict=True)]
     return jax.tree.map(lambda *leaves: sum(leaves) / jnp.maximum(total, 1e-30), *sums)
 
 
-def clip_rows(upload: jax.Array, most: float) -> jax.Array:
-    """Every row of [..., D] scaled down to a norm of at most `most`."""
-    norm = jnp.linalg.norm(upload, axis=-1, keepdims=True)
-    return upload * jnp.minimum(1, most / jnp.maximum(norm, 1e-30))
+def weighted_sum(uploads: Any, weights: jax.Array) -> Any:
+    """sum_c w_c upload_c over one bucket: leaves [C, ...] become [...].
 
-
-def trimmed_mean(
-    uploads: tuple[jax.Array, ...], weights: tuple[jax.Array, ...], trim: float
-) -> jax.Array:
-    """Mean of each coordinate over clients, without its extremes (Yin et al., ICML 2018).
-
-    Of n clients with weight, the floor(trim n) largest and smallest values of every coordinate are
-    left out. Clients then count alike: a weight is a claim that a bad client would inflate.
-    Uploads [C, ...] a bucket become [...]; zero without any weight.
+    What a client of weight 0 holds, NaN included, has no effect.
     """
-    values, present = jnp.concatenate(uploads), jnp.concatenate(weights) > 0
+    quick = jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1), uploads)
+
+    def add(total, client):
+        weight, upload = client
+        one = lambda sum_, leaf: sum_ + jnp.where(weight > 0, weight * leaf, 0)
+        return jax.tree.map(one, total, upload), None
+
+    def careful():
+        zero = jax.tree.map(jnp.zeros_like, quick)
+        return jax.lax.scan(add, zero, (weights, uploads))[0]
+
+    # 0 x NaN is NaN. To mask all uploads first would copy them; only now and then is it needed.
+    sound = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(quick)]).all()
+    return jax.lax.cond(sound, lambda: quick, careful)
+
+
+def norm_bound(uploads: Uploads, weights: Weights) -> Any:
+    """The weighted mean of uploads, each no longer than the median of their norms.
+
+    No scale has to be known: it follows the uploads from round to round.
+    """
+    lengths, present = jnp.concatenate([norms(each) for each in uploads]), _present(weights)
+    most = _median(lengths, present)
+    return weighted_mean(tuple(clipped(each, most)[0] for each in uploads), weights)
+
+
+def trimmed_mean(uploads: Uploads, weights: Weights, trim: float) -> Any:
+    """Mean of each number over clients, without its extremes.
+
+    Of n clients with weight, the floor(trim n) largest and smallest values of every number are left
+    out. Leaves [C, ...] a bucket become [...]; zero without any weight.
+    """
+    present = _present(weights)
+    cut = jnp.floor(trim * present.sum() + 1e-4).astype(jnp.int32)  # 0.29 * 100 is 28.999998
+    return jax.tree.map(lambda leaf: _middle(leaf, present, cut), _joined(uploads))
+
+
+def coordinate_median(uploads: Uploads, weights: Weights) -> Any:
+    """Median of each number over clients with weight; of an even number the middle two's mean."""
+    present = _present(weights)
+    return jax.tree.map(lambda leaf: _median(leaf, present), _joined(uploads))
+
+
+def multi_krum(uploads: Uploads, weights: Weights, malicious: float) -> Any:
+    """Mean of the n - f uploads that lie closest to their n - f - 2 nearest others.
+
+    n clients have weight and f = floor(malicious n) of them may lie. How close, is the sum of
+    squared distances over the whole upload. Memory is [C, C] beside the uploads.
+    """
+    present, joined = _present(weights), _joined(uploads)
     number = present.sum()
-    cut = jnp.floor(trim * number + 1e-4).astype(jnp.int32)  # 0.29 * 100 is 28.999998
-    flags = present.reshape(-1, *(1,) * (values.ndim - 1))
+    bad = jnp.floor(malicious * number + 1e-4).astype(jnp.int32)
+    distance = _square_distances(joined, present)
+    near = jnp.clip(number - bad - 2, jnp.minimum(1, number - 1), None)
+    nearest = jnp.arange(len(present)) < near
+    score = jnp.sum(jnp.where(nearest, jnp.sort(distance, axis=1), 0), axis=1)
+    place = jnp.argsort(jnp.argsort(jnp.where(present, score, jnp.inf)))
+    chosen = present & (place < number - bad)
+    return weighted_mean((joined,), (chosen.astype(jnp.float32),))
+
+
+def _present(weights: Weights) -> jax.Array:
+    """Which clients of all buckets have weight, bool [C]."""
+    return jnp.concatenate(weights) > 0
+
+
+def _joined(uploads: Uploads) -> Any:
+    """The uploads of all buckets as one."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *uploads)
+
+
+def _middle(values: jax.Array, present: jax.Array, cut: jax.Array) -> jax.Array:
+    """Mean over present clients without the `cut` least and largest: [C, ...] becomes [...]."""
+    number, flags = present.sum(), beside(present, values)
     ordered = jnp.sort(jnp.where(flags, values, jnp.inf), axis=0)  # who is absent comes last
-    place = jnp.arange(len(values)).reshape(flags.shape)
+    place = beside(jnp.arange(len(values)), values)
     kept = (place >= cut) & (place < number - cut)
     return jnp.sum(jnp.where(kept, ordered, 0), axis=0) / jnp.maximum(number - 2 * cut, 1)
+
+
+def _median(values: jax.Array, present: jax.Array) -> jax.Array:
+    """Median over present clients: [C, ...] becomes [...]; zero without any."""
+    return _middle(values, present, jnp.maximum(present.sum() - 1, 0) // 2)
+
+
+FAR = 1e30  # of uploads whose distance float32 cannot hold; a sum of many such is finite
+
+
+def _square_distances(uploads: Any, present: jax.Array) -> jax.Array:
+    """||upload_a - upload_b||^2 over all numbers, [C, C]; infinite to the absent and to oneself."""
+    count = len(present)
+    gram = jnp.zeros((count, count))
+    for leaf in jax.tree.leaves(uploads):
+        flat = jnp.where(beside(present, leaf), leaf, 0).reshape(count, -1)
+        gram += jnp.matmul(flat, flat.T, precision=jax.lax.Precision.HIGHEST)
+    square = jnp.diagonal(gram)
+    distance = jnp.nan_to_num(square[:, None] + square - 2 * gram, nan=FAR, posinf=FAR)
+    others = present & ~jnp.eye(count, dtype=bool)
+    return jnp.where(others, jnp.clip(distance, 0, FAR), jnp.inf)
+
+
+RULES: dict[str, Callable[[Uploads, Weights, float], Any]] = {
+    "mean": lambda uploads, weights, malicious: weighted_mean(uploads, weights),
+    "norm_bound": lambda uploads, weights, malicious: norm_bound(uploads, weights),
+    "median": lambda uploads, weights, malicious: coordinate_median(uploads, weights),
+    "trimmed_mean": trimmed_mean,
+    "multi_krum": multi_krum,
+}
+"""Rules by name, from uploads, weights and the share of clients that may lie."""
+
+
+def combine(rule: str, uploads: Uploads, weights: Weights, malicious: float) -> Any:
+    """What the rule of this name makes of the uploads; leaves [C, ...] a bucket become [...]."""
+    return RULES[rule](uploads, weights, malicious)

@@ -32,12 +32,15 @@ class Upload(NamedTuple):
     rows: jax.Array  # f32 [C, N, ...]
 
 
+DEVIATIONS = {8: 4.0, 32: 64.0}  # that the largest integer of so many bits is
+
 SecureSum = Callable[[Sequence[Upload], int], jax.Array]
 
 
 def plain_sum(uploads: Sequence[Upload], items: int) -> jax.Array:
     """sum_c upload_c, [I, ...]: all that a secure aggregator lets the server see."""
-    total = jnp.zeros((items, *uploads[0].rows.shape[2:]))
+    rows = uploads[0].rows
+    total = jnp.zeros((items, *rows.shape[2:]), rows.dtype)
     for item, rows in uploads:
         total = total.at[item].add(rows)
     return total
@@ -60,6 +63,7 @@ def item_vectors(
     participation: float = 1.0,
     bits: int = 32,
     start: jax.Array | None = None,
+    largest: int | None = None,
     secure_sum: SecureSum = plain_sum,
 ) -> jax.Array:
     """Item vectors f32 [I, `width`], mean squared length 1; zero for items without train rows.
@@ -72,10 +76,12 @@ def item_vectors(
       bits: of a number: 32, or 8 (up: each user's rows on a public scale, rounded at random, so
         that uploads are integers that add up; down: on a scale for each item).
       start: [I, `width`], vectors to start from, such as those learned so far.
+      largest: the largest integer that a user sends; None: 127 of 8 bits, and floats of 32.
 
     Raises SettingError for a `window` where the order of a user's rows is unknown.
     """
     items = len(counts)
+    most = 127 if bits == 8 else largest
     scaling = inverse_root(counts)[:, None]
     key_start, key = jax.random.split(key)
     basis = jax.random.normal(key_start, (items, width + 1))
@@ -86,18 +92,18 @@ def item_vectors(
 
     def multiply(basis: jax.Array, number: jax.Array) -> jax.Array:
         right = codecs.round_trip(scaling * basis, "int8" if bits == 8 else "float32")
-        most = 2 ** (bits - 1) - 1
-        # Every client knows this unit: the largest integer is four deviations of what they meet.
-        unit = 4 / most * jnp.sqrt(counts @ right**2 / jnp.maximum(counts.sum(), 1))
+        # Every client knows this unit: the largest integer is some deviations of what they meet.
+        reach = DEVIATIONS[bits] * jnp.sqrt(counts @ right**2 / jnp.maximum(counts.sum(), 1))
+        unit = jnp.maximum(reach / (most or 1), 1e-30)
 
         def upload(client: jax.Array, own: OrderedRows) -> Upload:
             keys = jax.random.fold_in(jax.random.fold_in(key, number), client)
             key_choice, key_round = jax.random.split(keys)
             rows = _smoothed(own, right[own.item])
-            if bits < 32:
+            if most is not None:
                 noise = jax.random.uniform(key_round, rows.shape)
-                steps = jnp.floor(rows / jnp.maximum(unit, 1e-30) + noise)
-                rows = unit * jnp.clip(steps, -most, most)
+                steps = jnp.floor(rows / unit + noise).astype(jnp.int32)
+                rows = jnp.clip(steps, -most, most)
             chosen = jax.random.bernoulli(key_choice, participation)
             return Upload(own.item, jnp.where(chosen & own.mask[:, None], rows, 0))
 
@@ -105,7 +111,7 @@ def item_vectors(
             jax.vmap(upload)(clients.client, own)
             for clients, own in zip(data.clients, ordered, strict=True)
         ]
-        return scaling * secure_sum(uploads, items)
+        return scaling * (secure_sum(uploads, items) * (1.0 if most is None else unit))
 
     def iterate(basis, number):
         return linalg.orthonormal(multiply(basis, number)), None

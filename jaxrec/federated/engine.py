@@ -5,6 +5,9 @@
 A method gives two plain functions. `local(shared, private, clients, key)` is one client's
 work; it returns (upload, private, metrics). `aggregate(shared, uploads, weights, key)` is the
 server's; weight 0 means the upload never came. The engine knows nothing else about either.
+
+Where the aggregate is a mean, uploads reach the server as the settings of privacy want it: in
+clear, in a secure sum, or with noise (`private_mean.py`).
 """
 
 from __future__ import annotations
@@ -17,13 +20,27 @@ import jax
 import jax.numpy as jnp
 
 from jaxrec.federated import cohort as cohorts
-from jaxrec.federated.aggregate import Factored, multiply
+from jaxrec.federated import private_mean
 from jaxrec.federated.cohort import EVERYONE, CohortConfig
+from jaxrec.federated.malicious import falsify, lies_about_uploads
+from jaxrec.federated.private_mean import Bounds, Total
+from jaxrec.federated.uploads import Factored, beside, clipped, finite, keep, multiply
 from jaxrec.mesh import divide
-from jaxrec.types import Clients
+from jaxrec.types import Clients, SettingError
 
 Local = Callable[[Any, Any, Clients, jax.Array], tuple[Any, Any, Any]]
 Aggregate = Callable[[Any, tuple[Any, ...], tuple[jax.Array, ...], jax.Array], Any]
+
+
+class Round(NamedTuple):
+    """What a round leaves behind."""
+
+    shared: Any
+    private: tuple[Any, ...]  # of each bucket
+    metrics: Any  # the clients' own, averaged by weight
+    participants: jax.Array  # clients whose upload arrived
+    non_finite: jax.Array  # those among them that the server dropped: some number was not finite
+    bounds: Bounds | None  # for the next round
 
 
 class _Rules(NamedTuple):
@@ -31,10 +48,13 @@ class _Rules(NamedTuple):
 
     shared: Any
     key: jax.Array  # of local work
+    key_rounding: jax.Array  # of integers
     cohort: CohortConfig
+    bounds: Bounds | None
+    addends: int  # clients that the round computes
     additive: bool
+    bits: int
     product: Callable[[Factored], Any]
-    receive: Callable[[Any], Any] | None
 
 
 def federated_round(
@@ -46,10 +66,11 @@ def federated_round(
     key: jax.Array,
     *,
     cohort: CohortConfig = EVERYONE,
+    bounds: Bounds | None = None,
     additive: bool = False,
+    bits: int = 32,
     product: Callable[[Factored], Any] = multiply,
-    receive: Callable[[Any], Any] | None = None,
-) -> tuple[Any, tuple[Any, ...], Any, jax.Array]:
+) -> Round:
     """Run one round over all buckets.
 
     Args:
@@ -59,36 +80,64 @@ def federated_round(
         key: the round's key. What a client draws depends on its id alone, so neither the order
             of clients nor padding nor the block size changes a random number.
         cohort: who takes part, and how many are computed at once.
-        additive: the aggregate is a weighted mean of uploads. Blocks are then reduced to their
-            mean as they are computed and enter as one upload with the block's total weight, so
-            that memory does not grow with the number of clients. Factors enter as they are.
+        bounds: what uploads are measured with: `private_mean.first_bounds`, then those of the
+            round before.
+        additive: the aggregate is a weighted mean of uploads. Blocks are then summed as they are
+            computed and enter as one upload [1, ...], their mean, so that memory does not grow
+            with the number of clients. Factors enter as they are where the server sees them.
+        bits: of a client's integer in a secure sum.
         product: what one client sends where its upload is `Factored`; linear in left^T right. The
-            factors are multiplied out unless the aggregate is additive, nobody sends noise and the
-            server takes uploads as they come.
-        receive: what the server does to the uploads [C, ...] of a block as they arrive.
-
-    Returns:
-        shared, private, the clients' metrics averaged by weight, and the number of participants.
+            factors are multiplied out where anybody looks at an upload by itself.
 
     Raises AssertionError where buckets or leading axes do not agree.
     """
     chex.assert_equal(len(local), len(buckets))
     chex.assert_equal(len(private), len(buckets))
+    if cohort.privacy != "plain" and not (additive and bounds is not None):
+        raise SettingError(
+            f"privacy = {cohort.privacy!r}: the server is to see sums alone, and this method looks "
+            "at uploads one by one; set privacy = 'plain'"
+        )
     key_cohort, key_local, key_aggregate = jax.random.split(key, 3)
-    rules = _Rules(shared, key_local, cohort, additive, product, receive)
+    key_rounding, key_noise, key_count = jax.random.split(jax.random.fold_in(key, 3), 3)
+    addends = sum(cohorts.places(cohort, len(clients.client)) for clients in buckets)
+    rules = _Rules(
+        shared, key_local, key_rounding, cohort, bounds, addends, additive, bits, product
+    )
     results = [
         _bucket_round(rules, *bucket, jax.random.fold_in(key_cohort, number))
         for number, bucket in enumerate(zip(local, private, buckets, strict=True))
     ]
     uploads, weights, private, sums = zip(*results, strict=True)
+    metrics, counts = jax.tree.map(lambda *leaves: sum(leaves), *sums)
+    if isinstance(uploads[0], Total):
+        found = jax.tree.map(lambda *leaves: sum(leaves), *uploads)
+        members = [jnp.sum(clients.weight > 0) for clients in buckets]
+        expected = cohort.participation * jnp.stack(members).sum()
+        mean = private_mean.mean(
+            cohort, bounds, found, key_noise, expected=expected, addends=addends, bits=bits
+        )
+        bounds = private_mean.next_bounds(cohort, bounds, found, key_count, expected)
+        uploads, weights = (jax.tree.map(lambda leaf: leaf[None], mean),), (found.weight[None],)
     for upload, weight in zip(uploads, weights, strict=True):
         chex.assert_tree_shape_prefix(upload, weight.shape)
-    metrics, total, participants = jax.tree.map(lambda *leaves: sum(leaves), *sums)
     new = aggregate(shared, uploads, weights, key_aggregate)
     # With nobody left there is nothing to learn from: the round leaves no trace.
-    shared = jax.tree.map(lambda fresh, old: jnp.where(total > 0, fresh, old), new, shared)
-    metrics = jax.tree.map(lambda leaf: leaf / jnp.maximum(total, 1e-30), metrics)
-    return shared, private, metrics, participants
+    enough = counts.weight > 0
+    if cohort.privacy == "secure_sum":
+        enough &= counts.participants >= cohort.min_cohort
+    shared = jax.tree.map(lambda fresh, old: jnp.where(enough, fresh, old), new, shared)
+    # Where nobody's upload is finite, training has diverged; that is no client's lie.
+    scale = jnp.where(counts.participants > counts.non_finite, 1, jnp.nan)
+    scale = jnp.where(counts.non_finite > 0, scale, 1) / jnp.maximum(counts.weight, 1e-30)
+    metrics = jax.tree.map(lambda leaf: leaf * scale, metrics)
+    return Round(shared, private, metrics, counts.participants, counts.non_finite, bounds)
+
+
+class _Counts(NamedTuple):
+    weight: jax.Array  # f32 []
+    participants: jax.Array  # int32 []
+    non_finite: jax.Array  # int32 []
 
 
 def _bucket_round(rules: _Rules, local: Local, private: Any, clients: Clients, key: jax.Array):
@@ -116,41 +165,48 @@ def _bucket_round(rules: _Rules, local: Local, private: Any, clients: Clients, k
         keys = jax.vmap(lambda client: jax.random.fold_in(rules.key, client))(members.client)
         work = jax.vmap(local, (None, 0, 0, 0))
         uploads, after, metrics = work(rules.shared, before, members, keys)
-        uploads = _received(rules, uploads, members.client, key_noise)
-        weights = members.weight * present[places]
+        uploads = _sent(rules, uploads, members.client, key_noise)
+        chex.assert_tree_shape_prefix(uploads, index.shape)
+        arrived = (members.weight > 0) & present[places]
+        fine = finite(uploads, len(index))
+        weights = (1.0 if rules.cohort.noised else members.weight) * (arrived & fine)
+        uploads = keep(uploads, fine)
         kept = jax.tree.map(
-            lambda new, old: jnp.where(cohorts.beside(weights > 0, new), new, old), after, before
+            lambda new, old: jnp.where(beside(weights > 0, new), new, old), after, before
         )
+        metrics = keep(metrics, weights > 0)
         sums = jax.tree.map(lambda leaf: jnp.vdot(weights, leaf), metrics)
-        sums = sums, weights.sum(), jnp.sum(weights > 0)
-        if rules.additive and not isinstance(uploads, Factored):
-            uploads, weights = _block_mean(uploads, weights)
-        return put(private, index, kept), (uploads, weights, sums)
+        counts = _Counts(weights.sum(), jnp.sum(arrived), jnp.sum(arrived & ~fine))
+        if rules.additive:
+            rounding = jax.vmap(lambda c: jax.random.fold_in(rules.key_rounding, c))(members.client)
+            uploads = private_mean.total(
+                rules.cohort, rules.bounds, uploads, weights, rounding,
+                addends=rules.addends, bits=rules.bits,
+            )  # fmt: skip
+        elif rules.bounds is not None and rules.cohort.clip:
+            uploads, _ = clipped(uploads, rules.bounds.clip)
+        return put(private, index, kept), (uploads, weights, (sums, counts))
 
     whole = size // block * block
     private, stacked = jax.lax.scan(run, private, jnp.arange(whole).reshape(-1, block))
-    uploads, weights = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), stacked[:2])
+    merge = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
+    collect = (lambda leaf: leaf.sum(0, dtype=leaf.dtype)) if rules.additive else merge
+    uploads, weights = jax.tree.map(collect, stacked[0]), merge(stacked[1])
     sums = jax.tree.map(lambda leaf: leaf.sum(0), stacked[2])
     if whole < size:
         private, (rest, rest_weights, rest_sums) = run(private, jnp.arange(whole, size))
-        uploads = jax.tree.map(lambda *parts: jnp.concatenate(parts), uploads, rest)
+        join = jnp.add if rules.additive else lambda *parts: jnp.concatenate(parts)
+        uploads = jax.tree.map(join, uploads, rest)
         weights = jnp.concatenate([weights, rest_weights])
         sums = jax.tree.map(jnp.add, sums, rest_sums)
     return uploads, weights, private, sums
 
 
-def _received(rules: _Rules, uploads: Any, client: jax.Array, key: jax.Array) -> Any:
-    """The uploads [C, ...] of a block as the server has them; factors where it needs no product."""
-    as_sent = rules.additive and rules.cohort.noisy == 0 and rules.receive is None
-    if isinstance(uploads, Factored) and not as_sent:
+def _sent(rules: _Rules, uploads: Any, client: jax.Array, key: jax.Array) -> Any:
+    """The uploads [C, ...] of a block as they leave; factors where nobody needs the product."""
+    cohort = rules.cohort
+    measured = cohort.clip and rules.product is not multiply  # its norm is not that of the factors
+    as_factors = rules.additive and not lies_about_uploads(cohort) and not measured
+    if isinstance(uploads, Factored) and not (as_factors and cohort.privacy != "distributed_dp"):
         uploads = jax.vmap(rules.product)(uploads)
-    if rules.cohort.noisy > 0:
-        uploads = cohorts.with_noise(rules.cohort, uploads, client, key)
-    return rules.receive(uploads) if rules.receive else uploads
-
-
-def _block_mean(uploads: Any, weights: jax.Array) -> tuple[Any, jax.Array]:
-    """The uploads' weighted mean [1, ...] and their total weight [1]."""
-    total = weights.sum()
-    share = weights / jnp.maximum(total, 1e-30)
-    return jax.tree.map(lambda leaf: jnp.tensordot(share, leaf, 1)[None], uploads), total[None]
+    return falsify(cohort, uploads, client, key)

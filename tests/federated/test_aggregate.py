@@ -1,28 +1,20 @@
-"""Defences of the server, against loops over coordinates."""
+"""What a server makes of uploads, against loops over clients and coordinates."""
 
 import math
 from fractions import Fraction
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
-from jaxrec.federated.aggregate import clip_rows, trimmed_mean
+from jaxrec.federated.aggregate import (
+    RULES,
+    combine,
+    trimmed_mean,
+)
 
 trimmed = jax.jit(trimmed_mean)
-
-
-def test_rows_are_cut_to_the_longest_allowed():
-    rows = np.float32([[3, 4], [0.3, 0.4], [0, 0], [-6, 8]])
-    expected = [[1.2, 1.6], [0.3, 0.4], [0, 0], [-1.2, 1.6]]
-    np.testing.assert_allclose(clip_rows(jnp.asarray(rows), 2.0), expected, rtol=1e-6)
-    batch = np.stack([rows, 2 * rows])
-    found = clip_rows(jnp.asarray(batch), 2.0)
-    np.testing.assert_allclose(found[0], expected, rtol=1e-6)
-    np.testing.assert_allclose(found[1, 1], [0.6, 0.8], rtol=1e-6)
-    assert np.linalg.norm(found, axis=-1).max() <= 2 * (1 + 1e-6)
 
 
 def slow_trimmed(uploads, weights, trim):
@@ -128,3 +120,104 @@ def test_one_client_is_its_own_mean():
     alone = tuple(np.zeros_like(weight) for weight in weights)
     alone[1][4] = 3.0
     np.testing.assert_array_equal(trimmed(uploads, alone, 0.49), uploads[1][4])
+
+
+def clients_of(uploads, weights):
+    """(weight, leaves as one vector) of each client that sent something, in float64."""
+    return [
+        (float(one), np.concatenate([np.ravel(leaf[place]) for leaf in bucket]).astype(float))
+        for bucket, weight in zip(uploads, weights, strict=True)
+        for place, one in enumerate(weight)
+        if one > 0
+    ]
+
+
+def slow_mean(sent, malicious):
+    return sum(w * x for w, x in sent) / sum(w for w, _ in sent)
+
+
+def slow_norm_bound(sent, malicious):
+    most = np.median([np.linalg.norm(x) for _, x in sent])
+    return slow_mean([(w, x * min(1, most / np.linalg.norm(x))) for w, x in sent], malicious)
+
+
+def slow_median(sent, malicious):
+    return np.median([x for _, x in sent], axis=0)
+
+
+def slow_trimmed_mean(sent, malicious):
+    return stats.trim_mean(np.stack([x for _, x in sent]), malicious, axis=0)
+
+
+def slow_multi_krum(sent, malicious):
+    number, bad = len(sent), math.floor(Fraction(str(malicious)) * len(sent))
+    score = []
+    for a, (_, mine) in enumerate(sent):
+        gaps = sorted(np.sum((mine - x) ** 2) for b, (_, x) in enumerate(sent) if a != b)
+        score.append(sum(gaps[: max(number - bad - 2, 1)]))
+    return np.mean([sent[a][1] for a in np.argsort(score)[: number - bad]], axis=0)
+
+
+SLOW = {
+    "mean": slow_mean,
+    "norm_bound": slow_norm_bound,
+    "median": slow_median,
+    "trimmed_mean": slow_trimmed_mean,
+    "multi_krum": slow_multi_krum,
+}
+combined = jax.jit(combine, static_argnums=0)
+
+
+def trees(seed=0, sizes=(4, 7, 2), absent=0.4):
+    """Uploads of two leaves, of which the second counts most in a norm."""
+    uploads, weights = problem(seed, sizes, absent)
+    return tuple((upload, 3 * upload[:, 0, 0]) for upload in uploads), weights
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in tree])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_is_its_loop_over_clients(rule):
+    assert set(RULES) == set(SLOW)
+    for seed, malicious in ((0, 0.2), (1, 0.4), (2, 0.0)):
+        uploads, weights = trees(seed)
+        expected = SLOW[rule](clients_of(uploads, weights), malicious)
+        found = flat(combined(rule, uploads, weights, malicious))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_under_every_rule_clients_without_weight_have_no_effect(rule):
+    uploads, weights = trees()
+    expected = combined(rule, uploads, weights, 0.2)
+    for held in (np.nan, np.inf, 1e30):
+        hold = lambda leaf, weight, held=held: np.where(
+            weight.reshape(-1, *(1,) * (leaf.ndim - 1)) > 0, leaf, np.float32(held)
+        )
+        garbled = tuple(
+            tuple(hold(leaf, weight) for leaf in upload)
+            for upload, weight in zip(uploads, weights, strict=True)
+        )
+        found = combined(rule, garbled, weights, 0.2)
+        np.testing.assert_allclose(flat(found), flat(expected), rtol=1e-6, atol=1e-7)
+    nobody = tuple(np.zeros_like(weight) for weight in weights)
+    assert not flat(combined(rule, garbled, nobody, 0.2)).any()
+    alone = (*nobody[:2], np.float32([0, 2]))
+    one = flat(leaf[1] for leaf in uploads[2])
+    np.testing.assert_allclose(flat(combined(rule, garbled[:2] + uploads[2:], alone, 0.4)), one)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "mean"])
+def test_a_fifth_of_liars_moves_no_robust_rule_beyond_the_honest(rule):
+    rng = np.random.default_rng(0)
+    honest = (1 + 0.1 * rng.normal(size=(20, 30))).astype(np.float32)
+    for lie in (-50.0, 1e4, 1e30):
+        uploads = np.concatenate([honest, np.full((5, 30), lie, np.float32)])
+        found = combined(rule, (uploads,), (np.ones(25, np.float32),), 0.2)
+        if rule == "norm_bound":  # it lets liars say as much as anybody
+            most = 0.2 * np.median(np.linalg.norm(honest, axis=1))
+            assert np.linalg.norm(found - 0.8 * honest.mean(0)) < 1.1 * most
+        else:
+            assert (honest.min(0) <= found).all() and (found <= honest.max(0)).all()

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.federated.aggregate import Factored, multiply, weighted_mean
+from jaxrec.federated import engine
+from jaxrec.federated.aggregate import weighted_mean
 from jaxrec.federated.cohort import CohortConfig
 from jaxrec.federated.cooccurrence import item_counts
 from jaxrec.federated.engine import federated_round
 from jaxrec.federated.local import dense_rows
+from jaxrec.federated.uploads import Factored, multiply
 from jaxrec.types import Clients, Data, SettingError
 
 ITEMS, USERS, N = 5, 2, 4
@@ -76,7 +78,9 @@ def program(cohort, additive):
 
 
 def play(buckets, private, key=0, *, additive=False, **cohort):
-    return program(CohortConfig(**cohort), additive)(buckets, private, jax.random.key(key))
+    """The first four parts of a round in clear."""
+    cohort = CohortConfig(**{"privacy": "plain"} | cohort)
+    return tuple(program(cohort, additive)(buckets, private, jax.random.key(key)))[:4]
 
 
 def client(buckets, place):
@@ -200,9 +204,8 @@ def test_each_client_takes_part_as_often_as_asked(participation):
     buckets, private = make_buckets(), make_private()
 
     def present(key):
-        _, after, _, participants = program(CohortConfig(participation), False)(
-            buckets, private, key
-        )
+        cohort = CohortConfig(participation=participation, privacy="plain")
+        _, after, _, participants, *_ = program(cohort, False)(buckets, private, key)
         return jnp.concatenate(after) != jnp.concatenate(private), participants
 
     took_part, participants = jax.vmap(present)(jax.random.split(jax.random.key(0), rounds))
@@ -218,7 +221,11 @@ def test_each_client_takes_part_as_often_as_asked(participation):
 def test_dropping_loses_uploads_at_its_rate():
     buckets, private = make_buckets(), make_private()
     count = jax.vmap(
-        lambda key: program(CohortConfig(dropped=0.25), False)(buckets, private, key)[3]
+        lambda key: (
+            program(CohortConfig(dropped=0.25, privacy="plain"), False)(
+                buckets, private, key
+            ).participants
+        )
     )
     participants = count(jax.random.split(jax.random.key(0), 400))
     error = 4 * np.sqrt(0.25 * 0.75 / (400 * len(PLACES)))
@@ -276,14 +283,14 @@ def collector(cohort):
 def received(key, sizes=SIZES, **cohort):
     """Uploads as they came, and as they should have come from honest clients."""
     buckets = make_buckets(sizes=sizes)
-    found = collector(CohortConfig(**cohort))(buckets, jax.random.key(key))
+    found = collector(CohortConfig(privacy="plain", **cohort))(buckets, jax.random.key(key))
     ids = np.concatenate([bucket.client for bucket in buckets])
     honest = jax.vmap(lambda client: echo(0, 0, buckets[0]._replace(client=client), key)[0])(ids)
     return jax.tree.map(np.asarray, (found, honest))
 
 
 def test_the_same_clients_send_noise_in_every_round_and_the_others_what_they_have():
-    rounds = [received(key, noisy=NOISY) for key in range(4)]
+    rounds = [received(key, attackers=NOISY) for key in range(4)]
     different = [(found["large"] != honest["large"]).any(1) for found, honest in rounds]
     assert 0 < different[0].sum() < len(PLACES)
     for (found, honest), noisy in zip(rounds, different, strict=True):
@@ -294,14 +301,14 @@ def test_the_same_clients_send_noise_in_every_round_and_the_others_what_they_hav
     noisy = different[0]
     for one, other in ((rounds[0], rounds[1]), (rounds[2], rounds[3])):  # each round anew
         assert (one[0]["large"][noisy] != other[0]["large"][noisy]).all()
-    blocks, _ = received(0, noisy=NOISY, block=2)
+    blocks, _ = received(0, attackers=NOISY, block=2)
     assert_close(blocks, rounds[0][0])
 
 
 def test_noise_is_as_large_as_stated_and_its_clients_as_many():
     sizes = (120, 200)
     for scale in (0.5, 10.0):
-        found, honest = received(0, sizes, noisy=0.3, noise_scale=scale)
+        found, honest = received(0, sizes, attackers=0.3, attack_scale=scale)
         noisy = (found["large"] != honest["large"]).any(1)
         assert noisy.mean() == pytest.approx(0.3, abs=4 * np.sqrt(0.3 * 0.7 / 320))
         root = np.sqrt(np.mean(honest["large"] ** 2, axis=1, keepdims=True))
@@ -312,16 +319,16 @@ def test_noise_is_as_large_as_stated_and_its_clients_as_many():
         assert single.std() == pytest.approx(1, abs=4 / np.sqrt(2 * single.size))
         together = np.corrcoef(noise[:, 0], single)[0, 1]
         assert abs(together) < 4 / np.sqrt(len(single))  # leaves have noise of their own
-    nothing, honest = received(0, noisy=0.0)
+    nothing, honest = received(0, attackers=0.0)
     chex.assert_trees_all_equal(nothing, honest)
 
 
 def test_noise_changes_neither_private_states_nor_metrics():
     buckets, private = make_buckets(), make_private()
-    expected, found = play(buckets, private), play(buckets, private, noisy=NOISY)
+    expected, found = play(buckets, private), play(buckets, private, attackers=NOISY)
     assert_close(found[1:], expected[1:])
     assert np.abs(found[0] - expected[0]).max() > 1e-2
-    assert_close(play(buckets, private, noisy=NOISY, additive=True, block=2), found)
+    assert_close(play(buckets, private, attackers=NOISY, additive=True, block=2), found)
 
 
 @pytest.mark.parametrize(
@@ -333,12 +340,10 @@ def test_noise_changes_neither_private_states_nor_metrics():
         ("dropped", -0.1, "at least 0 and at most 1"),
         ("dropped", float("nan"), "at least 0 and at most 1"),
         ("block", -2, "at least 0"),
-        ("noisy", -0.1, "at least 0 and below 1"),
-        ("noisy", 1.0, "at least 0 and below 1"),
-        ("noisy", float("nan"), "at least 0 and below 1"),
-        ("noise_scale", 0.0, "above 0"),
-        ("noise_scale", -2.0, "above 0"),
-        ("noise_scale", float("nan"), "above 0"),
+        ("attackers", -0.1, "at least 0 and below 1"),
+        ("attackers", 1.0, "at least 0 and below 1"),
+        ("attackers", float("nan"), "at least 0 and below 1"),
+        ("attack_scale", float("nan"), "finite"),
     ],
 )
 def test_a_cohort_that_cannot_be_is_refused(name, value, rule):
@@ -347,8 +352,8 @@ def test_a_cohort_that_cannot_be_is_refused(name, value, rule):
 
 
 def test_a_cohort_at_the_ends_of_its_ranges_can_be():
-    CohortConfig(participation=1.0, dropped=1.0, block=0, noisy=0.99, noise_scale=1e-3)
-    CohortConfig(participation=1e-6, dropped=0.0, noisy=0.0)
+    CohortConfig(participation=1.0, dropped=1.0, block=0, attackers=0.99, attack_scale=1e-3)
+    CohortConfig(participation=1e-6, dropped=0.0, attackers=0.0)
 
 
 WIDTH = 3
@@ -371,12 +376,10 @@ def mean_of(shared, uploads, weights, key):
     return weighted_mean(uploads, weights)
 
 
-def seen_by_server(local, product=multiply, receive=None, additive=True, **cohort):
-    """The uploads' type as the server sees it, and the mean [I, D]."""
-    types = []
+def mean_at_server(local, product=multiply, additive=True, **cohort):
+    """The mean [I, D] that the server computes, the private states and the metrics."""
 
     def aggregate(shared, uploads, weights, key):
-        types.extend(map(type, uploads))
         mean = mean_of(shared, uploads, weights, key)
         return {"mean": mean, "item": shared["item"]}
 
@@ -387,49 +390,41 @@ def seen_by_server(local, product=multiply, receive=None, additive=True, **cohor
     def play(buckets, private, key):
         return federated_round(
             (work,) * len(buckets), aggregate, start, private, buckets, key,
-            cohort=CohortConfig(**cohort), additive=additive, product=product, receive=receive,
+            cohort=CohortConfig(privacy="plain", **cohort), additive=additive, product=product,
         )  # fmt: skip
 
-    shared, private, metrics, _ = play(make_buckets(), make_private(), jax.random.key(2))
-    return {kind is Factored for kind in types}, (shared["mean"], private, metrics)
+    done = play(make_buckets(), make_private(), jax.random.key(2))
+    return done.shared["mean"], done.private, done.metrics
 
 
 @pytest.mark.parametrize(
     "cohort", [{}, {"block": 2}, {"participation": 0.5, "dropped": 0.2}], ids=str
 )
 def test_a_mean_of_factors_is_the_mean_of_their_products(cohort):
-    apart, found = seen_by_server(factors, **cohort)
-    _, expected = seen_by_server(products, **cohort)
-    assert apart == {True}
-    assert_close(found, expected)
+    assert_close(mean_at_server(factors, **cohort), mean_at_server(products, **cohort))
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"noisy": NOISY},
-        {"noisy": NOISY, "block": 2},
+        {"attackers": NOISY},
+        {"attackers": NOISY, "block": 2},
         {"additive": False},
-        {"receive": lambda uploads: jnp.clip(uploads, -1, 1)},
     ],
-    ids=["noise", "noise in blocks", "not additive", "received one by one"],
+    ids=["noise", "noise in blocks", "not additive"],
 )
 def test_factors_are_multiplied_out_where_a_single_upload_counts(settings):
     """Noise takes the place of what really travels, the product."""
-    apart, found = seen_by_server(factors, **settings)
-    _, expected = seen_by_server(products, **settings)
-    assert apart == {False}
+    found, expected = (mean_at_server(local, **settings) for local in (factors, products))
     assert_close(found, expected)
-    _, plain = seen_by_server(products)
-    assert ("noisy" in settings or "receive" in settings) == (
-        np.abs(found[0] - plain[0]).max() > 1e-2
-    )
+    plain = mean_at_server(products)
+    assert ("attackers" in settings) == (np.abs(found[0] - plain[0]).max() > 1e-2)
 
 
 def test_a_method_says_what_its_factors_send():
     double = lambda upload: 2 * multiply(upload)
-    _, found = seen_by_server(factors, product=double, additive=False)
-    _, expected = seen_by_server(products)
+    found = mean_at_server(factors, product=double, additive=False)
+    expected = mean_at_server(products)
     assert_close(found[0], 2 * expected[0])
 
 
@@ -447,9 +442,10 @@ def test_a_round_refuses_buckets_and_states_that_do_not_agree():
 
 
 def test_a_round_refuses_uploads_that_lost_their_client_axis():
-    sum_up = lambda uploads: jax.tree.map(lambda leaf: leaf.sum(0), uploads)
-    with pytest.raises(AssertionError):
+    lost = lambda cohort, uploads, client, key: jax.tree.map(lambda leaf: leaf.sum(0), uploads)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(AssertionError):
+        patch.setattr(engine, "falsify", lost)
         federated_round(
             (local, local), aggregate, jnp.asarray(START), make_private(), make_buckets(),
-            jax.random.key(0), receive=sum_up,
+            jax.random.key(0), cohort=CohortConfig(privacy="plain"),
         )  # fmt: skip

@@ -18,8 +18,8 @@ from jaxrec.data.split import split
 from jaxrec.data.synthetic import synthetic
 from jaxrec.data.text import texts, tfidf
 from jaxrec.federated import codecs, cooccurrence, engine
-from jaxrec.federated.aggregate import Factored, multiply
 from jaxrec.federated.cohort import CohortConfig
+from jaxrec.federated.uploads import Factored, multiply
 from jaxrec.methods import METHODS, fedavg, fedcia, fedmf, local_only, popularity, rqfedrec
 from jaxrec.methods.fedcia import linear, similarity
 from jaxrec.methods.fedcia import method as fedcia_method
@@ -33,6 +33,7 @@ USERS, ITEMS, CLIENTS, WIDTH, RANK = 36, 30, 6, 4, 5
 KEY = jax.random.key(0)
 CODED = {
     "width": WIDTH, "levels": 2, "codes": 5, "participation": 1.0, "sketch_participation": 1.0,
+    "privacy": "plain",
 }  # fmt: skip
 HOSTED = {"agentcf_text"}  # needs a host to be made
 
@@ -135,26 +136,30 @@ def test_local_only_sends_nothing(monkeypatch):
 
 def test_popularity_is_one_secure_sum(secure_sums):
     data, sizes = problem()
-    made = popularity.make(popularity.Config(), sizes)
+    made = popularity.make(popularity.Config(privacy="plain"), sizes)
     state, _ = run(made.step, made.init(KEY, data), data, KEY)
     assert secure_sums == [((ITEMS,), CLIENTS)]
     assert made.traffic == Traffic(up=4 * ITEMS, down=nbytes(made.prepare(state, data)))
 
 
-@pytest.mark.parametrize("settings", [{}, {"layers": 1}, {"noisy": 0.5}, {"block": 2}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"layers": 1}, {"attackers": 0.5}, {"block": 2}], ids=str)
 def test_fedavg_sends_the_item_table_and_its_change(monkeypatch, settings):
-    made = fedavg.make(fedavg.Config(width=WIDTH, upload="change", **settings), problem()[1])
+    made = fedavg.make(
+        fedavg.Config(width=WIDTH, upload="change", privacy="plain", **settings), problem()[1]
+    )
     for upload, read in crossings(monkeypatch, fedavg, made):
         assert set(read) == {".item"}
         assert made.traffic == Traffic(up=nbytes(upload), down=nbytes(read))
 
 
-@pytest.mark.parametrize("settings", [{}, {"noisy": 0.5}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"attackers": 0.5}], ids=str)
 def test_fedmf_sends_a_gradient_of_the_item_table_and_once_the_counts(
     monkeypatch, secure_sums, settings
 ):
     data, sizes = problem()
-    made = fedavg.make(fedavg.Config(width=WIDTH, upload="gradient", **settings), sizes)
+    made = fedavg.make(
+        fedavg.Config(width=WIDTH, upload="gradient", privacy="plain", **settings), sizes
+    )
     run(made.init, KEY, data)
     assert secure_sums == [((ITEMS,), CLIENTS)]
     for upload, read in crossings(monkeypatch, fedmf, made):
@@ -172,11 +177,11 @@ PAIRS = {".similarity.vectors", ".similarity.values"}
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"align": "gradient"}, {"upload": "sketch"}, {"model": "mf:6,lightgcn:2"}],
+    [{"upload": "factor"}, {"align": "gradient"}, {"model": "mf:6,lightgcn:2"}],
     ids=str,
 )
 def test_fedcia_sends_factors_or_sketches_and_eigenpairs(monkeypatch, settings):
-    config = fedcia.Config(**{"width": WIDTH, "rank": RANK} | settings)
+    config = fedcia.Config(**{"width": WIDTH, "rank": RANK, "privacy": "plain"} | settings)
     made = fedcia.make(config, problem()[1])
     found = crossings(monkeypatch, fedcia_method, made)
     for _, read in found:
@@ -190,7 +195,7 @@ def test_fedcia_sends_factors_or_sketches_and_eigenpairs(monkeypatch, settings):
 @pytest.mark.parametrize("rank", [2, RANK])
 def test_clients_that_rebuild_their_tables_get_the_rotation_of_the_common_one(monkeypatch, rank):
     """Given the eigenpairs, the table V_D values_D^(1/2) Q is the rotation Q."""
-    config = fedcia.Config(width=WIDTH, rank=rank, tables="rebuilt", upload="sketch")
+    config = fedcia.Config(width=WIDTH, rank=rank, tables="rebuilt", privacy="plain")
     made = fedcia.make(config, problem()[1])
     for upload, read in crossings(monkeypatch, fedcia_method, made):
         assert set(read) == PAIRS | {".table"}
@@ -210,7 +215,7 @@ def triangle(matrix) -> int:
 @pytest.mark.parametrize("model", ["gfcf", "ease"])
 def test_a_lossless_model_is_a_secure_sum_of_symmetric_matrices(secure_sums, model):
     data, sizes = problem()
-    made = fedcia.make(fedcia.Config(model=model, singular_vectors=3), sizes)
+    made = fedcia.make(fedcia.Config(model=model, singular_vectors=3, privacy="plain"), sizes)
     state, _ = run(made.step, made.init(KEY, data), data, KEY)
     degrees = secure_sums == [((ITEMS,), CLIENTS)]
     assert degrees == (model == "gfcf") and len(secure_sums) == degrees
@@ -226,7 +231,7 @@ def test_a_lossless_model_is_a_secure_sum_of_symmetric_matrices(secure_sums, mod
 
 def test_the_published_form_sends_whole_similarities(secure_sums):
     data, sizes = problem()
-    config = fedcia.Config(model="gfcf", form="paper", singular_vectors=3)
+    config = fedcia.Config(model="gfcf", form="paper", singular_vectors=3, privacy="plain")
     made = fedcia.make(config, sizes)
     state, _ = run(made.step, made.init(KEY, data), data, KEY)
     client = jax.tree.map(lambda leaf: leaf[0], data.clients[0])
@@ -255,7 +260,9 @@ def test_a_sketch_is_a_product_in_every_pass(monkeypatch, secure_sums, model):
         return operator._replace(apply=apply)
 
     monkeypatch.setattr(linear, "_secure_sums", noting)
-    config = fedcia.Config(model=model, sketch=rank, passes=passes, singular_vectors=3)
+    config = fedcia.Config(
+        model=model, sketch=rank, passes=passes, singular_vectors=3, privacy="plain"
+    )
     made = fedcia.make(config, sizes)
     run(made.step, made.init(KEY, data), data, KEY)
     down, up = np.array(noted).T
@@ -289,7 +296,7 @@ def summed_bytes(shape, bits) -> float:
     [
         {},
         {"uplink": "float32", "downlink": "float32", "sketch_bits": 32},
-        {"uplink": "float32", "noisy": 0.5},
+        {"uplink": "float32", "attackers": 0.5},
         {"uplink": "float32", "clip": 0.1},
         {"uplink": "int4"},
         {"uplink": "sign", "channels": "collaborative"},
@@ -359,7 +366,10 @@ def test_a_refresh_is_one_more_secure_sum_and_a_table_of_codes(secure_sums):
 )
 def test_attendance_counts_the_clients_whose_users_moved(module, settings):
     data, sizes = problem()
-    made = module.make(module.Config(**settings | {"participation": 0.7, "dropped": 0.3}), sizes)
+    made = module.make(
+        module.Config(**settings | {"participation": 0.7, "dropped": 0.3, "privacy": "plain"}),
+        sizes,
+    )
     users = lambda state: state.user if hasattr(state, "user") else [t.user for t in state.tables]
     state = run(made.init, KEY, data)
     step, found = jax.jit(made.step, compiler_options=QUICK), []
