@@ -21,7 +21,7 @@ import yaml
 
 import jaxrec
 from jaxrec.methods import METHODS
-from jaxrec.types import Method, Traffic, Unavailable
+from jaxrec.types import Method, Release, Traffic, Unavailable
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -30,6 +30,7 @@ GIVEN = {
     "design.md": {
         "Callable": Callable,
         "NamedTuple": NamedTuple,
+        "Release": Release,
         "Traffic": Traffic,
         "Unavailable": Unavailable,
     }

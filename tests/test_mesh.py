@@ -139,6 +139,7 @@ def test_eight_devices_equal_one(name):
     assert ended(program(["-c", SAME, name], 8)) == "equal\n"
 
 
+@pytest.mark.slow
 def test_buckets_that_are_padded_to_one_length_go_on(tmp_path, monkeypatch):
     root = str(Path(jaxrec.__file__).parents[1])
     monkeypatch.chdir(tmp_path)
@@ -159,7 +160,8 @@ def test_two_processes_equal_one_and_a_run_goes_on_with_other_devices(tmp_path):
 
     def values(folder):
         found = json.loads((tmp_path / folder / "result.json").read_text())
-        return {name: value for name, value in found.items() if "seconds" not in name}
+        numbers = {name: value for name, value in found.items() if not isinstance(value, str)}
+        return {name: value for name, value in numbers.items() if "seconds" not in name}
 
     run("--rounds", 1, "--out", tmp_path / "two")
     ended(program([*alone, "--mesh", "clients=8", "--rounds", 1, "--out", tmp_path / "one"], 8))

@@ -22,8 +22,13 @@ import jax.numpy as jnp
 import optax
 
 from jaxrec.federated import local, scoring
-from jaxrec.federated.aggregate import weighted_mean
+from jaxrec.federated.aggregate import combine
+from jaxrec.federated.cohort import check_cohort, check_rounds, releases, with_enough
 from jaxrec.federated.engine import federated_round
+from jaxrec.federated.malicious import RENAMED, with_attackers
+from jaxrec.federated.private_mean import Bounds, first_bounds
+from jaxrec.federated.sum_bytes import with_protocol
+from jaxrec.federated.support import supported, supported_items
 from jaxrec.methods import fedmf
 from jaxrec.models.collaborative import Tables
 from jaxrec.settings.fields import check, setting
@@ -32,7 +37,7 @@ from jaxrec.types import Attendance, Clients, Data, Method, SettingError, Sizes,
 TRAITS = Traits(
     run={"rounds": 400, "evaluate_every": 20, "patience": 3},
     uses=("order",),
-    renamed={"dropout": "dropped"},
+    renamed={"dropout": "dropped"} | RENAMED,
     retired=("memory",),
     smaller=({"upload": "gradient", "loss": "softmax"},),
 )
@@ -61,6 +66,7 @@ class Config(fedmf.FedMFConfig):
 
     def __post_init__(self) -> None:
         check(self)
+        check_cohort(self)
         local.check_recency(self)
         if self.upload != "gradient":
             return
@@ -76,6 +82,8 @@ class Config(fedmf.FedMFConfig):
 class Shared(NamedTuple):
     item: jax.Array  # f32 [I, D]
     moments: Any  # the server optimiser's
+    support: jax.Array | None  # bool [I]  items that enough users have; None: all are learned
+    bounds: Bounds | None  # what uploads are measured with
 
 
 class State(NamedTuple):
@@ -87,6 +95,7 @@ class State(NamedTuple):
 class Metrics(NamedTuple):
     loss: jax.Array  # mean loss per interaction before the round
     participants: jax.Array  # clients whose upload arrived
+    non_finite: jax.Array  # those of them that were dropped: some number was not finite
 
 
 class FedAvg(NamedTuple):
@@ -101,24 +110,35 @@ class FedAvg(NamedTuple):
 def make(config: Config, sizes: Sizes) -> Method:
     """Build the method for `sizes`; raises SettingError on settings that cannot work."""
     config = settled(config, sizes)
+    config = with_enough(config, sizes)
+    check_rounds(config, sizes)
     user, item = optax.adam(config.learning_rate), optax.sgd(config.item_learning_rate)
     client = optax.multi_transform({"user": user, "item": item}, Tables._make(Tables._fields))
     average, adam = optax.sgd(1.0), optax.adam(config.server_learning_rate)
     server = adam if config.server == "adam" else average
     if config.upload == "gradient":
-        return fedmf.make(config, sizes, server)
+        return with_attackers(config, sizes, fedmf.make(config, sizes, server))
     fedavg = FedAvg(config, sizes, client, server)
-    table = 4.0 * sizes.items * config.width
-    return Method(
+    method = Method(
         partial(init, fedavg),
         partial(step, fedavg),
         partial(prepare, fedavg),
         scoring.score,
-        traffic=Traffic(up=table, down=table),
+        traffic=traffic(config, sizes),
+        releases=partial(releases, config) if config.noised else None,
         attendance=lambda metrics: Attendance(metrics.participants),
         vectors=scoring.vectors,
         fold_in=scoring.folding(config, config.layers, lambda state: state.shared.item),
     )
+    return with_attackers(config, sizes, method)
+
+
+def traffic(config: Config, sizes: Sizes) -> Traffic:
+    """The item table each way; before, which items have support."""
+    table, counts = 4.0 * sizes.items * config.width, 4.0 * sizes.items * (config.support > 1)
+    plain = Traffic(up=table, down=table, setup_up=counts, setup_down=counts)
+    setup = int(config.support > 1)
+    return with_protocol(config, plain, sizes.clients, cohort=config.participation, setup=setup)
 
 
 def settled(config: Config, sizes: Sizes) -> Config:
@@ -144,7 +164,9 @@ def init(fedavg: FedAvg, key: jax.Array, data: Data) -> State:
     moments = tuple(
         jax.vmap(lambda table: fedavg.client.init(Tables(table, item)))(table) for table in user
     )
-    return State(Shared(item, fedavg.server.init(item)), user, moments)
+    support = supported_items(config, data, fedavg.sizes.items)
+    shared = Shared(item, fedavg.server.init(item), support, first_bounds(config, ()))
+    return State(shared, user, moments)
 
 
 def train(
@@ -172,29 +194,35 @@ def aggregate(
     key: jax.Array,
 ) -> Shared:
     """The server's step by the mean change."""
-    change = weighted_mean(uploads, weights)
+    config = fedavg.config
+    change = combine(config.rule, uploads, weights, config.malicious)
     updates, moments = fedavg.server.update(-change, shared.moments, shared.item)
-    return Shared(jnp.asarray(optax.apply_updates(shared.item, updates)), moments)
+    item = jnp.asarray(optax.apply_updates(shared.item, updates))
+    return shared._replace(item=item, moments=moments)
 
 
 def step(fedavg: FedAvg, state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
     """One round."""
-    shared, private, loss, participants = federated_round(
+    done = federated_round(
         (partial(train, fedavg),) * len(data.clients),
         partial(aggregate, fedavg),
         state.shared,
         tuple(zip(state.user, state.moments, strict=True)),
-        data.clients,
+        supported(data, state.shared.support).clients,
         key,
         cohort=fedavg.config,
-        additive=True,
+        bounds=state.shared.bounds,
+        additive=fedavg.config.rule == "mean",
     )
-    return State(shared, *zip(*private, strict=True)), Metrics(loss, participants)
+    shared = done.shared._replace(bounds=done.bounds)
+    metrics = Metrics(done.metrics, done.participants, done.non_finite)
+    return State(shared, *zip(*done.private, strict=True)), metrics
 
 
 def prepare(fedavg: FedAvg, state: State, data: Data) -> scoring.Served:
     """Every user's vector beside the server's items; with LightGCN each client's own items."""
     item, layers = state.shared.item, fedavg.config.layers
+    data = supported(data, state.shared.support)
     tables = tuple(Tables(user, item) for user in state.user)
     if layers:
         tables = tuple(

@@ -23,11 +23,14 @@ import jax.numpy as jnp
 import optax
 
 from jaxrec.federated import catalogue, local, scoring
-from jaxrec.federated.aggregate import Factored, weighted_mean
+from jaxrec.federated.aggregate import combine
 from jaxrec.federated.catalogue import Catalogue
-from jaxrec.federated.cohort import CohortConfig
-from jaxrec.federated.cooccurrence import item_counts
+from jaxrec.federated.cohort import CohortConfig, releases
 from jaxrec.federated.engine import federated_round
+from jaxrec.federated.private_mean import Bounds, first_bounds
+from jaxrec.federated.sum_bytes import with_protocol
+from jaxrec.federated.support import supported, supported_counts
+from jaxrec.federated.uploads import Factored
 from jaxrec.models.collaborative import Tables
 from jaxrec.ops import fold_in
 from jaxrec.ops.fold_in import Curvature
@@ -48,6 +51,8 @@ class Shared(NamedTuple):
     moments: Any  # the server optimiser's
     shares: jax.Array  # f32 [I]  of the train interactions
     rows: jax.Array  # f32 []  train interactions of a client, on average
+    support: jax.Array | None  # bool [I]  items that enough users have; None: all are learned
+    bounds: Bounds | None  # what uploads are measured with
 
 
 class State(NamedTuple):
@@ -58,6 +63,7 @@ class State(NamedTuple):
 class Metrics(NamedTuple):
     loss: jax.Array  # mean loss per interaction of the fitted users, before the round
     participants: jax.Array  # clients whose upload arrived
+    non_finite: jax.Array  # those of them that were dropped: some number was not finite
 
 
 class FedMF(NamedTuple):
@@ -71,13 +77,20 @@ class FedMF(NamedTuple):
 def make(config: FedMFConfig, sizes: Sizes, server: optax.GradientTransformation) -> Method:
     """Build the method for `sizes`; the server's optimiser takes the mean gradient."""
     fedmf = FedMF(config, sizes, server)
-    table, counts = 4.0 * sizes.items * config.width, 4.0 * sizes.items
+    table, counts = 4.0 * sizes.items * config.width, 4.0 * sizes.items * (not config.noised)
     return Method(
         partial(init, fedmf),
         partial(step, fedmf),
         partial(prepare, fedmf),
         scoring.score,
-        traffic=Traffic(up=table, down=table, setup_up=counts, setup_down=counts),
+        traffic=with_protocol(
+            config,
+            Traffic(up=table, down=table, setup_up=counts, setup_down=counts),
+            sizes.clients,
+            cohort=config.participation,
+            setup=int(not config.noised),
+        ),
+        releases=partial(releases, config) if config.noised else None,
         attendance=lambda metrics: Attendance(metrics.participants),
         vectors=scoring.vectors,
         fold_in=partial(fold_in_users, fedmf),
@@ -87,13 +100,18 @@ def make(config: FedMFConfig, sizes: Sizes, server: optax.GradientTransformation
 def init(fedmf: FedMF, key: jax.Array, data: Data) -> State:
     """Random items, users at zero, and how often each item was chosen, by a secure sum."""
     config, sizes = fedmf.config, fedmf.sizes
-    counts = item_counts(data, sizes.items)
+    if config.noised:  # counts would cost: users then meet all items alike, a client has one row
+        counts, members = jnp.ones(sizes.items), sizes.items
+    else:
+        counts = supported_counts(config, data, sizes.items)
+        members = sum(jnp.sum(clients.weight > 0) for clients in data.clients)
+    support = None if config.support == 1 else counts > 0
     item = local.init_items(key, sizes.items, config.width, config.init_scale)
     shares = counts / jnp.maximum(counts.sum(), 1)
     user = tuple(jnp.zeros((*c.users.shape, config.width)) for c in data.clients)
-    members = sum(jnp.sum(clients.weight > 0) for clients in data.clients)
     rows = jnp.maximum(counts.sum() / jnp.maximum(members, 1), 1)
-    return State(Shared(item, fedmf.server.init(item), shares, rows), user)
+    bounds = first_bounds(config, (), ())
+    return State(Shared(item, fedmf.server.init(item), shares, rows, support, bounds), user)
 
 
 def view(config: FedMFConfig, shared: Shared, clients: Clients) -> catalogue.View:
@@ -145,7 +163,8 @@ def aggregate(
 ) -> Shared:
     """The server's step by the mean gradient and the penalty on the items."""
     penalty = 2 * fedmf.config.l2_item / (shared.rows * fedmf.sizes.items)
-    gradient = weighted_mean(uploads, weights) + penalty * shared.item
+    config = fedmf.config
+    gradient = combine(config.rule, uploads, weights, config.malicious) + penalty * shared.item
     updates, moments = fedmf.server.update(gradient, shared.moments, shared.item)
     item = jnp.asarray(optax.apply_updates(shared.item, updates))
     return shared._replace(item=item, moments=moments)
@@ -154,17 +173,20 @@ def aggregate(
 def step(fedmf: FedMF, state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
     """One round."""
     curvature = fold_in.curvature(state.shared.item, state.shared.shares)
-    shared, user, loss, participants = federated_round(
+    done = federated_round(
         (partial(train, fedmf.config, curvature),) * len(data.clients),
         partial(aggregate, fedmf),
         state.shared,
         state.user,
-        data.clients,
+        supported(data, state.shared.support).clients,
         key,
         cohort=fedmf.config,
-        additive=True,
+        bounds=state.shared.bounds,
+        additive=fedmf.config.rule == "mean",
     )
-    return State(shared, user), Metrics(loss, participants)
+    shared = done.shared._replace(bounds=done.bounds)
+    metrics = Metrics(done.metrics, done.participants, done.non_finite)
+    return State(shared, done.private), metrics
 
 
 def fitted(
@@ -172,6 +194,7 @@ def fitted(
 ) -> tuple[Tables, ...]:
     """The tables of a bucket's clients, every user fitted to the newest items."""
     curvature = fold_in.curvature(shared.item, shared.shares)
+    data = supported(data, shared.support)
 
     def one(pair):
         user, clients = pair

@@ -22,7 +22,10 @@ from jaxrec.settings.fields import setting
 from jaxrec.types import Clients, Data, Method, Sizes, Traits, Unavailable
 
 TRAITS = Traits(
-    run={"rounds": 20, "evaluate_every": 2, "patience": 5}, uses=("order",), retired=("memory",)
+    run={"rounds": 20, "evaluate_every": 2, "patience": 5},
+    uses=("order",),
+    privacy="nothing is sent",
+    retired=("memory",),
 )
 
 
@@ -95,16 +98,16 @@ def train(
 
 def step(config: Config, state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
     """One round."""
-    _, private, metrics, _ = federated_round(
+    done = federated_round(
         (partial(train, config),) * len(data.clients),
         lambda shared, uploads, weights, key: shared,
         (),
         tuple(zip(*state, strict=True)),
         data.clients,
         key,
-        cohort=CohortConfig(block=config.block),
+        cohort=CohortConfig(block=config.block, privacy="plain"),
     )
-    return State(*zip(*private, strict=True)), metrics
+    return State(*zip(*done.private, strict=True)), done.metrics
 
 
 def prepare(config: Config, sizes: Sizes, state: State, data: Data) -> scoring.Served:

@@ -64,7 +64,9 @@ VARIANTS = {
     "rqfedrec-sampled": Variant("rqfedrec", CODED | {"negatives": 40}, 10, 0.06),
     "rqfedrec-guarded": Variant(
         "rqfedrec",
-        CODED | EXACT | {"trim": 0.1, "clip": 0.05, "drop_loss": 0.05, "refresh": 3},
+        CODED
+        | EXACT
+        | {"privacy": "plain", "malicious": 0.1, "clip": 0.05, "drop_loss": 0.05, "refresh": 3},
         10,
         0.06,
     ),
@@ -81,6 +83,7 @@ VARIANTS = {
     ),
     "ease": Variant("fedcia", {"model": "ease", "ridge": 20.0}, 1, 0.08),
     "ease-sketch": Variant("fedcia", {"model": "ease", "ridge": 20.0, "sketch": 32}, 1, 0.04),
+    "gram": Variant("fedcia", {"model": "gram", "directions": 40}, 1, 0.08),
     # These tastes have no order; the one that they learn is in methods/test_sequential.py.
     "sasrec": Variant("sequential", SHORT | {"layers": 1, "norm": "post"}, 4),
     "gru4rec": Variant("sequential", SHORT | BINARY, 4),
@@ -323,7 +326,10 @@ NO_NEWCOMERS = {
     "fedcia-mixed",
     "gfcf-paper",
 }
-KNOWN_BY_ROWS = {"popularity", "gfcf", "ease", "ease-sketch", "sasrec", "gru4rec", "llmd4rec"}
+KNOWN_BY_ROWS = {
+    *("popularity", "gfcf", "ease", "ease-sketch", "gram"),
+    *("sasrec", "gru4rec", "llmd4rec"),
+}
 
 
 @every_variant
@@ -370,7 +376,7 @@ def test_new_users_get_lists_worth_having_or_there_is_a_reason(name):
         for method in ("fedavg", "fedcia")
         for setting, value in [("participation", 0.0), ("dropped", 1.5), ("block", -1)]
     ]
-    + [("fedavg", {"noisy": 1.0}, "noisy = 1.0")]
+    + [("fedavg", {"attackers": 1.0}, "attackers = 1.0")]
     + [
         ("sequential", {setting: value}, f"{setting} = {value}")
         for setting, value in [
@@ -426,11 +432,11 @@ def test_new_users_get_lists_worth_having_or_there_is_a_reason(name):
             ("damping", 1.5),
             ("server_learning_rate", 0.0),
             ("negatives", 81),
-            ("trim", 0.5),
+            ("malicious", 0.5),
             ("drop_loss", 1.0),
             ("sketch_participation", 0.0),
             ("participation", 0.0),
-            ("noisy", 1.0),
+            ("attackers", 1.0),
         ]
     ]
     + [

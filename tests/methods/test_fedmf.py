@@ -27,6 +27,7 @@ SETTINGS = {
     "l2_item": L2_ITEM,
     "damping": 0.4,
     "server_learning_rate": 0.05,
+    "privacy": "plain",
 }
 ROUNDS = 3
 
@@ -147,7 +148,7 @@ def test_noise_that_nobody_sends_changes_nothing_and_real_noise_does():
     """Noisy rounds send the product itself; without noise it must be the same sum."""
     states = {}
     for noisy in (0.0, 1e-9, 0.5):
-        start, step, _ = program(16, noisy=noisy, server="average")
+        start, step, _ = program(16, attackers=noisy, server="average")
         states[noisy], _ = step(start(jax.random.key(0))[0], jax.random.key(1))
     item = {noisy: np.asarray(state.shared.item) for noisy, state in states.items()}
     np.testing.assert_allclose(item[1e-9], item[0.0], rtol=1e-4, atol=1e-5)
@@ -182,7 +183,7 @@ def test_traffic_is_one_table_each_way_and_the_counts_once():
         ({"damping": float("nan")}, "damping = nan"),
         ({"l2_user": 0.0}, "l2_user = 0.0"),
         ({"l2_user": float("nan")}, "l2_user = nan"),
-        ({"noisy": 1.0}, "noisy = 1.0"),
+        ({"attackers": 1.0}, "attackers = 1.0"),
         ({"width": 0}, "width = 0"),
     ],
     ids=str,

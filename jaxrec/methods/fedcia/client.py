@@ -55,8 +55,7 @@ def train(
         layers=model.layers,
     )
     if fedcia.additive:
-        sketch = new.item @ (new.item.T @ shared.similarity.vectors)
-        upload = sketch, jnp.sum(new.item**2)  # and A_c's trace
+        upload = similarity.sketch(new.item, shared.similarity.vectors)
     else:
         upload = similarity.rotate(new.item, key_rotate)
     norm = jnp.linalg.norm(shared.similarity.values)

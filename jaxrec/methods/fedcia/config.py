@@ -6,20 +6,21 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from jaxrec.federated import local
-from jaxrec.federated.cohort import CohortConfig
+from jaxrec.federated.cohort import CohortConfig, check_cohort
+from jaxrec.federated.privacy import PrivacyConfig
 from jaxrec.settings.fields import check, require, setting
 from jaxrec.types import SettingError, Sizes
 
-ONE_SHOT = ("gfcf", "ease")  # models that have nothing to train
+ONE_SHOT = ("gfcf", "ease", "gram")  # models that have nothing to train
 DENSE_LIMIT = 30_000  # items; an I x I float32 matrix of this size is 3.6 GB
 
 
 @dataclass(frozen=True)
-class LinearConfig:
-    """Settings of the parameter-free models, gfcf and ease."""
+class LinearConfig(PrivacyConfig):
+    """Settings of the parameter-free models: gfcf, ease and gram."""
 
     model: str = "gfcf"
-    """gfcf or ease."""
+    """gfcf, ease or gram."""
     form: Literal["lossless", "paper"] = "lossless"
     """lossless: secure-summed degrees and Gram, equal to the centralised model; paper: the mean of
     similarities that each client normalises by itself (gfcf only)."""
@@ -35,9 +36,16 @@ class LinearConfig:
     """r, eigenpairs kept instead of the whole I x I Gram; 0 = the whole Gram."""
     passes: int = setting(4, at_least=1)
     """Secure sums made for a sketch."""
+    basis: Literal["both", "text", "items"] = "both"
+    """What directions gram tells a user's row in: public texts (as far as their vectors go, then
+    items), popular items' own, or a third of the one and two of the other."""
+    directions: int = setting(0, at_least=0)
+    """r, number of gram's directions beside popularity; 0: as many as noise leaves useful."""
+    popularity_share: float = setting(0.1, above=0, below=1)
+    """Share of gram's budget that goes to the items' popularity, which its directions need."""
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         check_linear(self)
 
 
@@ -46,8 +54,8 @@ class Config(LinearConfig, CohortConfig, local.LocalConfig):
     """Settings of FedCIA."""
 
     model: str = "mf"
-    """The clients' model: mf, lightgcn, gfcf or ease. A list such as mf:64,lightgcn:64,mf:32 deals
-    models and widths out to the clients in turn; they share nothing but the similarity."""
+    """The clients' model: mf, lightgcn, gfcf, ease or gram. A list such as mf:64,lightgcn:64,mf:32
+    deals models and widths out to the clients in turn; they share nothing but the similarity."""
     layers: int = setting(1, at_least=0)
     """LightGCN's layers."""
     local_steps: int = setting(5, at_least=1)
@@ -66,8 +74,9 @@ class Config(LinearConfig, CohortConfig, local.LocalConfig):
     """L2 penalty during the alignment."""
     server_iterations: int = setting(2, at_least=0)
     """Subspace iterations per round, started from the last round's eigenvectors."""
-    upload: Literal["factor", "sketch"] = "factor"
-    """factor: the rotated item table; sketch: its product with the eigenvectors, a secure sum."""
+    upload: Literal["sketch", "factor"] = "sketch"
+    """sketch: A_c times the server's eigenvectors, which adds up; factor: the rotated item table,
+    from which the server reads what the client holds (privacy = plain alone)."""
     tables: Literal["kept", "rebuilt"] = "kept"
     """kept: a client keeps its item table between rounds; rebuilt: it starts from S."""
     weighting: Literal["uniform", "interactions"] = "uniform"
@@ -77,6 +86,7 @@ class Config(LinearConfig, CohortConfig, local.LocalConfig):
 
     def __post_init__(self) -> None:
         check(self)
+        check_cohort(self)
         if self.model in ONE_SHOT:
             check_linear(self)
             return
@@ -84,6 +94,8 @@ class Config(LinearConfig, CohortConfig, local.LocalConfig):
         models = client_models(self)
         if self.tables == "rebuilt" and len({model.width for model in models}) > 1:
             raise SettingError("tables = 'rebuilt': needs models of one width; use tables = 'kept'")
+        rule = f"'sketch' for privacy = {self.privacy!r}: factors do not add up"
+        require(self.privacy == "plain" or self.upload == "sketch", self, "upload", rule)
         rule = "0 for upload = 'sketch': the paper adds it to whole similarities"
         require(self.upload != "sketch" or not self.noise, self, "noise", rule)
 
@@ -102,7 +114,7 @@ def client_models(config: Config) -> tuple[ClientModel, ...]:
         name, _, width = part.strip().partition(":")
         if name not in ("mf", "lightgcn") or not (width.isdigit() or not width):
             raise SettingError(
-                f"model = {config.model!r}: {part!r} is none of mf, lightgcn, gfcf, ease; "
+                f"model = {config.model!r}: {part!r} is none of mf, lightgcn, gfcf, ease, gram; "
                 "several models are written mf:64,lightgcn:64,mf:32"
             )
         models.append(
@@ -139,3 +151,13 @@ def check_items(config: LinearConfig, sizes: Sizes) -> None:
     for name in ("singular_vectors", "sketch"):
         rule = f"at most {sizes.items}, the number of items"
         require(getattr(config, name) <= sizes.items, config, name, rule)
+
+
+def check_gram(config: LinearConfig, sizes: Sizes) -> None:
+    """Rules that join gram's settings to the federation's sizes; raises SettingError."""
+    most = min(sizes.items - 1, DENSE_LIMIT**2 // sizes.items)
+    rule = f"at most {most:,} with {sizes.items:,} items"
+    require(config.directions <= most, config, "directions", rule)
+    one = config.privacy_unit == "user" or sizes.clients >= sizes.users
+    rule = "'user' where clients have several users: each user's part is bounded, not a client's"
+    require(one or not config.noised, config, "privacy_unit", rule)

@@ -20,15 +20,20 @@ The paper's full SVD only adds null-space vectors; the thin one comes from a U_c
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxrec.federated import scoring
+from jaxrec.federated import scoring, secure_sum
 from jaxrec.federated.cooccurrence import item_counts
 from jaxrec.federated.local import dense_rows
+from jaxrec.federated.privacy import check_sum
+from jaxrec.federated.private_mean import in_integers
+from jaxrec.federated.sum_bytes import with_protocol
+from jaxrec.federated.support import supported, supported_items
 from jaxrec.methods.fedcia import similarity
 from jaxrec.methods.fedcia.config import LinearConfig, check_items
 from jaxrec.models.collaborative import inverse_root, normalise
@@ -58,14 +63,15 @@ class Served(NamedTuple):
 def make(config: LinearConfig, sizes: Sizes) -> Method:
     """Build the one-shot method; raises SettingError on settings that cannot work."""
     check_items(config, sizes)
+    check_sum(config, sizes.clients)
     own = Unavailable("form = 'paper' has every client normalise by its own degrees")
     return Method(
         partial(init, config, sizes.items),
-        partial(step, config, sizes.items),
+        partial(step, config, sizes.users, sizes.items),
         partial(prepare, config, sizes.users),
         partial(score, config),
         one_shot=True,
-        traffic=traffic(config, sizes.items),
+        traffic=traffic(config, sizes.items, sizes.clients),
         vectors=Unavailable(
             "what it knows of a user is the whole row of interactions, as long as the catalogue"
         ),
@@ -82,21 +88,27 @@ def init(config: LinearConfig, items: int, key: jax.Array, data: Data) -> Model:
 
 
 def step(
-    config: LinearConfig, items: int, model: Model, data: Data, key: jax.Array
+    config: LinearConfig, users: int, items: int, model: Model, data: Data, key: jax.Array
 ) -> tuple[Model, Metrics]:
     """The whole training, by secure sums."""
     whole = Metrics(jnp.float32(1))
+    whole_rows = None if config.sketch or config.form == "paper" else users
+    data = supported(data, supported_items(config, data, items, most=whole_rows))
     if config.form == "paper":
         return Model(_paper_mean(data, config, items), jnp.zeros((0, items))), whole
     graph = config.model == "gfcf"
     degree = item_counts(data, items) if graph else jnp.ones(items)
     if config.sketch:
         start = jax.random.normal(key, (items, config.sketch))
-        operator = _secure_sums(data, degree, normalise_users=graph)
+        unit = _sketch_unit(config, users, items) if in_integers(config) else None
+        key, key_rounding = jax.random.split(key)
+        operator = _secure_sums(data, degree, normalise_users=graph, unit=unit, key=key_rounding)
         pairs, energy = similarity.top_eigenpairs(operator, start, config.passes - 1)
         build = _gfcf_factors if graph else _ease_factors
         return build(pairs, degree, config), Metrics(energy)
-    gram = _gram(data, degree, normalise_users=graph)
+    integers = in_integers(config) and graph
+    make = _normalised_gram_in_integers if integers else partial(_gram, normalise_users=graph)
+    gram = make(data, degree)
     build = _gfcf if graph else _ease
     return Model(build(gram, degree, config, key), jnp.zeros((0, items))), whole
 
@@ -132,7 +144,7 @@ def fold_in(config: LinearConfig, model: Model, data: Data) -> Served:
     return prepare(config, scoring.user_places(data), model, data)
 
 
-def traffic(config: LinearConfig, items: int) -> Traffic:
+def traffic(config: LinearConfig, items: int, clients: int) -> Traffic:
     """float32; a symmetric matrix travels as its upper triangle, degrees as one vector each way.
 
     A sketch starts from a public seed: clients get the bases after the first one and at last the
@@ -140,13 +152,16 @@ def traffic(config: LinearConfig, items: int) -> Traffic:
     """
     if config.form == "paper":
         return Traffic(up=4.0 * items**2, down=4.0 * items**2)  # the low-pass part is not symmetric
-    degrees = 4.0 * items if config.model == "gfcf" else 0.0
+    setup = int(config.model == "gfcf") + int(config.support > 1)
+    counts, sums = 4.0 * items * setup, 1
     if config.sketch:
-        sums = 4.0 * items * config.sketch * config.passes
-        down = sums + 4.0 * config.sketch
-        return Traffic(up=sums + 4, down=down, setup_up=degrees, setup_down=degrees)
-    triangle = 2.0 * items * (items + 1)
-    return Traffic(up=triangle, down=4.0 * items**2, setup_up=degrees, setup_down=degrees)
+        sums = config.passes
+        up = 4.0 * items * config.sketch * sums
+        plain = Traffic(up=up + 4, down=up + 4.0 * config.sketch)
+    else:
+        plain = Traffic(up=2.0 * items * (items + 1), down=4.0 * items**2)
+    plain = plain._replace(setup_up=counts, setup_down=counts)
+    return with_protocol(config, plain, clients, setup=setup + sums - 1)
 
 
 def _gram(data: Data, degree: jax.Array, *, normalise_users: bool) -> jax.Array:
@@ -160,8 +175,43 @@ def _gram(data: Data, degree: jax.Array, *, normalise_users: bool) -> jax.Array:
     return total
 
 
-def _secure_sums(data: Data, degree: jax.Array, *, normalise_users: bool) -> similarity.Operator:
-    """X -> sum_c N_c^T (N_c X), one secure sum a pass, over interactions only: O(N r) each."""
+def _normalised_gram_in_integers(data: Data, degree: jax.Array) -> jax.Array:
+    """sum_c N_c^T N_c [I, I] by a sum of integers: users' rows weigh 2^20 / d_u, rounded.
+
+    Two products of ten bits each are exact in floats. The server divides by the items' degrees.
+    """
+    items, users = len(degree), sum(clients.users.size for clients in data.clients)
+    units = 2 ** min(20, 30 - math.ceil(math.log2(users + 1)))
+    total = jnp.zeros((items, items), jnp.int32)
+    for clients in data.clients:
+        rows = jax.vmap(lambda c: dense_rows(c, items))(clients).reshape(-1, items)
+        weight = jnp.round(units / jnp.maximum(rows.sum(1, keepdims=True), 1)).astype(jnp.int32)
+        rows = rows.astype(jnp.int32)
+        high, low = weight // 1024 * rows, weight % 1024 * rows
+        square = partial(secure_sum.product_sum, right=rows, most=32)  # 32^2 is 1024 times 1
+        total += 1024 * square(high) + square(low)
+    scale = inverse_root(degree)
+    return scale[:, None] * (total / units) * scale
+
+
+def _sketch_unit(config: LinearConfig, users: int, items: int) -> float:
+    """A public unit of a pass: no user's part of a product is longer than the largest integer."""
+    longest = 1.0 if config.model == "gfcf" else math.sqrt(items)
+    return longest / secure_sum.headroom(users)
+
+
+def _secure_sums(
+    data: Data,
+    degree: jax.Array,
+    *,
+    normalise_users: bool,
+    unit: float | None = None,
+    key: jax.Array,
+) -> similarity.Operator:
+    """X -> sum_c N_c^T (N_c X), one secure sum a pass, over interactions only: O(N r) each.
+
+    With a `unit` users' parts are integers, rounded at random.
+    """
 
     def edges(clients: Clients):
         count, users = clients.users.shape
@@ -177,8 +227,16 @@ def _secure_sums(data: Data, degree: jax.Array, *, normalise_users: bool) -> sim
         for clients in data.clients:
             row, item, weight, users = edges(clients)
             inner = jax.ops.segment_sum(weight[:, None] * right[item], row, users)
-            product = product.at[item].add(weight[:, None] * inner[row])
+            part = weight[:, None] * inner[row]
+            if unit is not None:
+                part = secure_sum.to_integers(part, jnp.float32(unit), secure_sum.LARGEST, key)
+                product = product.astype(jnp.int32)
+            product = product.at[item].add(part)
             form += inner.T @ inner
+        if unit is not None:
+            product = product * unit
+            form = right.T @ product  # the server has no other
+            form = (form + form.T) / 2
         return product, form
 
     trace = sum(jnp.sum(edges(clients)[2] ** 2) for clients in data.clients)

@@ -36,19 +36,25 @@ import jax.numpy as jnp
 import optax
 
 from jaxrec.federated import local, scoring
-from jaxrec.federated.aggregate import weighted_mean
+from jaxrec.federated.aggregate import combine
+from jaxrec.federated.cohort import check_rounds, releases, with_enough
 from jaxrec.federated.engine import federated_round
-from jaxrec.methods.fedcia import linear, similarity
+from jaxrec.federated.malicious import RENAMED, with_attackers
+from jaxrec.federated.private_mean import first_bounds
+from jaxrec.federated.sum_bytes import with_protocol
+from jaxrec.federated.support import supported, supported_items
+from jaxrec.methods.fedcia import gram, linear, similarity
 from jaxrec.methods.fedcia.client import aligned, train
 from jaxrec.methods.fedcia.config import ONE_SHOT, ClientModel, Config, client_models
 from jaxrec.methods.fedcia.state import FedCIA, Metrics, Shared, State
 from jaxrec.models.collaborative import Tables
-from jaxrec.types import Attendance, Clients, Data, Method, Sizes, Traffic, Traits
+from jaxrec.types import Attendance, Clients, Data, Method, Reads, Sizes, Traffic, Traits
 
 TRAITS = Traits(
     run={"rounds": 40, "evaluate_every": 2, "patience": 4},
-    uses=("order",),
-    renamed={"dropout": "dropped"},
+    reads=lambda config: Reads(text=config.model == "gram" and config.basis != "items"),
+    uses=("order", "text"),
+    renamed={"dropout": "dropped"} | RENAMED,
     retired=("memory",),
     smaller=({"tables": "rebuilt", "upload": "sketch", "block": 128}, {"sketch": 512}),
 )
@@ -56,21 +62,27 @@ TRAITS = Traits(
 
 def make(config: Config, sizes: Sizes) -> Method:
     """Build the method for `sizes`; raises SettingError on settings that cannot work."""
+    if config.model == "gram":
+        return with_attackers(config, sizes, gram.make(config, sizes))
     if config.model in ONE_SHOT:
-        return linear.make(config, sizes)
+        return with_attackers(config, sizes, linear.make(config, sizes))
+    config = with_enough(config, sizes)
+    check_rounds(config, sizes)
     models = client_models(config)
     fedcia = FedCIA(config, sizes, models, optax.adam(config.learning_rate))
     layers = max(model.layers for model in models)
-    return Method(
+    method = Method(
         partial(init, fedcia),
         partial(step, fedcia),
         partial(prepare, fedcia),
         scoring.score,
         traffic=traffic(fedcia),
         attendance=lambda metrics: Attendance(metrics.participants),
+        releases=partial(releases, config) if config.noised else None,
         vectors=scoring.vectors,
         fold_in=scoring.folding(config, layers, partial(newest_table, fedcia)),
     )
+    return with_attackers(config, sizes, method)
 
 
 def traffic(fedcia: FedCIA) -> Traffic:
@@ -78,11 +90,15 @@ def traffic(fedcia: FedCIA) -> Traffic:
 
     Clients that rebuild their tables get, beside the eigenpairs, the rotation of the common one.
     """
-    items, rank, models = fedcia.sizes.items, fedcia.rank, fedcia.models
+    config, items, rank, models = fedcia.config, fedcia.sizes.items, fedcia.rank, fedcia.models
     width = sum(model.width for model in models) / len(models)
     up = 4.0 * items * rank + 4 if fedcia.additive else 4.0 * items * width
     rotation = 4.0 * min(rank, models[0].width) * models[0].width if fedcia.rebuilt else 0.0
-    return Traffic(up=up, down=4.0 * rank * (items + 1) + rotation)
+    counts = 4.0 * items * (config.support > 1)
+    down = 4.0 * rank * (items + 1) + rotation
+    plain = Traffic(up=up, down=down, setup_up=counts, setup_down=counts)
+    setup, clients = int(config.support > 1), fedcia.sizes.clients
+    return with_protocol(config, plain, clients, cohort=config.participation, setup=setup)
 
 
 def init(fedcia: FedCIA, key: jax.Array, data: Data) -> State:
@@ -102,7 +118,9 @@ def init(fedcia: FedCIA, key: jax.Array, data: Data) -> State:
     start = jax.random.normal(key_start, (items, fedcia.rank))
     common = similarity.stacked([table[None]], [jnp.ones(1)])
     pairs, energy = similarity.top_eigenpairs(common, start, iterations=8)
-    shared = Shared(jnp.int32(0), pairs, energy, table if fedcia.rebuilt else table[:, :0])
+    table = table if fedcia.rebuilt else table[:, :0]
+    support, bounds = supported_items(config, data, items), first_bounds(config, (), ())
+    shared = Shared(jnp.int32(0), pairs, energy, table, support, bounds)
     return State(shared, tuple(tables), tuple(moments))
 
 
@@ -129,8 +147,10 @@ def aggregate(
 ) -> Shared:
     """The server's S, the mean similarity of the clients."""
     config, old = fedcia.config, shared.similarity
-    if fedcia.additive:
-        sketch, trace = weighted_mean(uploads, weights)
+    if fedcia.additive or config.rule != "mean":
+        if config.rule != "mean":
+            uploads, weights = comparable(fedcia, old.vectors, uploads, weights)
+        sketch, trace = combine(config.rule, uploads, weights, config.malicious)
         new = similarity.nystrom(sketch, old.vectors)
         energy = jnp.sum(new.values) / jnp.maximum(trace, 1e-30)
     else:
@@ -142,7 +162,21 @@ def aggregate(
             mean = similarity.add(mean, similarity.dense(noise))
         new, energy = similarity.top_eigenpairs(mean, old.vectors, config.server_iterations)
     table = similarity.procrustes(shared.table, new, 1.0) if fedcia.rebuilt else shared.table
-    return Shared(shared.rounds + 1, new, energy, table)
+    return shared._replace(rounds=shared.rounds + 1, similarity=new, energy=energy, table=table)
+
+
+def comparable(
+    fedcia: FedCIA, basis: jax.Array, uploads: tuple[Any, ...], weights: tuple[jax.Array, ...]
+) -> tuple[tuple[Any, ...], tuple[jax.Array, ...]]:
+    """Sketches of every client in one basis [I, R], and no weight for those that cannot be true.
+
+    Factors lie in spaces of their own, so that no rule can compare their numbers.
+    """
+    if not fedcia.additive:
+        sketched = jax.vmap(partial(similarity.sketch, basis=basis))
+        uploads = tuple(map(sketched, uploads))
+    true = [similarity.possible(sketch, trace, basis) for sketch, trace in uploads]
+    return uploads, tuple(w * flags for w, flags in zip(weights, true, strict=True))
 
 
 def laplace_mean(key: jax.Array, clients: int, items: int, scale: float) -> jax.Array:
@@ -157,8 +191,9 @@ def laplace_mean(key: jax.Array, clients: int, items: int, scale: float) -> jax.
 
 def step(fedcia: FedCIA, state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
     """One round."""
-    parts = groups(data, fedcia.models, fedcia.config.weighting)
-    shared, private, (loss, distance), participants = federated_round(
+    known = supported(data, state.shared.support)
+    parts = groups(known, fedcia.models, fedcia.config.weighting)
+    done = federated_round(
         tuple(partial(train, fedcia, model) for model, _ in parts),
         partial(aggregate, fedcia),
         state.shared,
@@ -166,14 +201,18 @@ def step(fedcia: FedCIA, state: State, data: Data, key: jax.Array) -> tuple[Stat
         tuple(clients for _, clients in parts),
         key,
         cohort=fedcia.config,
-        additive=fedcia.additive,
+        bounds=state.shared.bounds,
+        additive=fedcia.additive and fedcia.config.rule == "mean",
     )
-    metrics = Metrics(loss, distance, shared.energy, participants)
-    return State(shared, *zip(*private, strict=True)), metrics
+    shared = done.shared._replace(bounds=done.bounds)
+    loss, distance = done.metrics
+    metrics = Metrics(loss, distance, shared.energy, done.participants, done.non_finite)
+    return State(shared, *zip(*done.private, strict=True)), metrics
 
 
 def prepare(fedcia: FedCIA, state: State, data: Data) -> scoring.Served:
     """Align every client to the newest S, as it would on its next download, and encode."""
+    data = supported(data, state.shared.support)
     parts = groups(data, fedcia.models, fedcia.config.weighting)
     served = []
     for (model, clients), tables in zip(parts, state.tables, strict=True):

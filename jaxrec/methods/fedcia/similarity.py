@@ -116,6 +116,21 @@ def top_eigenpairs(
     return Similarity(basis @ turn, values), jnp.sum(values) / jnp.maximum(operator.trace, 1e-30)
 
 
+def sketch(table: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A_c V [I, R] and the trace of A_c = E E^T, from E [I, D] and V [I, R]: both add up."""
+    return table @ (table.T @ basis), jnp.sum(table**2)
+
+
+def possible(sketch: jax.Array, trace: jax.Array, basis: jax.Array) -> jax.Array:
+    """Which sketches [C, I, R] and traces [C] some tables may have, bool [C]; `basis` V [I, R].
+
+    v^T A_c v is a square, ||E_c^T v||^2, and orthonormal v share a trace. A sign flip breaks both.
+    """
+    squares = jnp.einsum("cir,ir->cr", sketch, basis)
+    slack = 1e-4 * jnp.abs(trace)
+    return (squares >= -slack[:, None]).all(1) & (squares.sum(1) <= trace + slack)
+
+
 def nystrom(sketch: jax.Array, basis: jax.Array) -> Similarity:
     """Eigenpairs of the Nystrom approximation Y (V^T Y)^+ Y^T of S from one sketch Y = S V.
 

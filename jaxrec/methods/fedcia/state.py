@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from jaxrec.federated.private_mean import Bounds
 from jaxrec.methods.fedcia.config import ClientModel, Config
 from jaxrec.methods.fedcia.similarity import Similarity
 from jaxrec.models.collaborative import Tables
@@ -18,6 +19,8 @@ class Shared(NamedTuple):
     similarity: Similarity  # S, vectors [I, R] and values [R]
     energy: jax.Array  # f32 []  share of S's trace that the R pairs hold
     table: jax.Array  # f32 [I, D]  S as an item table where clients rebuild theirs, else [I, 0]
+    support: jax.Array | None  # bool [I]  items that enough users have; None: all are learned
+    bounds: Bounds | None  # what uploads are measured with
 
 
 class State(NamedTuple):
@@ -31,6 +34,7 @@ class Metrics(NamedTuple):
     distance: jax.Array  # mean ||E_c E_c^T - S||_F / ||S||_F after alignment
     energy: jax.Array  # share of S's trace that is kept
     participants: jax.Array  # clients whose upload arrived
+    non_finite: jax.Array  # those of them that were dropped: some number was not finite
 
 
 class FedCIA(NamedTuple):

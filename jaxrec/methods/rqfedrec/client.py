@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrec.federated import catalogue, codecs, local
-from jaxrec.federated.aggregate import Factored
 from jaxrec.federated.catalogue import Catalogue, View
+from jaxrec.federated.uploads import Factored
 from jaxrec.methods.rqfedrec.config import Config
 from jaxrec.methods.rqfedrec.state import Broadcast, Shared
 from jaxrec.ops import fold_in
@@ -102,6 +102,8 @@ def train(
         change = codebook_gradient(config, residual, user[:, :-1], seen.items)
     else:
         change = descend(config, user, sent.codebooks, seen, number)
+    if config.privacy != "plain":  # its integers are everybody's
+        return change, (user, error), loss
     upload = codecs.round_trip(change + error if config.keeps_error else change, config.uplink)
     error = change + error - upload if config.keeps_error else error
     return upload, (user, error), loss

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrec.federated import cooccurrence
+from jaxrec.federated import cooccurrence, secure_sum
+from jaxrec.federated.private_mean import in_integers
 from jaxrec.methods.rqfedrec.config import CodesConfig
 from jaxrec.ops import linalg, quantize
 from jaxrec.types import Data, SettingError, Sizes, Traffic
@@ -29,11 +30,19 @@ class Codes(NamedTuple):
 
 
 def initial_codes(
-    config: CodesConfig, data: Data, counts: jax.Array, key: jax.Array
+    config: CodesConfig,
+    data: Data,
+    counts: jax.Array,
+    key: jax.Array,
+    vectors: jax.Array | None = None,
 ) -> tuple[Codes, jax.Array]:
-    """The first codes, and codebooks [P, K, D] to start from; `counts` [I] are public."""
+    """The first codes, and codebooks [P, K, D] to start from; `counts` [I] are public.
+
+    Collaborative `vectors` [I, D] are made by secure sums where none are given.
+    """
     key_vectors, key_codes, key_cold = jax.random.split(key, 3)
-    vectors = _vectors(config, data, counts, key_vectors) if config.needs_vectors else None
+    if vectors is None and config.needs_vectors:
+        vectors = _vectors(config, data, counts, key_vectors)
     codes = _coded(config, data.text, vectors, counts, key_codes)
     if config.start == "warm":
         return codes, _fitted(config, vectors, codes.table, counts)
@@ -79,6 +88,8 @@ def ungated(codebooks: jax.Array, gates: jax.Array) -> jax.Array:
 
 
 def _vectors(config: CodesConfig, data: Data, counts, key, start=None) -> jax.Array:
+    users = sum(clients.users.size for clients in data.clients)
+    largest = secure_sum.headroom(users) if in_integers(config) else None
     return cooccurrence.item_vectors(
         data,
         counts,
@@ -89,6 +100,7 @@ def _vectors(config: CodesConfig, data: Data, counts, key, start=None) -> jax.Ar
         participation=config.sketch_participation,
         bits=config.sketch_bits,
         start=start,
+        largest=largest,
     )
 
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxrec.federated.codecs import Codec
-from jaxrec.federated.cohort import CohortConfig
+from jaxrec.federated.cohort import CohortConfig, check_cohort
+from jaxrec.federated.privacy import PrivacyConfig
 from jaxrec.settings.fields import check, require, setting
 from jaxrec.types import SettingError, Sizes
 
 
 @dataclass(frozen=True)
-class CodesConfig:
+class CodesConfig(PrivacyConfig):
     """Settings of codes and of where codebooks start."""
 
     channels: Literal["dual", "semantic", "collaborative", "random"] = "dual"
@@ -33,10 +34,10 @@ class CodesConfig:
     """Chance of a client to be in one of those sums, 0 to 1."""
     sketch_bits: Literal[8, 32] = 8
     """Bits of a number in those sums."""
+    setup_noise: float = setting(0.1, above=0)
+    """Noise of the set-up's sums, as a fraction of a round's, where the run has a budget."""
     text_width: int = setting(64, at_least=1)
     """Principal components of the text vectors that are quantised."""
-
-    __post_init__ = check
 
     @property
     def semantic(self) -> bool:
@@ -86,7 +87,9 @@ class Config(CohortConfig, CodesConfig):
     negatives: int = setting(0, at_least=0)
     """Sampled rivals of a client per round; 0: the full catalogue."""
     uplink: Codec = "int8"
-    """How clients send codebooks; sign carries what it rounded off to the next upload."""
+    """How clients send codebooks. privacy = plain: each row on a scale of its own, and sign carries
+    what it rounded off to the next upload; secure_sum: integers on a public scale of each row, -1,
+    0 or 1 for sign."""
     downlink: Literal["float32", "int8"] = "int8"
     """How the server sends codebooks."""
     curriculum: Literal["constant", "linear", "sigmoid", "learned"] = "constant"
@@ -99,10 +102,6 @@ class Config(CohortConfig, CodesConfig):
     """A constant or first gate of the semantic channel, the collaborative one's being 1."""
     refresh: int = setting(0, at_least=0)
     """Rounds between two refreshes of the collaborative codes; 0: never."""
-    clip: float = setting(0.0, at_least=0)
-    """Longest code row that the server takes from a client, in norm per interaction; 0: any."""
-    trim: float = setting(0.0, at_least=0, below=0.5)
-    """Fraction of uploads dropped at either end of each coordinate before the mean."""
     drop_loss: float = setting(0.0, at_least=0, below=1)
     """Fraction of its interactions, those of the highest loss, that a client leaves out; rounded
     down."""
@@ -111,12 +110,15 @@ class Config(CohortConfig, CodesConfig):
 
     def __post_init__(self) -> None:
         check(self)
+        check_cohort(self)
         if self.channels != "dual" and (self.curriculum != "constant" or self.semantic_weight != 1):
             raise SettingError(
                 f"channels = {self.channels!r}: one channel has no curriculum; leave curriculum = "
                 f"{self.curriculum!r} at 'constant' and semantic_weight = {self.semantic_weight} "
                 "at 1"
             )
+        rule = f"0 for privacy = {self.privacy!r}: each refresh would spend a part of the budget"
+        require(not self.noised or not self.refresh, self, "refresh", rule)
         rule = f"0 for channels = {self.channels!r}, which have no collaborative codes"
         require(self.collaborative or not self.refresh, self, "refresh", rule)
 
@@ -128,7 +130,14 @@ class Config(CohortConfig, CodesConfig):
     @property
     def keeps_error(self) -> bool:
         """Whether clients keep what their codec rounds off."""
-        return self.uplink == "sign"
+        return self.uplink == "sign" and self.privacy == "plain"
+
+    @property
+    def upload_reach(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of what bounds the integers of an upload, leaf by leaf."""
+        if self.factored:
+            return (), ()
+        return (self.codebook_shape[:2] if self.uplink != "float32" else (),)
 
     @property
     def factored(self) -> bool:

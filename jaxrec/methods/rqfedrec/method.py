@@ -25,21 +25,26 @@ The abstracts are all of the paper that we could read, so the rest is ours:
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxrec.federated import catalogue, codecs, cooccurrence, scoring
-from jaxrec.federated.aggregate import Factored
+from jaxrec.federated import catalogue, codecs, cohort, scoring
 from jaxrec.federated.catalogue import Catalogue
 from jaxrec.federated.engine import federated_round
-from jaxrec.methods.rqfedrec import client, codes, server
+from jaxrec.federated.malicious import RENAMED, with_attackers
+from jaxrec.federated.privacy import check_user_sums
+from jaxrec.federated.sum_bytes import masked_bytes, with_protocol
+from jaxrec.federated.support import supported, supported_counts
+from jaxrec.federated.uploads import Factored
+from jaxrec.methods.rqfedrec import client, codes, private_setup, server
 from jaxrec.methods.rqfedrec.config import Config, check_items
 from jaxrec.methods.rqfedrec.state import Metrics, Shared, State
 from jaxrec.models.collaborative import Tables
-from jaxrec.types import Attendance, Data, Method, Reads, Sizes, Traffic, Traits
+from jaxrec.types import Attendance, Data, Method, Reads, Release, Sizes, Traffic, Traits
 
 TRAITS = Traits(
     run={
@@ -51,7 +56,7 @@ TRAITS = Traits(
     reads=lambda config: Reads(text=config.semantic),
     needs=("text",),
     uses=("order",),
-    renamed={"dropout": "dropped"},
+    renamed={"dropout": "dropped", "trim": "malicious"} | RENAMED,
     smaller=({"uplink": "int4"},),
 )
 
@@ -59,37 +64,64 @@ TRAITS = Traits(
 def make(config: Config, sizes: Sizes) -> Method:
     """Build the method for `sizes`; raises SettingError on settings that cannot work."""
     check_items(config, sizes)
-    return Method(
+    config = cohort.with_enough(config, sizes)
+    cohort.check_rounds(config, sizes)
+    check_user_sums(config, sizes)
+    method = Method(
         partial(init, config, sizes),
         partial(step, config),
         partial(prepare, config, sizes),
         scoring.score,
         traffic=traffic(config, sizes),
         attendance=lambda metrics: Attendance(metrics.participants, metrics.refreshed),
+        releases=partial(releases, config) if config.noised else None,
         vectors=scoring.vectors,
         fold_in=partial(fold_in_users, config),
     )
+    return with_attackers(config, sizes, method)
 
 
 def traffic(config: Config, sizes: Sizes) -> Traffic:
     """Codebooks each round; counts, passes and the code table at set-up. Gates stay at home."""
     levels, number, width = config.codebook_shape
-    up, down = (
-        codecs.message_bytes(codec, levels * number, width)
-        for codec in (config.uplink, config.downlink)
-    )
+    rows = levels * number
+    down = codecs.message_bytes(config.downlink, rows, width)
+    addends = math.ceil(config.participation * sizes.clients)
+    if config.privacy == "plain" or config.uplink == "float32":
+        up = codecs.message_bytes(config.uplink, rows, width)
+    elif config.privacy == "secure_sum":  # a row's scale comes down, how it fits goes up
+        up = masked_bytes(rows * (width + 2), addends, codecs.BITS[config.uplink])
+        down += 4.0 * rows
+    else:
+        up = 4.0 * rows * width
     once = codes.traffic(config, sizes, refreshes=config.refresh > 0)
+    if config.noised:
+        setup_up, setup_down = private_setup.traffic(config, sizes)
+        once = once._replace(setup_up=setup_up, setup_down=setup_down)
     if not config.negatives:  # every client fits its users to the first codebooks
         once = once._replace(setup_down=once.setup_down + down)
-    return once._replace(up=up, down=down)
+    setup = 2 if config.noised else 1 + config.passes * config.needs_vectors
+    every = once._replace(up=up, down=down)
+    return with_protocol(config, every, sizes.clients, cohort=config.participation, setup=setup)
+
+
+def releases(config: Config, rounds: int) -> tuple[Release, ...]:
+    """What a run of so many rounds spends a budget on."""
+    return (*private_setup.releases(config), *cohort.releases(config, rounds))
 
 
 def init(config: Config, sizes: Sizes, key: jax.Array, data: Data) -> State:
     """The set-up: counts, codes and codebooks by secure sums; users fitted to them."""
     codes.check_data(config, data)
     key_codes, key_anchors = jax.random.split(key)
-    counts = cooccurrence.item_counts(data, sizes.items)
-    coded, codebooks = codes.initial_codes(config, data, counts, key_codes)
+    vectors = None
+    if config.noised:
+        key_codes, key_sums = jax.random.split(key_codes)
+        counts, vectors = private_setup.counts_and_vectors(config, sizes, data, key_sums)
+    else:
+        counts = supported_counts(config, data, sizes.items)
+        data = known(config, counts, data)
+    coded, codebooks = codes.initial_codes(config, data, counts, key_codes, vectors)
     shared = server.initial_shared(config, coded, codebooks, counts, key_anchors)
     prior = client.prior(config)
     users = tuple(jnp.broadcast_to(prior, (*c.users.shape, len(prior))) for c in data.clients)
@@ -103,23 +135,26 @@ def init(config: Config, sizes: Sizes, key: jax.Array, data: Data) -> State:
 def step(config: Config, state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
     """One round, and a refresh of the codes where one is due."""
     key, key_refresh = jax.random.split(key)
+    data = known(config, state.shared.counts, data)
     sent = server.broadcast(config, state.shared)
     items = server.all_items(state.shared, sent)
-    known = items if config.factored else catalogue.with_incidence(items, config.codes)
-    known = None if config.negatives else known
-    shared, private, loss, participants = federated_round(
-        (partial(client.train, config, sent, known),) * len(data.clients),
+    described = items if config.factored else catalogue.with_incidence(items, config.codes)
+    described = None if config.negatives else described
+    done = federated_round(
+        (partial(client.train, config, sent, described),) * len(data.clients),
         partial(server.aggregate, config),
         state.shared,
         tuple(zip(state.user, state.error, strict=True)),
         data.clients,
         key,
         cohort=config,
-        additive=not config.trim,
+        bounds=state.shared.bounds,
+        additive=config.rule == "mean",
+        bits=codecs.BITS[config.uplink],
         product=partial(sent_gradient, config, items),
-        receive=partial(server.receive, config) if config.clip else None,
     )
-    user, error = zip(*private, strict=True)
+    shared = done.shared._replace(bounds=done.bounds)
+    user, error = zip(*done.private, strict=True)
     refreshed = jnp.float32(0)
     if config.refresh:
         due = (shared.round % config.refresh == 0) & (shared.round > state.shared.round)
@@ -129,8 +164,20 @@ def step(config: Config, state: State, data: Data, key: jax.Array) -> tuple[Stat
         members = sum(jnp.sum(clients.weight > 0) for clients in data.clients)
         refreshed = due * config.sketch_participation * members
     gates = server.gates_at(config, shared.round, shared.gates)
-    metrics = Metrics(loss, gates, shared.codes.diagnostics, participants, refreshed)
+    metrics = Metrics(
+        done.metrics,
+        gates,
+        shared.codes.diagnostics,
+        done.participants,
+        done.non_finite,
+        refreshed,
+    )
     return State(shared, user, error), metrics
+
+
+def known(config: Config, counts: jax.Array, data: Data) -> Data:
+    """The data as the method may use them: without items that too few users have."""
+    return data if config.support == 1 else supported(data, counts > 0)
 
 
 def sent_gradient(config: Config, items: Catalogue, upload: Factored) -> jax.Array:
@@ -143,6 +190,7 @@ def fitted(
     config: Config, shared: Shared, users: tuple[jax.Array, ...], data: Data
 ) -> tuple[Tables, ...]:
     """Every client's users, fitted to the newest codebooks."""
+    data = known(config, shared.counts, data)
     sent = server.broadcast(config, shared)
     items = server.all_items(shared, sent)
 

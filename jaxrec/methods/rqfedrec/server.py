@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxrec.federated import catalogue, codecs
-from jaxrec.federated.aggregate import Factored, clip_rows, trimmed_mean, weighted_mean
+from jaxrec.federated.aggregate import combine
 from jaxrec.federated.catalogue import Catalogue
+from jaxrec.federated.private_mean import first_bounds
 from jaxrec.methods.rqfedrec.codes import refreshed_codes, ungated
 from jaxrec.methods.rqfedrec.config import Config
 from jaxrec.methods.rqfedrec.state import Broadcast, Shared
@@ -53,6 +54,7 @@ def initial_shared(
         popularity - popularity.mean(),
         counts,
         anchors,
+        first_bounds(config, *config.upload_reach, bits=codecs.BITS[config.uplink]),
     )
 
 
@@ -87,11 +89,6 @@ def all_items(shared: Shared, sent: Broadcast) -> Catalogue:
     return catalogue.describe(sent.codebooks, shared.codes.table, shared.popularity)
 
 
-def receive(config: Config, uploads: jax.Array) -> jax.Array:
-    """Uploads [C, P, K, D] with code rows as long as the server takes them at most."""
-    return clip_rows(uploads, config.clip)
-
-
 def aggregate(
     config: Config,
     shared: Shared,
@@ -118,10 +115,8 @@ def mean_change(
     config: Config, shared: Shared, uploads: tuple[Any, ...], weights: tuple[jax.Array, ...]
 ) -> jax.Array:
     """The clients' mean gradient of the codebooks as broadcast, [P, K, D]."""
-    if config.trim:
-        return trimmed_mean(uploads, weights, config.trim)
-    mean = weighted_mean(uploads, weights)
-    if not isinstance(uploads[0], Factored):
+    mean = combine(config.rule, uploads, weights, config.malicious)
+    if mean.ndim == 3:
         return mean
     by_code = lambda codes: jax.ops.segment_sum(mean, codes, config.codes)  # mean is [I, D]
     return jax.vmap(by_code, in_axes=1)(shared.codes.table)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxrec.federated.private_mean import Bounds
 from jaxrec.methods.rqfedrec.codes import Codes
 from jaxrec.ops import quantize
 from jaxrec.ops.fold_in import Curvature
@@ -20,6 +21,7 @@ class Shared(NamedTuple):
     popularity: jax.Array  # f32 [I]  centred log counts
     counts: jax.Array  # f32 [I]  train interactions
     anchors: jax.Array  # int32 [A]  items drawn by popularity
+    bounds: Bounds | None  # what uploads are measured with
 
 
 class State(NamedTuple):
@@ -33,6 +35,7 @@ class Metrics(NamedTuple):
     gates: jax.Array  # [channels]
     codes: quantize.Diagnostics
     participants: jax.Array  # clients whose upload arrived
+    non_finite: jax.Array  # those of them that were dropped: some number was not finite
     refreshed: jax.Array  # clients that took part in a refresh
 
 

@@ -35,6 +35,7 @@ def problem():
 def scores(model, **settings):
     data, sizes, _, _ = problem()
     config = fedcia.Config(
+        privacy="plain",
         model=model,
         singular_vectors=K,
         low_pass=LOW_PASS,
@@ -142,7 +143,7 @@ def test_the_published_form_is_not_the_centralised_model():
     ],
 )
 def test_traffic_counts_what_travels(settings, once, up, down):
-    config = fedcia.Config(singular_vectors=K, **settings)
+    config = fedcia.Config(singular_vectors=K, privacy="plain", **settings)
     method = fedcia.make(config, problem()[1])
     assert method.one_shot
     traffic = method.traffic
@@ -159,6 +160,7 @@ def test_lossless_equals_the_centralised_ceiling_on_ml100k(data_root, model, f1,
         "fedcia",
         data_root / "fedcia-ml100k",
         model=model,
+        privacy="plain",
         ridge=500.0,
         singular_vectors=32,
         low_pass=0.3,

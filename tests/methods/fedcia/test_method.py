@@ -24,7 +24,8 @@ def problem():
 
 def player(**settings):
     """A function (key, data, rounds) -> state, metrics of the last round, what serves."""
-    settings = {"width": WIDTH, "rank": 30, "server_iterations": 12} | settings
+    plain = {"privacy": "plain", "upload": "factor"}
+    settings = {"width": WIDTH, "rank": 30, "server_iterations": 12} | plain | settings
     method = fedcia.make(fedcia.Config(**settings), problem()[1])
 
     def play(key, data, rounds):
@@ -165,6 +166,7 @@ def test_noise_moves_the_similarity_by_its_scale():
     assert 0.4 * expected < np.linalg.norm(noisy - clean) < 1.1 * expected
 
 
+@pytest.mark.slow
 def test_a_mixed_federation_keeps_each_client_its_own_width():
     state, _, _ = play(model="mf:4,lightgcn:3,mf:2")
     widths = [group.item.shape[2] for group in state.tables]
@@ -178,7 +180,9 @@ def test_a_mixed_federation_keeps_each_client_its_own_width():
     [({}, 4 * 30 * WIDTH), ({"upload": "sketch"}, 4 * 30 * 8 + 4), ({"model": "mf:6,mf:2"}, 480)],
 )
 def test_traffic_counts_what_travels(settings, up):
-    config = fedcia.Config(**{"width": WIDTH, "rank": 8} | settings)
+    config = fedcia.Config(
+        **{"width": WIDTH, "rank": 8, "privacy": "plain", "upload": "factor"} | settings
+    )
     traffic = fedcia.make(config, problem()[1]).traffic
     assert traffic.up == up
     assert traffic.down == 4 * 8 * (30 + 1)

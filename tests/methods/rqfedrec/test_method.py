@@ -21,7 +21,10 @@ from jaxrec.types import SettingError
 
 QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
 EXACT = {"uplink": "float32", "downlink": "float32", "sketch_bits": 32}
-SMALL = {"width": 4, "levels": 2, "codes": 5, "participation": 1.0, "sketch_participation": 1.0}
+SMALL = {
+    "width": 4, "levels": 2, "codes": 5, "participation": 1.0, "sketch_participation": 1.0,
+    "privacy": "plain",
+}  # fmt: skip
 
 
 @cache
@@ -231,7 +234,7 @@ def test_a_refresh_keeps_the_table_as_it_is_served():
 
 
 def test_what_noise_can_do_is_bounded_by_the_clip():
-    (start, after), _, _ = played(noisy=0.5, noise_scale=1e4, clip=0.001)
+    (start, after), _, _ = played(attackers=0.5, attack_scale=1e4, clip=0.001)
     mean = (after.shared.moments[0].mu[0] - 0.9 * start.shared.moments[0].mu[0]) / 0.1
     assert 0 < np.linalg.norm(mean, axis=-1).max() <= 0.001 * (1 + 1e-5)
 
