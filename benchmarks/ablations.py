@@ -111,20 +111,6 @@ TABLES = {
             )
         },
     ),
-    "clients": Table(
-        "rqfedrec-ml1m",
-        FULL,
-        {
-            f"{name}, {share:.0%} of clients send noise": settings | {"noisy": share}
-            for share in (0.0, 0.05, 0.2)
-            for name, settings in (
-                ("FedMF", FEDMF | {"block": 32}),
-                ("RQFedRec", {}),
-                ("RQFedRec clipped", {"clip": 0.02}),
-                ("RQFedRec trimmed", {"trim": 0.25, "codes": 64}),
-            )
-        },
-    ),
 }
 
 

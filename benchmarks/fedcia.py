@@ -36,7 +36,9 @@ from jaxrec.models.collaborative import Tables
 from jaxrec.types import Clients, Data, Dataset, Method, Sizes
 
 CLIENTS, USERS, SMALL, MOVIES, MIDDLE, LARGE = 100, 943, 1_682, 3_706, 17_000, 100_000
-CONFIG = fedcia.Config(align="gradient")  # the paper's alignment, for an equal result
+CONFIG = fedcia.Config(
+    align="gradient", privacy="plain", upload="factor"
+)  # the paper's alignment, for an equal result
 D, R, STEPS, RATE = CONFIG.width, CONFIG.rank, CONFIG.align_steps, CONFIG.align_rate
 BLOCK = 4  # clients computed at once at the largest size
 MEMORY = 16e9  # bytes a round at the largest size may take

@@ -49,11 +49,13 @@ by_users = lambda size: (size, 1, FEW)
 by_items = lambda size: (FEW, FEW, size)
 hundred_by_items = lambda size: (100, 100, size)
 
-PAIRS = fedavg.Config(width=16, loss="bpr", upload="change", local_steps=1, block=256)
+PAIRS = fedavg.Config(
+    width=16, loss="bpr", upload="change", local_steps=1, block=256, privacy="plain"
+)
 CODES = rqfedrec.Config(
     width=16, codes=16, levels=2, negatives=256, start="cold", passes=1, block=256
 )
-FACTORS = fedcia.Config(width=16, rank=16, local_steps=1)
+FACTORS = fedcia.Config(width=16, rank=16, local_steps=1, privacy="plain", upload="factor")
 NEXT = sequential.Config(width=32, length=10, batch=2_560, heads=1)
 AGENTS = agentcf.Config(groups=4)
 CURVES = (
