@@ -3,7 +3,6 @@
 from jaxrec.federated import (
     accountant,
     aggregate,
-    attacks,
     byte_ledger,
     catalogue,
     codecs,
@@ -19,7 +18,6 @@ from jaxrec.federated import (
 __all__ = [
     "accountant",
     "aggregate",
-    "attacks",
     "byte_ledger",
     "catalogue",
     "codecs",
