@@ -454,6 +454,7 @@ class Study:
         self.values = [objective(Trial())]
 
 
+@pytest.mark.slow
 def test_the_python_of_the_guide_runs(tmp_path, monkeypatch):
     guide = (Path(__file__).parents[2] / "docs" / "search.md").read_text()
     optuna = ModuleType("optuna")
