@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxrec.federated.local import LocalConfig, dense_rows
 from jaxrec.models.collaborative import Tables, encode
+from jaxrec.ops import linalg
 from jaxrec.types import Clients, Data, SettingError, Unavailable
 
 FITS = 4  # times that a new user is fitted anew, from where the last time ended
@@ -124,7 +125,7 @@ def fold_in(item: jax.Array, clients: Clients, config: LocalConfig) -> jax.Array
         rows = dense_rows(clients, len(item))  # [U, I]
         gram = jax.vmap(lambda own: (own[:, None] * item).T @ item)(rows)
         gram = common + (1 - config.negative_weight) * gram
-        return jnp.linalg.solve(gram, (rows @ item)[..., None])[..., 0]
+        return jax.vmap(linalg.solve)(gram, rows @ item)
 
     return jax.lax.map(fit, clients)
 

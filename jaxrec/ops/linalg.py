@@ -1,7 +1,7 @@
 """Decompositions that are safe under `vmap` on CPU.
 
 XLA's CPU runtime can wait for ever when several LAPACK calls run at once on few cores (seen with
-qr, svd, eigh and cholesky, jax 0.10 and 0.12). Here a batch runs one matrix after another on
+qr, svd, eigh, cholesky and lu, jax 0.10 and 0.12). Here a batch runs one matrix after another on
 CPU, and `after` keeps independent batches apart; on GPU and TPU a batch stays a batch. `polar`
 needs none of them: it is products alone, and a GPU takes a hundred of those in the time of one SVD.
 """
@@ -18,10 +18,10 @@ import jax.numpy as jnp
 
 
 def _one_at_a_time(decompose: Callable) -> Callable:
-    def call(matrix: jax.Array):
+    def call(*arrays: jax.Array):
         if jax.default_backend() != "cpu":
-            return decompose(matrix)
-        return jax.custom_batching.sequential_vmap(decompose)(matrix)
+            return decompose(*arrays)
+        return jax.custom_batching.sequential_vmap(decompose)(*arrays)
 
     return call
 
@@ -67,3 +67,4 @@ def _svd(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 orthonormal = _one_at_a_time(_orthonormal)  # [N, R] -> Q [N, R] of its QR decomposition
 eigh = _one_at_a_time(_eigh)  # symmetric [N, N] -> ascending values [N], vectors [N, N]
 svd = _one_at_a_time(_svd)  # [N, R] -> thin U, s, V^T
+solve = _one_at_a_time(jnp.linalg.solve)  # [N, N], [N] -> x [N] with matrix @ x = right

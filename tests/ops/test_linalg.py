@@ -24,6 +24,13 @@ def test_a_batch_is_its_matrices_one_by_one(decompose, batch):
     chex.assert_trees_all_close(found, expected, atol=1e-5)
 
 
+def test_a_batch_of_equations_is_solved_one_by_one():
+    right = BATCH[:, 0]
+    found = jax.jit(jax.vmap(linalg.solve))(SYMMETRIC, right)
+    expected = [np.linalg.solve(*each) for each in zip(SYMMETRIC, right, strict=True)]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
 def test_nested_batches_keep_their_axes():
     nested = np.stack([SYMMETRIC, 2 * SYMMETRIC])
     values, vectors = jax.vmap(jax.vmap(linalg.eigh))(nested)
