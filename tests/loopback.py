@@ -26,7 +26,10 @@ def scripted(system, user, seed):
 
 
 class Loopback:
-    """`fault(number, body)` names what goes wrong with request `number`, from 0, or is None."""
+    """`fault(number, body)` names what goes wrong with request `number`, from 0, or is None.
+
+    A function among its values is handed the request's handler and writes what it likes.
+    """
 
     def __init__(self, answer=scripted, fault=lambda number, body: None, port=0):
         self.scripted, self.bodies, self.keys = answer, [], set()
@@ -49,6 +52,9 @@ class Loopback:
                     handler.connection.shutdown(2)
                     handler.close_connection = True
                     return
+                if callable(what):
+                    handler.close_connection = True
+                    return what(handler)
                 if what == "slow":
                     time.sleep(0.5)
                 status, headers = 200, {}
@@ -90,7 +96,8 @@ class Loopback:
 
         self.server = Server(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        serve = self.server.serve_forever  # looks every 0.01 s whether it shall end
+        threading.Thread(target=serve, args=(0.01,), daemon=True).start()
 
     def close(self):
         self.server.shutdown()

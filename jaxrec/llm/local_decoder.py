@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxrec.llm.answers import remembering
 from jaxrec.llm.protocol import Answer, Complete, Keep, Prompt, Usage
+from jaxrec.llm.unusable import EMPTY, cut_at, without_use
 from jaxrec.types import DataError, SettingError
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # Llama 3's templates name today's date, unless told another: an answer would change by the day.
 _DATE = "26 Jul 2024"
+_WHOSE = "llm = 'local'"
+_VERSION = 2  # of what a prompt becomes: 1 read control tokens in texts and kept cut answers
 
 
 def local(
@@ -37,8 +40,12 @@ def local(
 
     A prompt is dressed by the tokenizer's chat template; a tokenizer without one is shown the
     system's words, an empty line and the user's. Prompts with the same limit and of similar length
-    run together, with cached keys and values; a prompt too long for the decoder fails alone. A
-    sample depends on its prompt and seed only.
+    run together, with cached keys and values. A sample depends on its prompt and seed only. Words
+    of a prompt are never read as control tokens, whatever they look like.
+
+    A prompt too long for the decoder fails alone, and so does one whose answer is empty or at its
+    limit before it is whole: what there is of it is neither used nor kept. `LLMError` ends the list
+    if the first 8 end so.
 
     Args:
       folder: of a model, with config.json, model.safetensors and tokenizer.json.
@@ -63,6 +70,7 @@ def local(
     files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
     about = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     identity = {"model": str(folder.resolve()), "files": about, "temperature": temperature}
+    identity["version"] = _VERSION
     return remembering(ask_all, answers, identity, usage)
 
 
@@ -102,45 +110,82 @@ def _ask_all(
     model = load()
     tokens = tokenize(model.tokenizer, prompts)
     positions = model.decoder.config.positions
-    found = [
-        Answer(None, f"{len(ids)} tokens, and {positions - prompt.max_tokens} have room")
-        for prompt, ids in zip(prompts, tokens, strict=True)
-    ]
+    found: dict[int, Answer] = {}
     fit = [k for k, ids in enumerate(tokens) if len(ids) <= positions - prompts[k].max_tokens]
-    usage.failures += len(prompts) - len(fit)
     for alike in _batches(prompts, tokens, fit, positions, batch):
         seeds = [prompts[k].seed for k in alike.places]
         own = [tokens[k] for k in alike.places]
         written = _write(model.decoder, own, seeds, alike, batch, temperature)
         for k, new in zip(alike.places, written, strict=True):
-            text = str(
-                model.tokenizer.decode(
-                    new, skip_special_tokens=True, clean_up_tokenization_spaces=False
-                )
-            )
-            keep(prompts[k], text)
-            found[k] = Answer(text)
-            usage.calls += 1
             usage.prompt_tokens += len(tokens[k])
             usage.answer_tokens += len(new)
-    return found
+            found[k] = _answer(model.tokenizer, new, prompts[k], keep, usage)
+    for k in sorted(set(range(len(prompts))) - set(fit)):
+        usage.failures += 1
+        room = positions - prompts[k].max_tokens
+        problem = f"too long: {len(tokens[k])} tokens, and {room} have room"
+        found[k] = without_use(usage, _WHOSE, problem)
+    return [found[k] for k in range(len(prompts))]
+
+
+def _answer(
+    tokenizer: PreTrainedTokenizerFast, new: list[int], prompt: Prompt, keep: Keep, usage: Usage
+) -> Answer:
+    """The answer that the decoder's tokens are, kept; or why they are of no use."""
+    usage.calls += 1
+    if len(new) >= prompt.max_tokens:  # no stop token among them
+        usage.cut += 1
+        return without_use(usage, _WHOSE, cut_at(prompt.max_tokens))
+    text = str(tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    if not text.strip():
+        usage.empty += 1
+        return without_use(usage, _WHOSE, EMPTY)
+    keep(prompt, text)
+    return Answer(text)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Prompt]) -> list[list[int]]:
     """Token ids of each prompt as the model was trained to see it.
 
-    Raises DataError where the folder's chat template cannot be applied.
+    What looks like a control token in a prompt's words, such as "<|im_end|>" in a title, is read
+    as letters. Raises DataError where the folder's chat template cannot be applied, or where words
+    become control tokens all the same.
     """
-    if tokenizer.chat_template is None:
-        return tokenizer([f"{p.system}\n\n{p.user}\n\n" for p in prompts])["input_ids"]
+    dress = _bare if tokenizer.chat_template is None else _dressed
+    plain, *found = dress(tokenizer, [Prompt("a", "a"), *prompts])
+    added, unknown = tokenizer.added_tokens_decoder, tokenizer.unk_token_id
+    control = {k: t.content for k, t in added.items() if t.special and k != unknown}
+    own = [k for k in plain if k in control]
+    for ids in found:
+        if (seen := [k for k in ids if k in control]) != own:
+            named = ", ".join(sorted({control[k] for k in seen}))
+            raise DataError(
+                f"{tokenizer.name_or_path}: words of a prompt become control tokens (among "
+                f"{named}) however they are written; remove them from the data, or use another "
+                "decoder"
+            )
+    return found
+
+
+def _bare(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Prompt]) -> list[list[int]]:
+    texts = [f"{p.system}\n\n{p.user}\n\n" for p in prompts]
+    return tokenizer(texts, split_special_tokens=True)["input_ids"]
+
+
+def _dressed(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Prompts in the words and control tokens of the folder's chat template.
+
+    Control tokens are those that the folder calls special, and others that its template writes.
+    """
     turns = [
         [{"role": "system", "content": p.system}, {"role": "user", "content": p.user}]
         for p in prompts
     ]
     try:
         encoded: Any = tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, return_dict=True, date_string=_DATE
-        )
+            turns, add_generation_prompt=True, return_dict=True, date_string=_DATE,
+            sanitize_control_tokens=True,
+        )  # fmt: skip
     except Exception as error:  # a template may raise whatever it likes
         raise DataError(
             f"{tokenizer.name_or_path}: its chat template cannot be applied ({error}); "

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from warnings import warn
 
 from jaxrec.llm.answers import remembering
+from jaxrec.llm.openai_http import (
+    CALL,
+    Call,
+    NotOfTheProtocol,
+    Reply,
+    connect,
+    one_line,
+    read_reply,
+    words,
+)
 from jaxrec.llm.openai_settings import check_address, check_settings, hide_key, read_key
 from jaxrec.llm.protocol import Answer, Complete, Keep, Prompt, Usage
+from jaxrec.llm.unusable import without_use
 from jaxrec.types import LLMError
 
-_CUT = "cut at max_tokens = {}: allow longer answers, as with spare_tokens"
-# What the client ends in where an answer is no JSON, or JSON but not of the protocol.
-_NOT_OF_THE_PROTOCOL = AttributeError, IndexError, TypeError, ValueError
+# What reading may end in beside the protocol's errors, whatever a server sends.
+_ODD = NotOfTheProtocol, RecursionError, TypeError, ValueError
+_SHOWN = 300  # characters of what a server says
 
 
 def server(
@@ -36,19 +47,22 @@ def server(
 ) -> Complete:
     """A function that asks a server which speaks OpenAI's chat completions.
 
-    The package `openai` tries a call again after a time-out, a broken connection and a busy (429)
-    or broken (5xx) server: with back-off, or after the server's Retry-After where that is two
-    minutes at most. An answer that is not of the protocol is asked for again at once. If that does
-    not help, or if the key or the model is refused, `LLMError` ends the whole list; what has
-    arrived by then is kept. A prompt that the server refuses (400, 413, 422) fails alone, and so
-    does one whose answer reaches its limit before it is whole: what there is of it is neither used
-    nor kept.
+    The package `openai` tries a call again after a broken connection and a busy (429) or broken
+    (5xx) server: with back-off, or after the server's Retry-After where that is two minutes at
+    most. A call that takes too long, and an answer that is not of the protocol or larger than
+    8 MiB, are asked for again at once. If that does not help, or if the key or the model is
+    refused, `LLMError` ends the whole list with the server's words; what has arrived by then is
+    kept. A redirect is refused: it would carry the prompts to another host.
+
+    A prompt that the server refuses (400, 413, 422) fails alone, and so does one whose answer is
+    empty, held back by a filter, or at its limit before it is whole: what there is of it is neither
+    used nor kept. `LLMError` ends the list if the first 8 calls end so.
 
     Args:
       base_url: such as http://localhost:8000/v1.
       model: as the server names it.
       concurrency: calls under way at once.
-      timeout: seconds until a call is given up and tried again.
+      timeout: seconds from sending a call to the last byte of its answer, each time it is tried.
       retries: tries after the first one.
       temperature: of sampling; 0 for the most likely answer.
       limit_as: what the server calls the limit on an answer's length.
@@ -74,28 +88,12 @@ def server(
     return remembering(asked.ask_all, folder, identity, usage)
 
 
-class _Reply(NamedTuple):
-    """What came back, and whether it is whole; tokens as the server counted them, or guessed."""
-
-    text: str
-    whole: bool
-    prompt_tokens: int
-    answer_tokens: int
-
-
 class _Failure(NamedTuple):
     """Why a call failed, after how many tries, and the server's status where it gave one."""
 
     problem: str
     status: int | None
     tries: int
-
-
-class _Call(threading.local):
-    """The call that a thread has under way: how often it was sent, and when to send no more."""
-
-    tries = 0
-    stop = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -113,72 +111,81 @@ class _Server:
     key: str = field(repr=False)
     keeps: bool
     usage: Usage
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    call: _Call = field(default_factory=_Call)
 
     def ask_all(self, prompts: Sequence[Prompt], keep: Keep) -> list[Answer]:
         """The answers in the order of the prompts; an LLMError once one call cannot be mended."""
-        client, stop = self.client, threading.Event()
-        with ThreadPoolExecutor(max_workers=self.concurrency) as pool:
+        ended = threading.Event()
+        # In a thread, as the caller's may have a loop already: notebooks do.
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(self.runner.run, self.ask_each(prompts, keep, ended))
             try:
-                asked = [pool.submit(self.ask, client, prompt, keep, stop) for prompt in prompts]
-                wait(asked, return_when=FIRST_EXCEPTION)
-            finally:
-                stop.set()  # what is under way ends, and is kept; nothing else is asked
-                pool.shutdown(cancel_futures=True)
-        failed = [one for one in asked if not one.cancelled() and one.exception()]
-        return [one.result() for one in failed or asked]
+                return asked.result()
+            finally:  # after Ctrl-C what is under way ends, and is kept; nothing else is asked
+                ended.set()
 
-    def ask(self, client: Any, prompt: Prompt, keep: Keep, stop: threading.Event) -> Answer:
+    async def ask_each(
+        self, prompts: Sequence[Prompt], keep: Keep, ended: threading.Event
+    ) -> list[Answer]:
+        """`ask_all`, in the loop that the client's connections belong to."""
+        room = asyncio.Semaphore(self.concurrency)
+
+        async def ask(prompt: Prompt) -> Answer:
+            async with room:
+                try:
+                    return await self.ask(prompt, keep, Call(ended))
+                except BaseException:
+                    ended.set()
+                    raise
+
+        tasks = [asyncio.create_task(ask(prompt)) for prompt in prompts]
+        await asyncio.wait(tasks)
+        failed = [task for task in tasks if task.exception()]
+        return [task.result() for task in failed or tasks]
+
+    async def ask(self, prompt: Prompt, keep: Keep, call: Call) -> Answer:
         """One answer, kept as soon as it is there."""
-        self.call.tries, self.call.stop = 0, stop
-        reply = self.attempt(client, prompt)
-        with self.lock:
-            self.usage.retries += max(self.call.tries - 1, 0)
+        if call.ended.is_set():
+            return Answer(None, "not asked")
+        CALL.set(call)
+        reply = await self.attempt(prompt, call)
+        self.usage.retries += max(call.tries - 1, 0)
         if isinstance(reply, _Failure):
-            return self.give_up(reply)
-        if reply.whole:
-            keep(prompt, reply.text)
-        with self.lock:
-            self.usage.calls += 1
-            self.usage.prompt_tokens += reply.prompt_tokens
-            self.usage.answer_tokens += reply.answer_tokens
-            self.usage.cut += not reply.whole
-        if reply.whole:
-            return Answer(reply.text)
-        problem = _CUT.format(prompt.max_tokens)
-        warn(f"{self.base_url}: an answer was {problem}; it is not used", stacklevel=2)
-        return Answer(None, problem)
+            return self.give_up(reply, call)
+        # A shorter key, such as "none", keeps no secret and may well be a word of the answer.
+        text = self.hide(reply.text) if len(self.key) >= 8 else reply.text
+        if not reply.problem:
+            keep(prompt, text)
+        self.usage.calls += 1
+        self.usage.prompt_tokens += reply.prompt_tokens
+        self.usage.answer_tokens += reply.answer_tokens
+        if not reply.problem:
+            return Answer(text)
+        self.usage.cut += reply.cut
+        self.usage.empty += not reply.cut
+        return without_use(self.usage, self.base_url, self.hide(reply.problem)[:_SHOWN])
 
-    def attempt(self, client: Any, prompt: Prompt) -> _Reply | _Failure:
+    async def attempt(self, prompt: Prompt, call: Call) -> Reply | _Failure:
         """Ask until there is an answer of the protocol, `retries + 1` times at most."""
         import openai
 
         failure = _Failure("not asked", None, 0)
         for _ in range(self.retries + 1):
             try:
-                left = self.retries - self.call.tries
-                return self.send(client.with_options(max_retries=left), prompt)
-            except openai.APIResponseValidationError as error:
-                failure = self.failure(error)
+                return read_reply(await self.send(prompt, self.retries - call.tries), prompt)
+            except openai.APITimeoutError:
+                failure = _Failure(f"no whole answer in {self.timeout:g} s", None, call.tries)
             except openai.OpenAIError as error:  # the client has tried again as often as it may
-                return self.failure(error)
-            except _NOT_OF_THE_PROTOCOL as error:
-                failure = self.failure(error)
-            if self.call.tries > self.retries:
+                return _failure(error, call.tries, self.hide)
+            except _ODD as error:
+                failure = _failure(error, call.tries, self.hide)
+            if call.tries > self.retries:
                 break
         return failure
 
-    def failure(self, error: Exception) -> _Failure:
-        """What went wrong, without the error, which carries the request and its key."""
-        import openai
-
-        status = error.status_code if isinstance(error, openai.APIStatusError) else None
-        return _Failure(_problem(error, self.hide), status, self.call.tries)
-
-    def send(self, client: Any, prompt: Prompt) -> _Reply:
-        """The reply to one call."""
-        reply = client.chat.completions.create(
+    async def send(self, prompt: Prompt, retries: int) -> bytes:
+        """The body of what comes back, with status 200."""
+        completions = self.client.with_options(max_retries=retries).chat.completions
+        reply = await completions.with_raw_response.create(
             model=self.model,
             messages=[
                 {"role": "system", "content": prompt.system},
@@ -188,23 +195,15 @@ class _Server:
             temperature=self.temperature,
             **{self.limit_as: prompt.max_tokens},
         )
-        text = reply.choices[0].message.content or ""
-        # A shorter key, such as "none", keeps no secret and may well be a word of the answer.
-        text = self.hide(text) if len(self.key) >= 8 else text
-        spent = [getattr(reply.usage, f"{kind}_tokens", None) for kind in ("prompt", "completion")]
-        guessed = len(prompt.system + prompt.user) // 4, len(text) // 4
-        whole = reply.choices[0].finish_reason != "length"
-        tokens = (g if s is None else s for s, g in zip(spent, guessed, strict=True))
-        return _Reply(text, whole, *tokens)
+        return reply.content
 
-    def give_up(self, failure: _Failure) -> Answer:
+    def give_up(self, failure: _Failure, call: Call) -> Answer:
         """An Answer that says why there is none, or an LLMError that ends the whole list."""
-        if self.call.stop.is_set():
+        if call.ended.is_set():
             return Answer(None, "not asked")
         if failure.status in (400, 413, 422):
-            with self.lock:
-                self.usage.failures += 1
-            return Answer(None, failure.problem)
+            self.usage.failures += 1
+            return without_use(self.usage, self.base_url, failure.problem)
         tries = "1 try" if failure.tries == 1 else f"{failure.tries} tries"
         kept = "; answers that arrived are kept, so the run may be started again"
         raise LLMError(
@@ -213,38 +212,37 @@ class _Server:
         )
 
     @functools.cached_property
+    def runner(self) -> asyncio.Runner:
+        """One loop for all lists, so that connections stay open from one to the next."""
+        return asyncio.Runner()
+
+    @functools.cached_property
     def client(self) -> Any:
-        """A client that counts what a thread sends, and sends nothing once its call has to stop."""
-        import openai
-
-        def count(request: Any) -> None:
-            if self.call.stop.is_set():
-                raise openai.OpenAIError("not asked")
-            self.call.tries += 1
-
-        return openai.OpenAI(
-            base_url=self.base_url,
-            api_key=self.key or "none",  # a server that wants no key gets one: the package insists
-            timeout=self.timeout,
-            http_client=openai.DefaultHttpxClient(event_hooks={"request": [count]}),
-        )
+        return connect(self.base_url, self.key, self.timeout)
 
     def hide(self, text: str) -> str:
         """The text without the key."""
         return hide_key(self.key, text)
 
 
-def _problem(error: Exception, hide: Callable[[str], str]) -> str:
-    """What went wrong, in a line; what others wrote goes through `hide` before it is cut."""
+def _failure(error: Exception, tries: int, hide: Callable[[str], str]) -> _Failure:
+    """What went wrong, without the error, which carries the request and its key.
+
+    What others wrote goes through `hide` before it is cut.
+    """
     import openai
 
     if isinstance(error, openai.APIStatusError):
-        return f"answered {error.status_code} ({' '.join(hide(str(error)).split())[:300]})"
-    if isinstance(error, openai.APITimeoutError):
-        return "timed out"
-    if isinstance(error, openai.APIConnectionError):
-        return f"no connection ({hide(str(error.__cause__ or error))})"
-    return f"not an answer of the chat completions protocol ({type(error).__name__})"
+        response = error.response
+        said = hide(words(response.content))[:_SHOWN] or response.reason_phrase
+        if response.is_redirect:
+            said = f"a redirect to {hide(one_line(response.headers.get('location', '')))[:_SHOWN]}"
+        return _Failure(f"answered {error.status_code} ({said})", error.status_code, tries)
+    odd = isinstance(error.__cause__, NotOfTheProtocol)  # older versions of openai wrap it
+    if isinstance(error, openai.APIConnectionError) and not odd:
+        return _Failure(f"no connection ({hide(str(error.__cause__ or error))})", None, tries)
+    said = hide(one_line(str(error.__cause__ if odd else error)))[:_SHOWN]
+    return _Failure(f"not an answer of the chat completions protocol ({said})", None, tries)
 
 
 def _remedy(status: int | None, model: str, api_key_env: str) -> str:
@@ -254,4 +252,6 @@ def _remedy(status: int | None, model: str, api_key_env: str) -> str:
         return f"base_url must end where the server's API begins (often /v1) and serve {model!r}"
     if status == 429:
         return "lower concurrency, raise retries, or see whether the account has credit"
+    if status and 300 <= status < 400:
+        return "prompts follow no redirect; set base_url to the address that answers itself"
     return "see that the server runs and base_url is right, or raise timeout and retries"

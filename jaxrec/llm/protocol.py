@@ -36,8 +36,14 @@ class Usage:
     retries: int = 0  # tries after the first one of a call
     failures: int = 0  # calls that the server refused for good
     cut: int = 0  # paid for, but at their limit before the answer was whole: not used, not kept
+    empty: int = 0  # paid for, but without text or held back by a filter: not used, not kept
     prompt_tokens: int = 0  # of the calls paid for
     answer_tokens: int = 0
+
+    @property
+    def usable(self) -> int:
+        """Answers that could be used, those on the disk among them."""
+        return self.calls + self.cached - self.cut - self.empty
 
     def values(self) -> dict[str, int]:
         """By name."""

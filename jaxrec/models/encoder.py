@@ -171,11 +171,15 @@ def load(folder: str | Path) -> Encoder:
 
 
 def tokenize(encoder: Encoder, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, with the special tokens, cut at `config.max_tokens`."""
+    """Token ids of each text, with the special tokens around it, cut at `config.max_tokens`.
+
+    What looks like a special token in a text, such as "[SEP]" in a title, is read as letters.
+    """
     tokenizer = encoder.folder.tokenizer(encoder.config.vocabulary)
     if not texts:
         return []
-    return tokenizer(list(texts), truncation=True, max_length=encoder.config.max_tokens)[
+    most = encoder.config.max_tokens
+    return tokenizer(list(texts), truncation=True, max_length=most, split_special_tokens=True)[
         "input_ids"
     ]
 
@@ -239,7 +243,8 @@ def _config(folder: Folder) -> Config:
             f"{folder.path / 'config.json'}: hidden_size = {width} is no multiple of "
             f"num_attention_heads = {heads}; fetch the folder again"
         )
-    limit = folder.json("sentence_bert_config.json", {}).get("max_seq_length")
+    name, key = "sentence_bert_config.json", "max_seq_length"
+    limit = folder.number(name, key, folder.json(name, {}).get(key) or positions, int)
     return Config(
         vocabulary=vocabulary,
         width=width,
@@ -248,9 +253,9 @@ def _config(folder: Folder) -> Config:
         inner=inner,
         positions=positions,
         types=types,
-        epsilon=found["layer_norm_eps"],
+        epsilon=folder.number("config.json", "layer_norm_eps", found["layer_norm_eps"]),
         activation=found["hidden_act"],
-        max_tokens=min(limit or positions, positions),
+        max_tokens=min(limit, positions),
     )
 
 

@@ -192,6 +192,15 @@ def test_texts_are_cut_at_the_positions_or_the_stated_length(tmp_path):
     np.testing.assert_array_equal(same[0], same[1])
 
 
+def test_no_words_become_special_tokens(tmp_path):
+    folder = write(tmp_path)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(["[CLS]", "[SEP]"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    found = encoder.tokenize(encoder.load(folder), ["a [SEP] b", "[CLS]"])
+    assert found == [[2, 4, 1, 1, 1, 5, 3], [2, 1, 1, 1, 3]]  # [, its letters and ] are unknown
+
+
 def test_a_vector_does_not_depend_on_its_company(tmp_path):
     model = encoder.load(write(tmp_path))
     alone = np.concatenate([encoder.encode(model, [text]) for text in TEXTS])

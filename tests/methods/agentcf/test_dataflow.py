@@ -19,6 +19,8 @@ from jaxrec.methods.agentcf.text_engine.dataflow import Counts, Log, Stage
 from jaxrec.methods.agentcf.text_engine.forecast import call_rounds
 from jaxrec.types import TRAIN
 
+# What a run is told of refused calls is tested beside the class that counts them.
+pytestmark = pytest.mark.filterwarnings("ignore:.*calls refused or unusable")
 SCHEDULES = ("dataflow", "waves", "sequential")
 DOMAINS = 3
 

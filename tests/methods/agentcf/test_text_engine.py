@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from importlib.util import find_spec
 
 import chex
@@ -33,7 +34,7 @@ from jaxrec.methods.agentcf.text_engine.state import GIVEN_UP, NOT_YET, RIGHT, W
 from jaxrec.ops import strings
 from jaxrec.training import checkpoint
 from jaxrec.training.run import train
-from jaxrec.types import DataError, SettingError, Sizes
+from jaxrec.types import DataError, LLMError, SettingError, Sizes
 
 KEY = "sk-very-secret-0123456789"
 SMALL = {"private_words": 12, "fused_words": 12, "item_words": 8, "tag_encoder": "tfidf"}
@@ -237,7 +238,7 @@ def test_an_event_without_a_usable_answer_leaves_no_trace(problem, model):
 
 def test_a_model_that_never_follows_the_format_changes_nothing_and_ranks_no_one(problem):
     stubborn = lambda asked: [Answer("As a language model, I like all of them.")] * len(asked)
-    method, state, (metrics,) = fit(problem, stubborn, attempts=2)
+    method, state, (metrics,) = fit(problem, stubborn, attempts=2, unusable_limit=1.0)
     number = len(state.choice)
     assert metrics == (0.0, 2 * number, metrics.call_rounds, 2 * number, 0, number)
     start = method.init(jax.random.key(0), problem[0])
@@ -254,9 +255,36 @@ def test_a_model_that_never_follows_the_format_changes_nothing_and_ranks_no_one(
 
 def test_a_refused_call_is_counted_apart(problem, model):
     refuse = lambda asked: [Answer(None, "too long")] * len(asked)
-    _, state, (metrics,) = fit(problem, refuse, attempts=1)
+    with pytest.warns(UserWarning, match=r"(\d+) of \1 calls refused or unusable: \1 too long$"):
+        _, state, (metrics,) = fit(problem, refuse, attempts=1, unusable_limit=1.0)
     number = len(state.choice)
     assert metrics == (0.0, number, metrics.call_rounds, 0, number, number)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [(Answer(None, "answered 422 (no seed)"), "answered 422 .no seed."), (Answer("Hm."), "not in")],
+)
+def test_a_model_without_usable_answers_stops_the_run(problem, model, answer, reason):
+    """In training, where groups are made, and where lists are ranked."""
+    asked = []
+
+    def useless(prompts_):
+        asked.extend(prompts_)
+        return [answer] * len(prompts_)
+
+    stops = partial(pytest.raises, LLMError, match=rf"^(\d+) of \1 calls .*: \1 {reason}")
+    with stops():
+        fit(problem, useless)
+    assert len(asked) < 40  # one round of calls
+    _, state, _ = fit(problem, model)
+    mute = text_engine.make(text_engine.Config(**SMALL), problem[1], useless)
+    with stops():
+        mute.prepare(state, problem[0])
+    told = text_engine.make(text_engine.Config(**SMALL), problem[1], model)
+    served = told.prepare(state, problem[0])
+    with stops():
+        mute.rank(served, np.arange(14), np.tile(np.arange(8), (14, 1)))
 
 
 def test_a_model_that_thinks_first_has_room_to(problem, model):
@@ -400,9 +428,8 @@ def test_a_run_without_its_server_ends_with_one_error_and_can_be_resumed(
 def test_a_state_survives_a_checkpoint(problem, model, tmp_path):
     _, state, _ = fit(problem, model, events_per_round=20)
     arrays = checkpoint.to_arrays(state)
-    checkpoint.save(
-        tmp_path / "c", (1, arrays), (1, arrays), {}, {"method": "this", "data": "that"}
-    )
+    reached, identity = {"round": 1, "best_round": 1}, {"method": "this", "data": "that"}
+    checkpoint.save(tmp_path / "c", (1, arrays), (1, arrays), reached, identity)
     found = checkpoint.restore(tmp_path / "c", "last", state)
     assert_same(found, state)
     assert found.counts == state.counts
@@ -492,7 +519,7 @@ def test_ranking_does_not_depend_on_the_order_of_candidates_and_omits_none(probl
 
 def test_omitted_candidates_rank_last_and_equal(problem):
     two = lambda asked: [Answer("RANKING: B, b, A" if "RANKING" in p.user else "") for p in asked]
-    method, state, _ = fit(problem, two, attempts=1)
+    method, state, _ = fit(problem, two, attempts=1, unusable_limit=1.0)
     scores = method.rank(method.prepare(state, problem[0]), [0], np.array([[4, 5, 6, 7, 8]]))
     assert sorted(scores[0]) == [0, 0, 0, 4, 5]
     values, _ = method.account(state, state, problem[0])
@@ -594,7 +621,7 @@ def test_without_train_rows_there_is_nothing_to_learn(problem):
 
 def test_full_ranking_is_refused_before_training(model, monkeypatch):
     monkeypatch.setattr(text_engine.method, "connect", lambda config, usage: model)
-    dataset = synthetic(users=8, items=40, clients=2, length=9)
+    dataset = synthetic(users=8, items=40, clients=4, length=9)
     for given in ({"candidates": 0}, {"ranking": "users"}):
         with pytest.raises(SettingError, match=r"candidates = .*'rows' or 'domains'"):
             train("agentcf_text", dataset, progress=False, **given)
@@ -617,6 +644,7 @@ def test_full_ranking_is_refused_before_training(model, monkeypatch):
         ("shown", -1),
         ("temperature", float("nan")),
         ("prompt_price", -1.0),
+        ("unusable_limit", 1.5),
     ],
 )
 def test_settings_that_cannot_work_are_refused_by_name(setting, value):

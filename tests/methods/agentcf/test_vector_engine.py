@@ -182,8 +182,8 @@ def test_settings_that_cannot_work_are_refused(settings, message):
 
 
 def test_settings_of_older_runs_are_read_under_their_new_names():
-    _, config = read_settings("agentcf", words={"recency": 0.2, "width": 7})
-    assert config == agentcf.Config(newest_weight=0.2, minibatch_size=7)
+    _, config = read_settings("agentcf", words={"recency": 0.2, "minibatch": True, "width": 7})
+    assert config == agentcf.Config(newest_weight=0.2, minibatch=True, minibatch_size=7)
 
 
 def test_data_that_agents_cannot_live_in_are_refused():

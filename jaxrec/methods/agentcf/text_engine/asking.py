@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxrec.llm.protocol import Complete, Prompt
+from jaxrec.llm.unusable import Tally
 from jaxrec.methods.agentcf.text_engine.config import Config
 from jaxrec.methods.agentcf.text_engine.prompts import AGAIN, Words
 
@@ -42,7 +43,7 @@ def ask_each(
     number: int,
     ask: Callable[[int, int], Prompt],
     take: Callable[[int, str], Found | None],
-    attempts: int,
+    config: Config,
 ) -> list[Found | None]:
     """What is taken of the answer to each of some prompts, None where it stays unusable.
 
@@ -51,14 +52,20 @@ def ask_each(
       number: of prompts.
       ask: (which, attempt) -> prompt.
       take: (which, text) -> what the text says, None if it does not follow the format.
-      attempts: at most, for each.
+      config: how often each may be asked, and how many answers may be of no use.
+
+    Raises LLMError where more of them are, and warns of calls that were refused.
     """
     found: list[Found | None] = [None] * number
-    for attempt in range(attempts):
+    tally = Tally(config.unusable_limit)
+    for attempt in range(config.attempts):
         open_ = [k for k in range(number) if found[k] is None]
         if not open_:
             break
         answers = complete([ask(k, attempt) for k in open_])
         for k, answer in zip(open_, answers, strict=True):
             found[k] = None if answer.text is None else take(k, answer.text)
+            tally.note(answer, fits=found[k] is not None)
+        tally.check()
+    tally.close()
     return found

@@ -25,7 +25,7 @@ class Config:
     concurrency: int = setting(8, at_least=1)
     """Calls under way at once (server), prompts in a batch (local)."""
     timeout: float = setting(120.0, above=0)
-    """Seconds until a call is tried again."""
+    """Seconds from sending a call to the last byte of its answer; then it is tried again."""
     retries: int = setting(6, at_least=0)
     """Tries of a call after the first one, when the server fails."""
     limit_as: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
@@ -36,6 +36,9 @@ class Config:
     """Folder that keeps every answer; empty: llm in the cache folder of jaxrec."""
     attempts: int = setting(3, at_least=1)
     """Calls until an answer that does not follow the format is given up."""
+    unusable_limit: float = setting(0.5, at_least=0, at_most=1)
+    """Share of the answers that may be refused, cut, empty, filtered or not in the format; above it
+    the run stops with their number and reasons. 1: it never stops."""
     schedule: Literal["dataflow", "waves", "sequential"] = "dataflow"
     """Which calls are made at once; the result is the same."""
     events_per_round: int = setting(0, at_least=0)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrec.llm.protocol import Complete, Prompt
+from jaxrec.llm.unusable import Tally
 
 Cell = tuple[Any, ...]  # the kind of a memory, then whose it is
 Recall = Callable[[Cell], str]
@@ -55,7 +56,7 @@ class Counts(NamedTuple):
     calls: int = 0
     rounds: int = 0  # lists of calls that were made one after another
     unusable: int = 0  # answers that did not follow the format
-    refused: int = 0  # calls that the server gave no answer to, or one cut at its limit
+    refused: int = 0  # calls without an answer, or with one that is cut, empty or filtered
     given_up: int = 0  # events that changed nothing
 
 
@@ -74,6 +75,7 @@ def replay(
     complete: Complete,
     batches: Iterable[Sequence[int]],
     attempts: int,
+    unusable_limit: float = 1.0,
 ) -> Outcome:
     """Run the events and return what they leave.
 
@@ -84,22 +86,28 @@ def replay(
       complete: is handed all calls of a round at once.
       batches: the events in groups that run one group after another, each event once.
       attempts: calls for one stage before its event is given up.
+      unusable_limit: share of the answers that may be of no use.
+
+    Raises LLMError where more of them are, and warns of calls that were refused.
     """
+    tally = Tally(unusable_limit)
     run = _Run(stages, cells, start, attempts)
-    calls = rounds = 0
+    rounds = 0
     for batch in batches:
         run.ready = set(batch)
         while run.ready:
             asked = run.prompts()
             answers = complete([prompt for _, _, prompt in asked])
-            rounds, calls = rounds + 1, calls + len(asked)
+            rounds += 1
             for (event, times, _), answer in zip(asked, answers, strict=True):
-                run.answered(event, times, answer.text)
+                tally.note(answer, fits=run.answered(event, times, answer.text))
+            tally.check()
+    tally.close()
     events = run.events
     memories = {cell: value for event in events for cell, value in event.made.items()}
     left = [None if event.given_up else event.notes for event in events]
     given_up = sum(event.given_up for event in events)
-    return Outcome(memories, left, Counts(calls, rounds, run.unusable, run.refused, given_up))
+    return Outcome(memories, left, Counts(tally.calls, rounds, run.unusable, run.refused, given_up))
 
 
 def batches(log: Log, schedule: str) -> list[list[int]]:
@@ -187,11 +195,14 @@ class _Run:
         self.ready = set()
         return asked
 
-    def answered(self, number: int, times: int, text: str | None) -> None:
-        """Take an answer, or None, to what an event asked when it had begun anew so many times."""
+    def answered(self, number: int, times: int, text: str | None) -> bool:
+        """Take an answer, or None, to what an event asked when it had begun anew so many times.
+
+        Returns whether it could be used, as far as anybody looked.
+        """
         event = self.events[number]
         if event.times != times:
-            return  # what it asked about has been taken back
+            return True  # what it asked about has been taken back
         taken = None if text is None else self.stages[event.stage].take(number, text, event.notes)
         if taken is not None:
             event.made.update(taken[0])
@@ -213,6 +224,7 @@ class _Run:
                 other for other, current in event.waiting if self.events[other].times == current
             }
             event.waiting = set()
+        return taken is not None
 
     def _recall(self, number: int, cell: Cell) -> str:
         """The value of a cell as event `number` has it; raises _NotYet where it is not there."""

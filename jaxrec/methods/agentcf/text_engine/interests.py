@@ -69,7 +69,7 @@ def _ask_tags(
         return to_prompt(config, words, seed(user, attempt), attempt, 4 * config.tags)
 
     take = lambda k, text: prompts.read_tags(text, config.tags)
-    found = ask_each(complete, len(active), ask, take, config.attempts)
+    found = ask_each(complete, len(active), ask, take, config)
     return {user: tags for user, tags in zip(active, found, strict=True) if tags}
 
 

@@ -19,7 +19,7 @@ users; a user without a fused memory of a domain, but with others, is given one 
 
 Events run as soon as what they read is there (`dataflow`), with the bytes of the sequential loop. A
 step takes the next `events_per_round` events, so that a run can be saved within an epoch; every
-answer is on disk the moment it arrives, so that nothing is ever paid twice.
+answer is on disk the moment it arrives, so that none is paid for again.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ def check_data(config: Config, data: Data) -> None:
     check_domains(names.domain)
 
 
+OF_SERVERS = "base_url", "api_key_env", "timeout", "retries", "limit_as"
 TRAITS = Traits(
     run={
         "rounds": 1,
@@ -90,7 +91,9 @@ TRAITS = Traits(
     },
     reads=lambda config: Reads(history=True, titles=True),
     check_data=check_data,
-    resumable=("api_key_env", "concurrency", "timeout", "retries"),  # they change no answer
+    unread=lambda config: {"llm": OF_SERVERS if config.llm == "local" else ()},
+    # These change no answer.
+    resumable=("api_key_env", "concurrency", "timeout", "retries", "unusable_limit"),
     needs=("order", "domains"),
     uses=("text",),
 )
@@ -204,6 +207,7 @@ def _replay(config: Config, complete: Complete, host: State, part: Part) -> Outc
         complete,
         dataflow.batches(part.log, config.schedule),
         config.attempts,
+        config.unusable_limit,
     )
 
 

@@ -69,7 +69,7 @@ def rank_lists(
         return to_prompt(config, words, seed(user, *shown, attempt), attempt, 2 * len(shown))
 
     take = lambda k, text: prompts.read_ranking(text, candidates.shape[1])
-    found = ask_each(complete, len(users), ask, take, config.attempts)
+    found = ask_each(complete, len(users), ask, take, config)
     scores = np.zeros(candidates.shape, np.float32)
     for k, places in enumerate(found):
         for better, place in enumerate(places or ()):
@@ -102,7 +102,7 @@ def _fused_to_rank(
         return to_prompt(config, words, seed(user, domain, attempt), attempt, config.fused_words)
 
     take = lambda k, text: prompts.read_notes(text)
-    found = ask_each(complete, len(lacking), ask, take, config.attempts)
+    found = ask_each(complete, len(lacking), ask, take, config)
     size = WORD_BYTES * config.fused_words
     made = {
         cell: strings.cut(notes or "", size) for cell, notes in zip(lacking, found, strict=True)

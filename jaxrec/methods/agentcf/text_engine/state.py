@@ -33,5 +33,5 @@ class Metrics(NamedTuple):
     calls: np.int32
     call_rounds: np.int32  # lists of calls that were made one after another
     unusable: np.int32  # answers that did not follow the format
-    refused: np.int32  # calls without an answer, or with one cut at its limit
+    refused: np.int32  # calls without an answer, or with one that is cut, empty or filtered
     given_up: np.int32  # events that changed nothing
