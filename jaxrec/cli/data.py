@@ -7,17 +7,19 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxrec.cli.command import exit_status, wants_help
+from jaxrec.cli.command import console, exit_status, print_options, wants_help
 from jaxrec.data.check import counts, examine, histogram, knows
+from jaxrec.data.reading import Reading
 from jaxrec.methods import METHODS
 from jaxrec.settings.fields import unknown
+from jaxrec.settings.words import read_options
 from jaxrec.types import TEST, TRAIN, VALID, Dataset, SettingError
 
-ABOUT = """python -m jaxrec.data check NAME|PATH
+PROGRAM = "python -m jaxrec.data check"
+ABOUT = f"""{PROGRAM} NAME|PATH [--option value ...]
 
 Read a data set in any form that jaxrec.load knows and print what it holds, everything that is wrong
 with it, and which methods can work on it. Exit status 2 where something is wrong."""
@@ -36,24 +38,24 @@ def main(words: Sequence[str]) -> int:
 
 def _check(words: Sequence[str]) -> int:
     if wants_help(words):
-        print(ABOUT)
-        return 0
+        print_options(Reading, PROGRAM, ABOUT)
     if not words or words[0] != "check":
         raise unknown(f"{' '.join(words) or 'nothing'}: no such command", "check", ["check"])
-    if len(words) != 2:
-        raise SettingError(f"{len(words) - 1} data sets: name one, its path or its name")
-    found = examine(words[1])
-    console = Console(highlight=False)
+    number = next((n for n, word in enumerate(words) if word.startswith("--")), len(words))
+    if number != 2:
+        raise SettingError(f"{number - 1} data sets: name one, its path or its name")
+    found = examine(words[1], read_options(Reading, words[2:]))
+    shown = console(highlight=False)
     if found.dataset:
         for part in pages(found.dataset):
-            console.print(part)
+            shown.print(part)
     for kind, lines in (("note", found.notes), ("wrong", found.problems)):
         for line in lines:
-            console.print(f"{kind}: {line}", markup=False, soft_wrap=True)
-    number = len(found.problems)
+            shown.print(f"{kind}: {line}", markup=False, soft_wrap=True)
+    wrong = len(found.problems)
     left = " What stands above is without the rows named." if found.left_out else ""
-    print(f"{number} to mend.{left}" if number else "Nothing is wrong.")
-    return 2 if number else 0
+    print(f"{wrong} to mend.{left}" if wrong else "Nothing is wrong.")
+    return 2 if wrong else 0
 
 
 def pages(dataset: Dataset) -> Iterator[Table]:

@@ -7,22 +7,22 @@ assembled again, until nothing is left to say: the faults and their words are th
 from __future__ import annotations
 
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxrec.data.formats import read_dataset
 from jaxrec.data.pack import pack
 from jaxrec.data.partition import partition
-from jaxrec.data.sources import located
+from jaxrec.data.reading import AS_IT_IS, INTERACTIONS, Reading, plain
+from jaxrec.data.sources import load, tables_of
 from jaxrec.data.split import core, split
-from jaxrec.data.synthetic import synthetic
-from jaxrec.data.tables import INTERACTIONS, RowError, Table, assemble, plain
+from jaxrec.data.table import RowError, Table, Tables
+from jaxrec.data.tables import assemble
 from jaxrec.data.text import texts
-from jaxrec.types import DataError, Dataset
+from jaxrec.types import DataError, Dataset, SettingError
 
+TABLES = ("rows", "items", "users", "candidates")
 KEYS = ("user", "item", "candidates")  # columns without which a row is nothing
 NAMES = INTERACTIONS | {"timestamp": INTERACTIONS["timestamp"] + INTERACTIONS["position"]}
 CLIENTS = 100  # of the federation that is tried
@@ -37,7 +37,9 @@ class Findings(NamedTuple):
     left_out: bool  # whether rows at fault were left out of the dataset
 
 
-def examine(name_or_path: str | Path, *, progress: bool = True) -> Findings:
+def examine(
+    name_or_path: str | Path, reading: Reading = AS_IT_IS, *, progress: bool = True
+) -> Findings:
     """Read a data set as `load` does, past every fault that rows have."""
     problems: list[str] = []
     dataset, left_out = None, False
@@ -45,18 +47,19 @@ def examine(name_or_path: str | Path, *, progress: bool = True) -> Findings:
         warnings.simplefilter("always")
         try:
             if str(name_or_path) == "synthetic":
-                dataset = synthetic()
+                dataset = load(name_or_path, **reading.reading())
             else:
-                where = located(name_or_path, progress=progress)
-                dataset = read_dataset(*where, partial(_assemble, problems))
+                name, tables = tables_of(name_or_path, reading, progress=progress)
+                dataset = _assemble(problems, name, tables, reading)
             if dataset:
                 left_out = bool(problems)
                 after = ", once the rows named before are left out" if left_out else ""
                 problems += [problem + after for problem in _not_ready(dataset)]
-        except DataError as error:
+        except (DataError, SettingError) as error:
             problems.append(str(error))
     notes = list(dict.fromkeys(str(each.message) for each in caught))
-    return Findings(dataset, problems, notes + (_notes(dataset) if dataset else []), left_out)
+    told = _notes(dataset, reading) if dataset else []
+    return Findings(dataset, problems, notes + told, left_out)
 
 
 def knows(dataset: Dataset) -> dict[str, bool]:
@@ -86,24 +89,22 @@ def histogram(numbers: np.ndarray) -> list[tuple[str, int]]:
     return lines[int(np.argmax(bins > 0)) :]
 
 
-def _assemble(
-    problems: list[str], name: str, rows: Table, *others: Table | None, only_seen: bool = False
-) -> Dataset | None:
+def _assemble(problems: list[str], name: str, tables: Tables, reading: Reading) -> Dataset | None:
     """The Dataset without the rows at fault, or None if no row is left; adds to `problems`."""
     while True:
         try:
-            return assemble(name, rows, *others, only_seen=only_seen)
+            return assemble(name, tables, reading)
         except RowError as error:
             problems.append(str(error))
-            mend = partial(_mended, error=error)
-            if rows.file == error.file:
-                rows = mended = mend(rows, pointed_at=False)
-            else:
-                at, table = next((n, t) for n, t in enumerate(others) if t and t.file == error.file)
-                mended = mend(table, pointed_at=True)
-                others = (*others[:at], mended, *others[at + 1 :])
+            which = next(name for name in TABLES if _is(getattr(tables, name), error.file))
+            mended = _mended(getattr(tables, which), error=error, pointed_at=which != "rows")
+            tables = tables._replace(**{which: mended})
             if mended.frame.empty:
                 return None
+
+
+def _is(table: Table | None, file: str) -> bool:
+    return table is not None and table.file == file
 
 
 def _mended(table: Table, *, error: RowError, pointed_at: bool) -> Table:
@@ -137,12 +138,12 @@ def _not_ready(dataset: Dataset) -> list[str]:
     return problems
 
 
-def _notes(dataset: Dataset) -> list[str]:
+def _notes(dataset: Dataset, reading: Reading) -> list[str]:
     rows, notes = dataset.interactions, []
-    if "rating" in rows:
+    if "rating" in rows and reading.min_rating is None:
         notes.append(
             "ratings are not read by any method: every row counts as chosen; leave out the rows "
-            "that do not"
+            "that do not, such as by --min-rating 4"
         )
     if "timestamp" in rows:
         if (tied := rows.duplicated(["user", "timestamp"], keep=False).mean()) > 0.5:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from warnings import warn
 
@@ -20,7 +21,8 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import dataset
 
-from jaxrec.data.tables import INTERACTIONS, Table, plain
+from jaxrec.data.reading import known_columns
+from jaxrec.data.unpack import bound, too_large
 from jaxrec.files import cache_folder, sha256, write_folder
 from jaxrec.types import DataError
 
@@ -30,25 +32,40 @@ IDS = ("user", "item", "client", "split")
 _VERSION = 1  # of the files in the cache: another number makes every one anew
 
 
-def mapped(path: Path) -> pd.DataFrame | None:
-    """The columns that jaxrec knows of a parquet file or folder; ids are categories.
+def opened(path: Path, limit: float) -> dataset.Dataset:
+    """A parquet file, or a folder of them; names of folders such as split=train are a column.
 
-    None for a table that is to be read whole: a small one, or one with other than numbers and text.
-    The columns lie in the cache folder under a hash of the parquet's bytes.
-
-    Raises DataError without a user or an item, and for a cache that cannot be written; OSError or
-    ValueError for a parquet that cannot be read.
+    Raises DataError where its rows take more than `limit` (gigabytes; see `unpack.bound`) allows.
     """
-    source = dataset.dataset(path, format="parquet", partitioning="hive")
+    hive = "hive" if path.is_dir() else None  # of the folders below it, not of those above a file
+    source = dataset.dataset(path, format="parquet", partitioning=hive)
+    metas = [fragment.metadata for fragment in source.get_fragments()]
+    groups = [meta.row_group(number) for meta in metas for number in range(meta.num_row_groups)]
+    size = sum(max(group.total_byte_size, 8 * group.num_rows) for group in groups)
+    most = bound(sum(Path(file).stat().st_size for file in source.files), limit, most=math.inf)
+    if size > most:
+        raise too_large(path, f"{size / 1e9:.3g} GB", most)
+    return source
+
+
+def mapped(path: Path, source: dataset.Dataset, known: Mapping[str, str]) -> pd.DataFrame | None:
+    """The columns of `source`, the parquet at `path`, that are `known`; ids are categories.
+
+    `known` has our name of each. None for a table that is to be read whole: a small one, or one
+    with other than numbers and text. The columns lie in the cache folder under a hash of the
+    parquet's bytes.
+
+    Raises DataError for a cache that cannot be written; OSError or ValueError for a parquet that
+    cannot be read.
+    """
     if source.count_rows() <= ROWS:
         return None
-    nothing = source.schema.empty_table().to_pandas()
-    Table(str(path), nothing).renamed(INTERACTIONS, ("user", "item"))
-    every = _kinds(source.schema)
+    every = {name: _kind(of, source.schema.field(name).type) for name, of in known.items()}
     kinds = {name: kind for name, kind in every.items() if kind is not None}
     if len(kinds) < len(every):
         return None
-    folder = cache_folder() / "tables" / _digest(path, source.files)
+    usual = known == known_columns(source.schema.names, {})
+    folder = cache_folder() / "tables" / _digest(path, source.files, {} if usual else known)
     there = folder.exists()
     frame = _kept(folder)
     if frame is None:
@@ -61,18 +78,9 @@ def mapped(path: Path) -> pd.DataFrame | None:
     return frame
 
 
-def _kinds(schema: pa.Schema) -> dict[str, str | None]:
-    """ "ids" or "numbers" for each column that jaxrec knows; None for one it cannot keep."""
-    names = {same: name for name, known in INTERACTIONS.items() for same in known}
-    return {
-        field.name: _kind(names[plain(field.name)], field.type)
-        for field in schema
-        if plain(field.name) in names
-    }
-
-
 def _kind(name: str, of: pa.DataType) -> str | None:
-    number = pa.types.is_integer(of) or pa.types.is_floating(of)
+    real = pa.types.is_float32(of) or pa.types.is_float64(of)  # of 16 bits, arrow cannot sort
+    number = pa.types.is_integer(of) or real
     if name in IDS:
         of = of.value_type if pa.types.is_dictionary(of) else of
         text = pa.types.is_string(of) or pa.types.is_large_string(of)
@@ -81,8 +89,9 @@ def _kind(name: str, of: pa.DataType) -> str | None:
     return "numbers" if number or date else None
 
 
-def _digest(path: Path, files: list[str]) -> str:
+def _digest(path: Path, files: list[str], own: Mapping[str, str]) -> str:
     digest = hashlib.sha256(f"{_VERSION}".encode())
+    digest.update(json.dumps(own).encode() if own else b"")
     for name in files:
         digest.update(f"{os.path.relpath(name, path)}:{sha256(name)};".encode())
     return digest.hexdigest()

@@ -48,7 +48,8 @@ def split(
 ) -> Dataset:
     """The dataset with an int8 `split` column: 0 train, 1 valid, 2 test.
 
-    - "given": the column the data came with.
+    - "given": the column the data came with; where it has no valid row, the fraction `valid` of
+      each user's train rows at random, rounded, with a warning.
     - "leave-one-out": each user's last row in time is test, the one before valid; ties in file
       order; users with fewer than 3 rows train only.
     - "ratio": the fractions `valid` and `test` of each user's rows at random, rounded; a user keeps
@@ -66,6 +67,7 @@ def split(
         )
     if how == "given":
         _needs(dataset, "split", how)
+        dataset = _with_valid(dataset, valid, seed)
     elif how == "leave-one-out":
         _needs(dataset, "timestamp", how)
         dataset = _with_split(dataset, _last_two(rows))
@@ -116,6 +118,23 @@ def _fractions(rows: pd.DataFrame, valid: float, test: float, seed: int) -> np.n
         return np.where(place < tests, TEST, np.where(place < tests + valids, VALID, TRAIN))
 
     return _by_place(rows, np.random.default_rng(seed).random(len(rows)), part)
+
+
+def _with_valid(dataset: Dataset, valid: float, seed: int) -> Dataset:
+    """The dataset, with valid rows drawn from each user's train rows where its split has none."""
+    parts = dataset.interactions["split"].to_numpy()
+    train = parts == TRAIN
+    if (parts == VALID).any() or not train.any():
+        return dataset
+    parts = parts.copy()
+    parts[train] = _fractions(dataset.interactions.loc[train], valid, 0.0, seed)
+    if (parts == VALID).any():
+        warn(
+            f"{dataset.name}: no row is valid in the split that the data come with; a fraction "
+            f"{valid:g} of each user's train rows, drawn at random, is",
+            stacklevel=3,
+        )
+    return _with_split(dataset, parts)
 
 
 def _periods(rows: pd.DataFrame, valid: float, test: float) -> np.ndarray:

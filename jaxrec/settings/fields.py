@@ -41,7 +41,7 @@ class Range(NamedTuple):
         if isinstance(value, tuple):
             return len(value) > 0 and all(map(self.holds, value))
         return (
-            math.isfinite(value)
+            -math.inf < value < math.inf
             and (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
             and (self.at_most is None or value <= self.at_most)
@@ -148,6 +148,8 @@ def coerce(value: Any, hint: Any) -> Any:
         for option in inner:
             with contextlib.suppress(TypeError):
                 return coerce(value, option)
+    elif inner == (str, ...) and isinstance(value, Mapping):  # a list of NAME=VALUE
+        return tuple(f"{name}={one}" for name, one in value.items())
     elif origin is tuple and isinstance(value, list | tuple):
         hints = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
         with contextlib.suppress(TypeError, ValueError):
@@ -155,7 +157,8 @@ def coerce(value: Any, hint: Any) -> Any:
             same = isinstance(value, tuple) and all(map(_is, right, value))
             return value if same else right
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return value if type(value) is float else float(value)
+        with contextlib.suppress(OverflowError):
+            return value if type(value) is float else float(value)
     elif hint is int and isinstance(value, int) and not isinstance(value, bool):
         return value if type(value) is int else int(value)
     elif isinstance(hint, type) and hint not in (int, float) and isinstance(value, hint):

@@ -191,11 +191,11 @@ def test_a_cache_that_cannot_be_written_is_one_error(tmp_path, in_blocks, monkey
 def faulty(column, row, value):
     table = rows(text=False).astype({column: object})
     table.loc[row, column] = value
-    return table.astype({column: "float64"}) if column in ("user", "rating") else table
+    return table.astype({column: "float64"}) if column in ("user", "timestamp") else table
 
 
 @pytest.mark.parametrize(
-    ("column", "value"), [("user", None), ("user", -3), ("user", 1.5), ("rating", None)]
+    ("column", "value"), [("user", None), ("user", 2e16), ("user", 1.5), ("timestamp", None)]
 )
 def test_a_fault_is_named_as_in_a_table_that_is_read_whole(tmp_path, in_blocks, column, value):
     folder = written(tmp_path / "toy", faulty(column, 30, value))

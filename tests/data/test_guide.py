@@ -24,7 +24,7 @@ QUICK = ["--rounds", "1", "--evaluate-every", "1", "--baselines"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What the guide's commands name: ratings.csv and my-shop."""
+    """What the guide's commands name: ratings.csv, shop.csv and my-shop."""
     folder = tmp_path_factory.mktemp("guide")
     data = synthetic(users=60, items=60, clients=6, length=16)
     rows = data.interactions.drop(columns=["client", "domain"]).assign(rating=5)
@@ -32,6 +32,8 @@ def folder(tmp_path_factory):
     header = re.search(r"```csv\n(.*?)\n", GUIDE)[1].split(",")
     named = rows[["user", "item", "rating", "timestamp"]].set_axis(header, axis=1)
     named.to_csv(folder / "ratings.csv", index=False)
+    shop = named.set_axis(["Customer ID", "SKU", "Stars", "timestamp"], axis=1)
+    shop.to_csv(folder / "shop.csv", index=False)
     (folder / "my-shop").mkdir()
     rows.to_csv(folder / "my-shop" / "interactions.csv", index=False)
     data.items.to_csv(folder / "my-shop" / "items.csv", index=False)

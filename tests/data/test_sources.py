@@ -228,23 +228,41 @@ def test_a_repeated_pair_at_other_times_keeps_the_earliest_and_says_so(tmp_path)
 @pytest.mark.parametrize(
     "column, value, problem",
     [
-        ("user", -1, "is negative"),
-        ("item", -7, "is negative"),
         ("user", np.nan, "is missing"),
-        ("rating", np.nan, "is not a finite number"),
-        ("rating", np.inf, "is not a finite number"),
         ("timestamp", np.nan, "is not a finite number"),
+        ("timestamp", np.inf, "is not a finite number"),
         ("split", 3, "is not a split"),
-        ("domain", -2, "is not a whole number from 0 to 127"),
     ],
 )
 def test_a_bad_cell_is_named_by_file_column_and_row(
     tmp_path, suffix, third, column, value, problem
 ):
-    rows = ROWS.assign(split=0, domain=0).astype({column: float})
+    rows = ROWS.assign(split=0).astype({column: float})
     rows.loc[2, column] = value
     path = folder(tmp_path, rows, suffix)
     refused(path, str(path / f"interactions{suffix}"), f"column '{column}'", third, problem)
+
+
+@pytest.mark.parametrize("suffix, third", [(".csv", "line 4"), (".parquet", "row 2")])
+@pytest.mark.parametrize(
+    "column, value, problem",
+    [
+        ("rating", np.nan, "is not a finite number"),
+        ("rating", np.inf, "is not a finite number"),
+        ("domain", -2, "is not a whole number from 0 to 127"),
+    ],
+)
+def test_a_bad_cell_that_nobody_reads_costs_its_column(
+    tmp_path, suffix, third, column, value, problem
+):
+    rows = ROWS.assign(domain=0).astype({column: float})
+    rows.loc[2, column] = value
+    path = folder(tmp_path, rows, suffix)
+    told = f"interactions{suffix}, column '{column}', {third}: .*{problem}.* left out"
+    with pytest.warns(UserWarning, match=told):
+        data = load(path)
+    expected = folder(tmp_path / "without", rows.drop(columns=column), suffix)
+    assert data.digest == load(expected).digest
 
 
 def test_a_fraction_is_an_id_only_as_text(tmp_path):
@@ -258,8 +276,8 @@ def test_a_fraction_is_an_id_only_as_text(tmp_path):
 
 def test_lines_are_counted_over_blank_ones(tmp_path):
     path = tmp_path / "toy.csv"
-    path.write_text("user,item,rating\n1,2,3\n\n\n1,3,bad\n2,2,worse\n")
-    refused(path, "column 'rating', line 5: bad", "2 such rows")
+    path.write_text("user,item,timestamp\n1,2,3\n\n\n1,3,bad\n2,2,4\n2,3,worse\n2,4,9\n")
+    refused(path, "column 'timestamp', line 5: bad", "2 such rows")
 
 
 def test_missing_and_ambiguous_columns_are_listed(tmp_path):
@@ -390,8 +408,9 @@ def test_an_id_is_found_among_text_ids(tmp_path):
     assert load(tmp_path / "x.inter").items["title"].tolist() == ["one", "two"]
 
 
-def test_an_item_without_a_domain_is_named(tmp_path):
+def test_an_item_without_a_domain_costs_the_domains(tmp_path):
     (tmp_path / "x.inter").write_text("user_id:token\titem_id:token\n1\t1\n1\t2\n")
     (tmp_path / "x.item").write_text("item_id:token\tdomain:float\n1\t0\n")
-    with pytest.raises(DataError, match=r"line 3.*has no domain in .*x\.item"):
-        load(tmp_path / "x.inter")
+    with pytest.warns(UserWarning, match=r"line 3.*has no domain in .*x\.item.* left out"):
+        data = load(tmp_path / "x.inter")
+    assert "domain" not in data.items
