@@ -20,7 +20,7 @@ import pandas as pd
 import jaxrec
 from jaxrec.files import append_row, read_rows
 from jaxrec.methods import METHODS
-from jaxrec.training.settings import TRAINING_LENGTH, RunConfig, read_toml
+from jaxrec.training.settings import TRAINING_LENGTH, RunConfig, build, read_toml
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -199,6 +199,9 @@ def resolved(config: str, variant: dict[str, Any], seed: int) -> tuple[str, dict
         run = {field.name for field in fields(RunConfig)} - {*TRAINING_LENGTH, "baselines"}
         every = dict(METHODS[method].TRAITS.run) | given
         method, given = other, {name: value for name, value in every.items() if name in run}
+    _, config = build(method, given | settings)
+    unread = {name for names in METHODS[method].TRAITS.unread(config).values() for name in names}
+    given = {name: value for name, value in given.items() if name not in unread}
     return method, given | settings | {"seed": seed, "baselines": ()}
 
 

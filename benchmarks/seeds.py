@@ -38,7 +38,7 @@ def main(bench: Bench, quick: bool) -> None:
     keys = jax.random.split(jax.random.key(0), SEEDS // 2 if quick else SEEDS)
     for name in METHODS:
         run, config = read_settings(name, None, {"data": "synthetic"})
-        prepared = prepare(run, **reads({name: config}), progress=False)
+        prepared = prepare(run, None, reads({name: config}), progress=False)
         method, data = jaxrec.METHODS[name].make(config, prepared.sizes), prepared.data
         states = []
         for form, function in both(method).items():

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -242,4 +242,6 @@ class Traits:
     renamed: Mapping[str, str] = field(default_factory=dict)  # settings of stored runs: old -> new
     privacy: str = "central data"  # of a method without settings of privacy, in a result
     retired: tuple[str, ...] = ()  # settings of stored runs that are read and do nothing
+    unread: Callable[[Any], Mapping[str, Collection[str]]] = lambda config: {}
+    """The settings that a config's choice, such as of its model, leaves unread: choice -> names."""
     smaller: tuple[Mapping[str, Any], ...] = ()  # settings to try where a run does not fit a device

@@ -28,7 +28,7 @@ TINY = {
     "rqfedrec": ("clients", {"width": 4, "codes": 4, "levels": 2}),
     "sequential": ("batch", {"width": 4, "inner": 4, "heads": 1, "length": 8, "batch": 40}),
     "llmd4rec": ("batch", {"width": 4, "inner": 4, "heads": 1, "length": 8, "batch": 40}),
-    "agentcf": ("users", {"groups": 2, "rank": 4, "minibatch_size": 8, "candidates": 5}),
+    "agentcf": ("users", {"groups": 2, "rank": 4, "candidates": 5}),
 }
 SAME = f"""
 import sys
@@ -65,7 +65,8 @@ for mesh in ("", f"{{axis}}=8"):
         plan = make_plan(run.dataset, TEST, ks=(10,), multiple=8)
         found = evaluator(watched, plan, devices=devices)(run.state, run.data).means
         for metric in ("NDCG@10", "coverage@10"):
-            assert found[metric] == run.values["test/" + metric], found
+            # another program than the run's: its means may round otherwise
+            np.testing.assert_allclose(found[metric], run.values["test/" + metric], rtol=1e-6)
         lists = jax.jit(partial(by_rows, partial(ranking.top, k=10)))
         with within(devices):
             table = jax.jit(divide)(np.zeros((48, 40), np.float32))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,6 +14,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rich.console import Console, RenderHook
+from rich.segment import Segment
+
+from jaxrec.output import harmless
 from jaxrec.settings.words import read_options
 from jaxrec.training.progress import say
 from jaxrec.types import REFUSALS, LLMError, SettingError
@@ -21,20 +27,24 @@ def exit_status(act: Callable[[], int | None], stopped: Callable[[], None] | Non
     """Run a command and return its exit status: that of `act`, 0 without one.
 
     What is wrong is one line on stderr and status 2, and so is every warning a line; status 130
-    where it is interrupted. `stopped` is called where the work can go on later: after an interrupt,
-    and where a language model could not be asked any more.
+    where it is interrupted, by Ctrl-C or SIGTERM. `stopped` is called where the work can go on
+    later: after an interrupt, where a disk is full, and where a language model could not be asked
+    any more.
     """
     warnings.showwarning = lambda message, *_: say(f"warning: {message}")
     try:
-        status = act()
-        sys.stdout.flush()
+        with _terminated():
+            status = act()
+            sys.stdout.flush()
         return status or 0
     except BrokenPipeError:  # who reads has had enough, such as `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _stop_writing()
         return 0
     except (*REFUSALS, OSError) as error:
         say(f"error: {error}")
-        if stopped and isinstance(error, LLMError):
+        if isinstance(error, OSError):
+            _stop_writing()
+        if stopped and isinstance(error, LLMError | OSError):
             stopped()
         return 2
     except KeyboardInterrupt as error:
@@ -42,6 +52,52 @@ def exit_status(act: Callable[[], int | None], stopped: Callable[[], None] | Non
         if stopped:
             stopped()
         return 130
+
+
+def _stop_writing() -> None:
+    """Leave what standard output could not take, which Python would try again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """SIGTERM interrupts as Ctrl-C does, so that no half-written file is left."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def console(**given: Any) -> Console:
+    """A console that shows the control characters of what it prints and obeys none of them."""
+    made = Console(**given)
+    made.push_render_hook(_Harmless())
+    return made
+
+
+class _Harmless(RenderHook):
+    def process_renderables(self, renderables: list[Any]) -> list[Any]:
+        return [_Shown(one) for one in renderables]
+
+
+class _Shown:
+    def __init__(self, inner: Any):
+        self.inner = inner
+
+    def __rich_console__(self, console: Console, options: Any) -> Iterator[Segment]:
+        for text, style, control in console.render(self.inner, options):
+            yield Segment(text if control else harmless(text), style, control)
 
 
 def say_how_to_go_on(program: str, begun: list[Path], record: str) -> None:

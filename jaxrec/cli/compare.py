@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-
-from jaxrec.cli.command import command
+from jaxrec.cli.command import command, console
+from jaxrec.output import to_stdout
 from jaxrec.report.comparison import compare
 from jaxrec.report.comparison_tables import caption, csv, latex, markdown, terminal_tables
 
@@ -37,9 +36,10 @@ def act(runs: Sequence[Path], options: Options) -> None:
     """Print the comparison."""
     found = compare(runs, options.metric, resamples=options.resamples, seed=options.seed)
     if options.format == "table":
-        Console().print(*terminal_tables(found), caption(found))
+        console().print(*terminal_tables(found), caption(found))
     else:
-        print({"markdown": markdown, "latex": latex, "csv": csv}[options.format](found))
+        made = {"markdown": markdown, "latex": latex, "csv": csv}[options.format](found)
+        to_stdout()(f"{made}\n")
 
 
 def main(words: Sequence[str]) -> int:

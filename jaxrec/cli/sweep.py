@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from jaxrec.cli.command import (
+    console,
     exit_status,
     folder_for,
     print_options,
@@ -87,7 +87,7 @@ def _sweep(words: Sequence[str], begun: list[Path]) -> int:
         print(json.dumps(json.loads((out / "winner.json").read_text()) if found.runs else None))
     else:
         for part in tables(found):
-            Console().print(part, soft_wrap=isinstance(part, str))
+            console().print(part, soft_wrap=isinstance(part, str))
     if not found.runs:
         say("error: no choice finished with every seed, so none is best")
         return 2

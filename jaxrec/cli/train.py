@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from jaxrec import files
-from jaxrec.cli.command import exit_status, folder_for, say_how_to_go_on, wants_help
+from jaxrec.cli.command import console, exit_status, folder_for, say_how_to_go_on, wants_help
 from jaxrec.cli.help import Files, Output, print_help
 from jaxrec.methods import method_module
 from jaxrec.report import result_tables
@@ -75,7 +73,7 @@ def _tell(method: str, result: Result, out: Path, *, json: bool) -> None:
     if json:
         print(files.json_line({"run": str(out), "values": results}))
         return
-    console = Console()
-    console.print(result_tables.metrics_table(results, protocol=result.protocol))
-    console.print(result_tables.traffic_table(results))
-    console.print(f"run folder: {out}", soft_wrap=True, markup=False)
+    shown = console()
+    shown.print(result_tables.metrics_table(results, protocol=result.protocol))
+    shown.print(result_tables.traffic_table(results))
+    shown.print(f"run folder: {out}", soft_wrap=True, markup=False)

@@ -55,6 +55,11 @@ def check_recency(config: LocalConfig) -> None:
     require(weighs or not config.recency, config, "recency", rule)
 
 
+def unread_by_loss(loss: str) -> tuple[str, ...]:
+    """The settings of a client's training that a loss leaves unread."""
+    return () if loss in ("square", "auto") else ("negative_weight",)
+
+
 def row_weights(clients: Clients, recency: float) -> jax.Array:
     """How much each train row counts, [..., N]: 1 / (1 + newer rows / recency), 0 for padding.
 

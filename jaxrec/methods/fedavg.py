@@ -34,11 +34,21 @@ from jaxrec.models.collaborative import Tables
 from jaxrec.settings.fields import check, setting
 from jaxrec.types import Attendance, Clients, Data, Method, SettingError, Sizes, Traffic, Traits
 
+ALONE = {  # settings that only the other form reads
+    "auto": (),
+    "change": ("damping",),
+    "gradient": ("learning_rate", "item_learning_rate", "negative_weight"),
+}
 TRAITS = Traits(
     run={"rounds": 400, "evaluate_every": 20, "patience": 3},
     uses=("order",),
     renamed={"dropout": "dropped"} | RENAMED,
     retired=("memory",),
+    unread=lambda config: {
+        "upload": ALONE[config.upload],
+        "loss": local.unread_by_loss(config.loss),
+        "server": ("server_learning_rate",) if config.server == "average" else (),
+    },
     smaller=({"upload": "gradient", "loss": "softmax"},),
 )
 

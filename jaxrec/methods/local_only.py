@@ -26,6 +26,7 @@ TRAITS = Traits(
     uses=("order",),
     privacy="nothing is sent",
     retired=("memory",),
+    unread=lambda config: {"loss": local.unread_by_loss(config.loss)},
 )
 
 

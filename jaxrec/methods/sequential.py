@@ -30,6 +30,7 @@ from jaxrec.ops import losses
 from jaxrec.settings.fields import check, require, setting
 from jaxrec.types import Data, History, Method, Reads, Sizes, Traits
 
+ALONE = {"sasrec": (), "gru4rec": ("heads", "inner", "norm")}  # that only the other model reads
 TRAITS = Traits(
     run={
         "split": "leave-one-out",
@@ -40,6 +41,7 @@ TRAITS = Traits(
     },
     reads=lambda config: Reads(history=True),
     needs=("order",),
+    unread=lambda config: {"model": ALONE[config.model]},
 )
 
 

@@ -72,17 +72,19 @@ def read_config(folder: Folder) -> tuple[Config, str]:
     stop = folder.json("generation_config.json", {}).get("eos_token_id", found["eos_token_id"])
     theta, scaling = _rope(folder, found["rope_parameters"])
     vocabulary, width, layers, heads, inner, positions = (found[key] for key in _SIZES)
+    kv_heads = found["num_key_value_heads"] or heads
+    head_width = found.get("head_dim") or width // heads
     family, bias = found["model_type"], found.get("attention_bias", False)
     config = Config(
         vocabulary=vocabulary,
         width=width,
         layers=layers,
         heads=heads,
-        kv_heads=found["num_key_value_heads"] or heads,
-        head_width=found.get("head_dim") or width // heads,
+        kv_heads=folder.number(name, "num_key_value_heads", kv_heads, int),
+        head_width=folder.number(name, "head_dim", head_width, int),
         inner=inner,
         positions=positions,
-        epsilon=found["rms_norm_eps"],
+        epsilon=folder.number(name, "rms_norm_eps", found["rms_norm_eps"]),
         theta=theta,
         scaling=scaling,
         tied=found["tie_word_embeddings"],
@@ -90,7 +92,7 @@ def read_config(folder: Folder) -> tuple[Config, str]:
         output_bias=bias and family != "qwen2",
         inner_bias=found.get("mlp_bias", False) and family == "llama",
         head_norm=family == "qwen3",
-        stop=tuple(stop) if isinstance(stop, list) else () if stop is None else (stop,),
+        stop=_stop(folder, stop),
     )
     if heads % config.kv_heads or config.head_width % 2:
         raise DataError(
@@ -99,6 +101,15 @@ def read_config(folder: Folder) -> tuple[Config, str]:
             "the second and the third even; fetch the folder again"
         )
     return config, found["dtype"] or "float32"
+
+
+def _stop(folder: Folder, found: Any) -> tuple[int, ...]:
+    """The tokens that end an answer."""
+    tokens = found if isinstance(found, list) else [] if found is None else [found]
+    if wrong := [token for token in tokens if type(token) is not int or token < 0]:
+        problem = ValueError(f"eos_token_id = {wrong[0]!r:.40} is no token")
+        raise folder.unreadable(folder.path / "generation_config.json", problem)
+    return tuple(tokens)
 
 
 def _rope(folder: Folder, found: Mapping[str, Any]) -> tuple[float, Scaling | None]:
@@ -116,7 +127,5 @@ def _rope(folder: Folder, found: Mapping[str, Any]) -> tuple[float, Scaling | No
             raise folder.unsupported(name, f"{section}.{key}", rope[key], (None,))
         raise folder.unreadable(folder.path / name, ValueError(f"no setting '{section}.{key}'"))
     for key, value in {"rope_theta": theta, **rope}.items():
-        if not isinstance(value, int | float) or not value > 0:
-            problem = ValueError(f"{section}.{key} = {value!r} is no positive number")
-            raise folder.unreadable(folder.path / name, problem)
+        folder.number(name, f"{section}.{key}", value)
     return float(theta), Scaling(**rope) if kind == "llama3" else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _INDEX = "model.safetensors.index.json"
+LAYERS = 10_000  # more than any model has; transformers lists each
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,11 @@ class Folder:
                 raise self.unreadable(file, ValueError(f"no setting '{name}'"))
         self.require(file.name, {"model_type": families}, found)
         for name in sizes:
-            if not isinstance(found[name], int) or found[name] < 1:
+            most = LAYERS if name == "num_hidden_layers" else 2**31
+            if type(found[name]) is not int or not 1 <= found[name] < most:
                 raise DataError(
-                    f"{file}: {name} = {found[name]!r} is no positive whole number; "
-                    "fetch the folder again"
+                    f"{file}: {name} = {found[name]!r:.40} is no positive whole number below "
+                    f"{most:,}; fetch the folder again"
                 )
         try:
             kind = _transformers().CONFIG_MAPPING[found["model_type"]]
@@ -88,7 +91,7 @@ class Folder:
             found = json.loads(file.read_text(encoding="utf-8"))
             if not isinstance(found, wanted):
                 raise ValueError(f"a JSON {wanted.__name__} is wanted, found {found!r:.40}")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise self.unreadable(file, error) from error
         return found
 
@@ -100,16 +103,25 @@ class Folder:
             if (value := found.get(key, values[0])) not in values:
                 raise self.unsupported(name, key, value, values)
 
+    def number(self, name: str, key: str, value: Any, kind: type = float) -> Any:
+        """A positive number found in a file; DataError for anything else."""
+        right = type(value) is int or (kind is float and type(value) is float)
+        if not (right and 0 < value < math.inf):
+            problem = ValueError(f"{key} = {value!r:.40} is no positive number")
+            raise self.unreadable(self.path / name, problem)
+        return value
+
     def unsupported(self, name: str, key: str, value: Any, values: Sequence) -> DataError:
         """An error for a setting that the model may have and this library does not follow."""
         return DataError(
-            f"{self.path / name}: {key} = {value!r} is not supported, only "
+            f"{self.path / name}: {key} = {value!r:.80} is not supported, only "
             f"{' or '.join(map(repr, values))}; use another {self.kind}"
         )
 
     def unreadable(self, file: Path, error: Exception) -> DataError:
         """An error for a file that is missing or damaged."""
-        problem = str(error) if file.exists() else "there is no such file"
+        told = " ".join(str(error).split())
+        problem = f"{told:.500}" if file.exists() else "there is no such file"
         return DataError(
             f"{file}: {problem}. A {self.kind} is a folder with config.json, model.safetensors "
             f"(or shards and {_INDEX}) and tokenizer.json; fetch it again"

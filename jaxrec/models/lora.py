@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxrec.files import writing
 from jaxrec.models.linear import LowRank
 from jaxrec.types import DataError, SettingError
 
@@ -111,7 +112,8 @@ def save(path: str | Path, lora: LoRA, alpha: float) -> None:
     tensors = {f"{name}.{part}": t for name, p in lora.items() for part, t in p._asdict().items()}
     ranks = {str(pair.down.shape[-1]) for pair in lora.values()}
     about = {"rank": ",".join(sorted(ranks)), "alpha": repr(float(alpha)), "names": ",".join(lora)}
-    save_file(tensors, path, about)
+    with writing(Path(path)):
+        save_file(tensors, path, about)
 
 
 def load(path: str | Path, params: nnx.State) -> tuple[LoRA, float]:

@@ -7,8 +7,8 @@ With x_u and y_u the values of user u under two settings, each the mean over the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from jaxrec.evaluation.significance import Test, holm, paired_test
 from jaxrec.federated import privacy_ledger
 from jaxrec.methods import METHODS
 from jaxrec.settings.fields import fields, unknown
-from jaxrec.training.run_folder import read_record, read_result
+from jaxrec.training.run_folder import Unfinished, read_record, read_result
 from jaxrec.training.settings import RunConfig
 from jaxrec.types import DataError, SettingError
 
@@ -73,13 +73,14 @@ def compare(
     user in the first group.
 
     Args:
-      runs: folders of ended runs; those of the same method and settings but the seed are a group.
+      runs: folders of runs; those of the same method and settings but the seed are a group, and
+        those that have not ended are left out with a warning.
       metric: a per-user test metric, such as "NDCG@10"; by default the one the runs monitor.
       resamples: of the percentile bootstrap over users.
       seed: of the bootstrap.
 
     Raises:
-      CheckpointError: a folder is no run, or of one that has not ended.
+      CheckpointError: a folder is no run or a damaged one, or no run has ended.
       DataError: not all groups are of the same data, or their protocols differ; says in what.
       SettingError: the metric was not measured; a run occurs twice; there is nothing to compare.
     """
@@ -107,10 +108,24 @@ def compare(
 def with_baselines(folders: Sequence[Path], open_run: Callable[[Path], Run]) -> list[Run]:
     """The runs, each once, and those of their baselines that are not among them.
 
-    Raises SettingError where the same run is given twice, and what `open_run` raises.
+    One that `open_run` finds unfinished is left out with a warning. Raises SettingError where the
+    same run is given twice, and what `open_run` raises.
     """
-    given = [open_run(folder) for folder in folders]
-    beside = [open_run(path) for run in folders for path in sorted(run.glob("baselines/*"))]
+    begun = [path.parent for run in folders for path in sorted(run.glob("baselines/*/config.json"))]
+    unfinished: list[Unfinished] = []
+
+    def opened(paths: Sequence[Path]) -> Iterator[Run]:
+        for path in paths:
+            try:
+                yield open_run(path)
+            except Unfinished as error:
+                unfinished.append(error)
+
+    given, beside = list(opened(folders)), list(opened(begun))
+    if unfinished and not given + beside:
+        raise unfinished[0]
+    for error in unfinished:
+        warnings.warn(f"left out of the comparison: {error}", stacklevel=3)
     found: dict[tuple, Run] = {}
     for number, run in enumerate(given + beside):
         key = _key(run), run.settings["seed"], run.ground
@@ -124,16 +139,29 @@ def with_baselines(folders: Sequence[Path], open_run: Callable[[Path], Run]) -> 
 
 
 def read_run(folder: Path) -> Run:
-    """An ended run; CheckpointError where there is none."""
+    """An ended run; Unfinished where it goes on, CheckpointError where it is none or damaged."""
     record, (values, users) = read_record(folder), read_result(folder)
-    # An older version had fewer settings; what it did is the default of those that are new.
-    settings = asdict(RunConfig()) | record["settings"]
+    settings = settings_in(record, folder)
     if record["method"] in METHODS:
-        module = METHODS[record["method"]]
-        own = fields(module.Config)
-        settings = {name: field.default for name, field in own.items()} | settings
-        values.setdefault("privacy", settings.get("privacy", module.TRAITS.privacy))
+        otherwise = METHODS[record["method"]].TRAITS.privacy
+        values.setdefault("privacy", settings.get("privacy", otherwise))
     return Run(folder, record["method"], settings, record["data"]["digest"], values, users)
+
+
+def settings_in(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings of a stored run, with the defaults of those that its version did not have.
+
+    Raises SettingError for a value that cannot be.
+    """
+    known = fields(RunConfig)
+    if record["method"] in METHODS:
+        known = known | fields(METHODS[record["method"]].Config)
+    source = f"{folder / 'config.json'}: "
+    stored = {
+        name: known[name].checked(name, value, source) if name in known else value
+        for name, value in record["settings"].items()
+    }
+    return {name: field.default for name, field in known.items()} | stored
 
 
 def _key(run: Run) -> tuple[str, str]:
@@ -160,7 +188,10 @@ def by_settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
 def _check_protocol(runs: Sequence[Run]) -> None:
     for run in runs:
         if differ := _differing(runs[0], run, PROTOCOL):
-            raise DataError(f"{runs[0].folder} and {run.folder} have different protocols: {differ}")
+            raise DataError(
+                f"{runs[0].folder} and {run.folder} have different protocols: {_told(differ)}; "
+                f"{_remedy(runs[0], run, differ)}"
+            )
 
 
 def _check_ground(groups: dict[str, list[Run]]) -> None:
@@ -172,16 +203,33 @@ def _check_ground(groups: dict[str, list[Run]]) -> None:
                 if run.ground in theirs:
                     continue
                 nearest = min(groups[other], key=lambda one: len(_differing(run, one, DATA)))
-                differ = _differing(run, nearest, DATA) or "the data have changed between them"
+                differ = _differing(run, nearest, DATA)
+                told = "the data have changed between them; train one of them again"
+                if differ:
+                    told = f"{_told(differ)}; {_remedy(run, nearest, differ)}"
                 raise DataError(
                     f"{run.folder} ({label}) has data of digest {run.digest[:12]}, on which there "
-                    f"is no run of {other}; {nearest.folder} has {nearest.digest[:12]}: {differ}"
+                    f"is no run of {other}; {nearest.folder} has {nearest.digest[:12]}: {told}"
                 )
 
 
-def _differing(one: Run, other: Run, names: Sequence[str]) -> str:
+def _differing(one: Run, other: Run, names: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    """The settings among `names` that two runs differ in, and the values of both."""
     pairs = {name: (one.settings.get(name), other.settings.get(name)) for name in names}
-    return ", ".join(f"{name} = {a!r} and {b!r}" for name, (a, b) in pairs.items() if a != b)
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _told(differ: Mapping[str, tuple[Any, Any]]) -> str:
+    return ", ".join(f"{name} = {one!r} and {other!r}" for name, (one, other) in differ.items())
+
+
+def _remedy(one: Run, other: Run, differ: Mapping[str, tuple[Any, Any]]) -> str:
+    """The words that make the other run comparable with the one."""
+    words = [
+        f"--{'' if value else 'no-'}{name}" if isinstance(value, bool) else f"--{name} {value}"
+        for name, (value, _) in differ.items()
+    ]
+    return f"train {other.method} again as {one.folder} was, with {' '.join(words)}"
 
 
 def _metric(runs: Sequence[Run], wanted: str) -> str:
@@ -205,9 +253,11 @@ def _lines(group: Sequence[Run], metric: str) -> pd.Series:
 
 
 def _summary(group: Sequence[Run], metric: str) -> dict[str, Any]:
-    values = [run.values[f"test/{metric}"] for run in group]
-    if metric.startswith("meanF1") or None in values:
-        values = [run.users[metric].mean() for run in group]
+    name = f"test/{metric}"
+    stored = not metric.startswith("meanF1") and all(
+        run.values.get(name) is not None for run in group
+    )
+    values = [run.values[name] if stored else run.users[metric].mean() for run in group]
     seconds = [
         sum(run.values[f"seconds/{part}"] for part in ("compile", "train", "evaluate"))
         for run in group

@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from jaxrec.output import csv_text
 from jaxrec.report.comparison import Comparison
 
 MEANS = 6  # columns, before those of the differences
@@ -59,7 +60,8 @@ def latex(found: Comparison) -> str:
 
 def csv(found: Comparison) -> str:
     """Every column in full."""
-    return found.table.rename_axis("method").assign(metric=found.metric).to_csv().rstrip()
+    table = found.table.rename_axis("method").assign(metric=found.metric)
+    return csv_text(table.reset_index()).rstrip()
 
 
 def text_cells(found: Comparison) -> tuple[list[str], list[list[str]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +18,7 @@ from jaxrec.report.comparison import Run
 from jaxrec.report.comparison_tables import caption, terminal_tables
 from jaxrec.report.markup import of_rich, sentence, table
 from jaxrec.settings.fields import unknown
-from jaxrec.training.run_folder import read_record
-from jaxrec.training.settings import RunConfig
+from jaxrec.training.run_folder import Unfinished, read_record
 from jaxrec.types import DataError
 
 SHARES = np.linspace(0, 100, 41)  # of users or clients, where their distribution is drawn
@@ -76,11 +75,11 @@ def _named(runs: Sequence[Run]) -> Comparable:
 
 def _as_far_as_it_came(folder: Path) -> Run:
     record, rows = read_record(folder), files.read_rows(folder / "metrics.jsonl")
-    if (folder / "result.json").exists():
+    with suppress(Unfinished):
         run = comparison.read_run(folder)
         if rows and run.values["rounds"] == rows[-1]["round"]:  # else it went on since
             return run
-    known = asdict(RunConfig()) | record["settings"]
+    known = comparison.settings_in(record, folder)
     return Run(folder, record["method"], known, record["data"]["digest"], {}, pd.DataFrame())
 
 
@@ -124,15 +123,18 @@ def results(runs: Comparable) -> Parts:
 
 def differences(runs: Comparable, folders: Sequence[Path], metric: str) -> Parts:
     """Whether users fare differently, as `jaxrec.compare` says it."""
-    groups = {one.label for one in runs.values()}
-    if len(groups) == 1:
-        raise DataError(f"{groups.pop()} is alone; give more runs to compare it with")
-    here = [one.run.folder for one in runs.values()]
-    found = comparison.compare([path for path in folders if path in here], metric)
+    ended = {one.run.folder: one for one in runs.values() if one.run.values}
+    going = [f"{name} has not ended" for name, one in runs.items() if not one.run.values]
+    groups = {one.label for one in ended.values()}
+    if len(groups) < 2:
+        alone = [f"{label} is alone; give more runs to compare it with" for label in groups]
+        raise DataError("; ".join(going + alone))
+    here = [path for path in folders if path in ended]
+    found = comparison.compare(here + [path for path in ended if path not in here], metric)
     shown = terminal_tables(found)
-    if len(groups) == len(runs):  # of one run each, the means are above
+    if len(groups) == len(ended):  # of one run each, the means are above
         shown = shown[1:]
-    return [*map(of_rich, shown), sentence(caption(found))]
+    return [*map(of_rich, shown), sentence(caption(found)), *map(sentence, going)]
 
 
 def curves(runs: Comparable, metric: str) -> Parts:

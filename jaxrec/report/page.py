@@ -23,7 +23,8 @@ from jaxrec.report.charts import Chart, Parts
 from jaxrec.report.markup import Html, card, cards, element, folded, joined, ranked, sentence, table
 from jaxrec.report.overview import Comparable, ShownRun, read_comparable
 from jaxrec.report.sections import SECTIONS, Open, titles
-from jaxrec.serving.recommendation import raw_ids, recommend
+from jaxrec.serving.model import Model
+from jaxrec.serving.names import raw_ids
 from jaxrec.training.run import reopen
 from jaxrec.training.settings import settings_of
 from jaxrec.types import REFUSALS, Dataset, SettingError
@@ -52,7 +53,7 @@ def page(
     *,
     users: int = 3,
     k: int = 10,
-    data: Dataset | None = None,
+    data: Dataset | str | Path | None = None,
 ) -> Page:
     """The page of some run folders and their baselines.
 
@@ -61,7 +62,7 @@ def page(
       metric: such as "NDCG@10"; by default the one the first run monitors.
       users: whose lists are shown.
       k: items of a list.
-      data: the Dataset, where the runs were given one rather than a name.
+      data: where runs have not kept their data: the Dataset, or where they are now.
 
     Raises:
       CheckpointError: a folder is no run.
@@ -104,7 +105,7 @@ def _section(title: str, draw: Callable[[], Parts]) -> Section:
 
 
 def _alone(
-    one: ShownRun, metric: str, users: int, k: int, data: Dataset | None
+    one: ShownRun, metric: str, users: int, k: int, data: Dataset | str | Path | None
 ) -> Iterable[Section]:
     """The sections of one run."""
     opened = functools.cache(lambda: reopen(one.run.folder, data, progress=False))
@@ -123,7 +124,7 @@ def _lists(one: ShownRun, opened: Open, metric: str, users: int, k: int) -> Part
     from_worst = value.index.to_numpy() if len(value) else np.arange(dataset.num_users)
     chosen = from_worst[np.unique(np.linspace(0, len(from_worst) - 1, users).astype(int))]
     raw = raw_ids(dataset.users, "user")[chosen]
-    found = recommend(result, raw.tolist(), k)
+    found = Model(result).recommend(raw, k)
     names = titles(dataset)
     called = dict(zip(raw_ids(dataset.items, "item"), names, strict=True))
     newest = "timestamp" in rows

@@ -17,7 +17,7 @@ from jaxrec import files
 from jaxrec.report.charts import Chart, Line, Parts
 from jaxrec.report.comparison import Run
 from jaxrec.report.markup import Html, card, cards, element, joined, ranked, sentence, table
-from jaxrec.serving.recommendation import raw_ids
+from jaxrec.serving.names import raw_ids
 from jaxrec.training.run import Result
 from jaxrec.types import TRAIN, DataError, Dataset
 

@@ -18,20 +18,27 @@ import numpy as np
 import pandas as pd
 
 from jaxrec import files
-from jaxrec.data.sources import load
+from jaxrec.data.sources import given_data, load, name_of_data
 from jaxrec.evaluation.names import measured
-from jaxrec.files import Row
+from jaxrec.files import NUMBER, Row
+from jaxrec.output import csv_text
 from jaxrec.search.trials import Trial, as_named_before, plan_trials, words_of
 from jaxrec.training.progress import say
 from jaxrec.training.run import Result, train
-from jaxrec.training.settings import build, read_values
+from jaxrec.training.settings import RunConfig, build, read_values
 from jaxrec.types import REFUSALS, CheckpointError, Dataset, SettingError
 
-TOLD = "trial", "settings", "seed", "valid", "rounds", "seconds", "error"  # of a trial that ended
-RECORDED = {
+NOTHING = type(None)
+TOLD: files.Kinds = {  # of a trial that ended
+    "trial": str, "settings": dict, "seed": int, "valid": (*NUMBER, NOTHING),
+    "rounds": (int, NOTHING), "seconds": (*NUMBER, NOTHING), "error": (str, NOTHING),
+}  # fmt: skip
+RECORDED: files.Kinds = {
     "method": str, "data": str, "space": dict, "random": int, "seeds": list, "draw_seed": int,
     "settings": dict, "digest": str,
 }  # fmt: skip
+
+Given = Dataset | pd.DataFrame | None  # in place of the data that settings name
 
 
 class Choice(NamedTuple):
@@ -58,7 +65,7 @@ class Sweep(NamedTuple):
 
 def sweep(
     method: str | None = None,
-    data: str | Path | Dataset | None = None,
+    data: str | Path | pd.DataFrame | Dataset | None = None,
     *,
     space: Mapping[str, Any],
     out: str | Path,
@@ -75,11 +82,10 @@ def sweep(
     failed for a seed cannot win. Called again with the same `out` it trains what is missing only,
     so that a search which was stopped goes on and one that is over can be widened: the choices of
     this call compete, so name the old values too. A new winner is one more look at the test split.
-    One process at a time may work in a folder.
 
     Args:
       method: a name in `METHODS`; "fedcia" without one.
-      data: a name or path for `load`, or a Dataset; "synthetic" without one.
+      data: a name, path or DataFrame for `load`, or a Dataset; "synthetic" without one.
       space: settings to vary: lists of values, "log(1e-4, 0.1)" or "uniform(0, 1)" by name.
       out: folder of the search.
       random: choices to draw; 0 is the grid, every combination of the lists.
@@ -92,37 +98,45 @@ def sweep(
     Raises:
       SettingError: before any trial, for a setting or value that is refused.
       DataError: before any trial, for data that cannot be read.
-      CheckpointError: `out` is of a search on other data.
+      CheckpointError: `out` is of a search on other data, or in use by another process.
       KeyboardInterrupt: Ctrl-C; the trial that was running is saved.
     """
     method, out = method or "fedcia", Path(out)
-    given = data if isinstance(data, Dataset) else None
-    name = given.name if given else str(data or "synthetic")
+    given = given_data(data, settings)
+    name = "synthetic" if data is None else name_of_data(data)
     space = {n: v if isinstance(v, str) else list(v) for n, v in space.items()}
     drawing = {"random": random, "seeds": tuple(seeds), "draw_seed": draw_seed}
     trials = plan_trials(method, space, {**settings, "data": name}, **drawing)
-    digest = (given or load(name, progress=progress)).digest
-    _check_folder(out, digest)
+    digest = _digest(build(method, trials[0].settings)[0], given, progress)
     record = {
         "method": method, "data": name, "space": space, **drawing, "settings": settings,
         "digest": digest,
     }  # fmt: skip
-    files.write_json(out / "sweep.json", record)
-
     monitor = _monitor(method, settings)
-    trials = as_named_before(trials, method, out / "trials")
-    rows = _run_missing(method, trials, out, given, monitor, retry=retry, shown=progress)
-    _write_table(out / "trials.csv", rows)
-    choices = _choices(trials, rows, out)
-    runs = _tested(method, choices[0], rows, out, given, monitor)
+    with files.in_use(out):
+        _check_folder(out, digest)
+        files.write_json(out / "sweep.json", record)
+        trials = as_named_before(trials, method, out / "trials")
+        rows = _run_missing(method, trials, out, given, monitor, retry=retry, shown=progress)
+        _write_table(out / "trials.csv", rows)
+        choices = _choices(trials, rows, out)
+        runs = _tested(method, choices[0], rows, out, given, monitor)
     return Sweep(choices, rows, monitor, runs, out)
+
+
+def _digest(run: RunConfig, given: Given, progress: bool) -> str:
+    """The digest of the data that the trials will read."""
+    if isinstance(given, Dataset):
+        return given.digest
+    data = run.data if given is None else given
+    return load(data, unread=run.unread, progress=progress, **run.reading()).digest
 
 
 def _run_missing(
     method: str,
     trials: Sequence[Trial],
     out: Path,
-    given: Dataset | None,
+    given: Given,
     monitor: str,
     *,
     retry: bool,
@@ -151,11 +165,11 @@ def _write_table(path: Path, rows: Sequence[Row]) -> None:
     """The trials as a CSV with a column for each setting; the columns of a trial come first."""
     flat = ({**row, **row["settings"], **row} for row in rows)
     table = pd.DataFrame(flat).drop(columns="settings")
-    files.write_text(path, table.to_csv(index=False))
+    files.write_text(path, csv_text(table))
 
 
 def _tested(
-    method: str, best: Choice, rows: Sequence[Row], out: Path, given: Dataset | None, monitor: str
+    method: str, best: Choice, rows: Sequence[Row], out: Path, given: Given, monitor: str
 ) -> list[Result]:
     """The best choice's runs with their test values, and `winner.json`; none if it has failed."""
     (out / "winner.json").unlink(missing_ok=True)
@@ -167,7 +181,7 @@ def _tested(
     return runs
 
 
-def _run(method: str, trial: Trial, folder: Path, given: Dataset | None, monitor: str) -> Row:
+def _run(method: str, trial: Trial, folder: Path, given: Given, monitor: str) -> Row:
     """The trial's line of `trials.jsonl`, whatever becomes of it."""
     row = {"trial": trial.name, "settings": trial.choice, "seed": trial.seed, "valid": None}
     ended = {"best_round": None, "rounds": None, "seconds": None}
@@ -175,9 +189,11 @@ def _run(method: str, trial: Trial, folder: Path, given: Dataset | None, monitor
         if (folder / "config.json").exists():
             result = train(data=given, resume=folder, hold_test=True, progress=False)
         else:
-            data = given or trial.settings.get("data")
+            data = trial.settings.get("data") if given is None else given
             settings = {name: value for name, value in trial.settings.items() if name != "data"}
             result = train(method, data, out=folder, hold_test=True, progress=False, **settings)
+    except OSError:  # a full disk is not the trial's fault: the search stops, and can go on
+        raise
     except REFUSALS as error:
         return row | ended | {"error": str(error)}
     except Exception as error:  # of one trial, such as memory that ran out: the others go on
@@ -264,12 +280,9 @@ def read_sweep(out: Path) -> dict[str, Any]:
     """sweep.json of a search's folder; CheckpointError where there is none or a damaged one."""
     path = out / "sweep.json"
     try:
-        record = json.loads(path.read_text())
-        for name, kind in RECORDED.items():
-            if not isinstance(record[name], kind):
-                raise TypeError(f"{name} = {record[name]!r}")
+        record = files.read_json(path, RECORDED)
     except OSError as error:
         raise CheckpointError(f"{path}: no search ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged ({error!r})") from error
+    if not all(files.is_a(seed, int) for seed in record["seeds"]):
+        raise CheckpointError(f"{path}: damaged (seeds = {record['seeds']!r:.40})")
     return record

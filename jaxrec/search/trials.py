@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from jaxrec.search.space import draw, grid, read_space
 from jaxrec.training.run_folder import read_record
-from jaxrec.training.settings import build, read_values
+from jaxrec.training.settings import build, read_values, refuse_unread
 from jaxrec.types import CheckpointError, SettingError
 
 NAMED = 60  # letters of a trial's settings in the name of its folder
@@ -66,6 +66,7 @@ def shown_value(value: Any) -> str:
 
 def _trial(method: str, choice: dict[str, Any], seed: int, shared: dict[str, Any]) -> Trial:
     settings = shared | choice | {"seed": seed, "baselines": ()}
+    refuse_unread(method, build(method, settings)[1], settings)
     words = re.sub(r"[^\w.=+-]+", "_", words_of(choice))[:NAMED]
     return Trial(f"{words}_seed={seed}-{_digest(method, settings)}", choice, seed, settings)
 

@@ -8,11 +8,10 @@ killed at any moment leaves either the old pair of states or the new one.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import re
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.files import write_json
+from jaxrec.files import is_a, read_json, sha256, write_json, writing
 from jaxrec.mesh import on_host
 from jaxrec.types import CheckpointError
 
 Arrays = dict[str, np.ndarray]
+INDEX = {"last": str, "best": str, "saved": dict, "memory": dict, "identity": dict}
+ROUNDS = ("round", "best_round")  # in the memory
 
 
 def to_arrays(state: Any) -> Arrays:
@@ -65,7 +66,8 @@ def save(
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "index.json"
-    old = json.loads(path.read_text())["saved"] if path.exists() else {}
+    old = _index(folder)["saved"] if path.exists() else {}
+    _keep(folder, old)  # a write that failed has left its part, and takes the room of this one
     saved = {}
     for number, arrays in {last[0]: last[1], best[0]: best[1]}.items():
         name = f"round-{number}"
@@ -77,7 +79,12 @@ def save(
         }
     index = {"last": f"round-{last[0]}", "best": f"round-{best[0]}", "saved": saved}
     write_json(path, {**index, "memory": progress, "identity": identity})
-    for other in set(folder.iterdir()) - {path, *(folder / name for name in saved)}:
+    _keep(folder, saved)
+
+
+def _keep(folder: Path, saved: Mapping[str, Any]) -> None:
+    """Remove all but the index and the states it names."""
+    for other in set(folder.iterdir()) - {folder / name for name in ("index.json", *saved)}:
         shutil.rmtree(other) if other.is_dir() else other.unlink()
 
 
@@ -123,9 +130,10 @@ def restore_arrays(
             f"{path}: {name} is {expected['leaves'].get(name, 'absent')} in the checkpoint and "
             f"{shapes.get(name, 'absent')} in this method: it is of another run or version"
         )
-    digests = _digests(path)
-    if harmed := [name for name, sha in expected["sha256"].items() if digests.get(name) != sha]:
-        raise CheckpointError(f"{path / harmed[0]}: missing or damaged")
+    listed, digests = expected["sha256"], _digests(path)
+    if harmed := sorted(n for n in listed | digests if listed.get(n) != digests.get(n)):
+        where = "missing or damaged" if harmed[0] in listed else "has no checksum in index.json"
+        raise CheckpointError(f"{path / harmed[0]}: {where}")
     found = _read(path, target).items()
     return {name: _padded(array, wanted[name].shape) for name, array in found}
 
@@ -152,27 +160,38 @@ def _padded(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def _index(folder: Path) -> dict[str, Any]:
     path = folder / "index.json"
     try:
-        index = json.loads(path.read_text())
-        _ = index["memory"], index["saved"][index["last"]], index["saved"][index["best"]]
-        _ = index["identity"]["method"], index["identity"]["data"]
+        index = read_json(path, INDEX)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged ({error!r})") from error
+    texts = lambda found: is_a(found, dict) and all(is_a(text, str) for text in found.values())
+    for name in (index["last"], index["best"]):
+        kept = index["saved"].get(name)
+        listed = is_a(kept, dict) and texts(kept.get("leaves"))
+        if not (listed and re.fullmatch(r"round-\d+", name)):
+            raise CheckpointError(f"{path}: damaged ({name} has no list of its arrays)")
+        if not (texts(kept.get("sha256")) and kept["sha256"]):
+            raise CheckpointError(f"{path}: damaged ({name} has no checksums)")
+    if lacking := [name for name in ROUNDS if not is_a(index["memory"].get(name), int)]:
+        raise CheckpointError(f"{path}: damaged (its memory has no {lacking[0]})")
+    if not (texts(index["identity"]) and {"method", "data"} <= set(index["identity"])):
+        raise CheckpointError(f"{path}: damaged (identity = {index['identity']!r:.40})")
     return index
 
 
 def _write(path: Path, arrays: Arrays) -> None:
     # orbax refuses arrays without elements; their shape in the index is all there is to them
-    with _orbax() as checkpointer:
+    with writing(path), _orbax() as checkpointer:
         checkpointer.save(path.absolute(), {n: a for n, a in arrays.items() if a.size}, force=True)
 
 
 def _read(path: Path, shapes: Mapping[str, Any]) -> Arrays:
     zeros = {name: np.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}
-    with _orbax() as checkpointer:
-        target = {name: array for name, array in zeros.items() if array.size}
-        return zeros | checkpointer.restore(path.absolute(), target)
+    target = {name: array for name, array in zeros.items() if array.size}
+    try:
+        with _orbax() as checkpointer:
+            return zeros | checkpointer.restore(path.absolute(), target)
+    except Exception as error:  # of orbax, which has no type of its own for what it cannot read
+        raise CheckpointError(f"{path}: cannot be read ({error!s:.200})") from error
 
 
 @contextlib.contextmanager
@@ -187,12 +206,20 @@ def _orbax():
     alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
     handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
     checkpointer = ocp.Checkpointer(handler, multiprocessing_options=alone)
+    before, sys.unraisablehook = sys.unraisablehook, _without_late_parts
     try:
         yield checkpointer
+        sys.unraisablehook = before  # not after a failure, whose other parts are still on their way
     finally:
         checkpointer.close()
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _without_late_parts(said: Any) -> None:
+    """The usual hook but for what tensorstore's threads say, each, of a write that has failed."""
+    if str(said.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(said)
 
 
 def _name(path: tuple) -> str:
@@ -219,7 +246,7 @@ def _spelled(array: Any) -> str:
 
 def _digests(folder: Path) -> dict[str, str]:
     return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(folder)): sha256(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrec.evaluation.names import measured
-from jaxrec.files import Row, write_atomic
+from jaxrec.files import Row, write_atomic, writing
 
 
 def write_curve(
@@ -38,7 +38,8 @@ def write_curve(
         axes.grid(alpha=0.3)
     if over_rounds.get_legend_handles_labels()[0]:
         over_rounds.legend(frameon=False)
-    write_atomic(path, lambda beside: figure.savefig(beside, dpi=150, format="png"))
+    with writing(path):
+        write_atomic(path, lambda beside: figure.savefig(beside, dpi=150, format="png"))
 
 
 def draw(axes: Any, x: Sequence[float], y: Sequence[float], style: Mapping[str, Any]) -> None:

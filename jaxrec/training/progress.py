@@ -7,11 +7,13 @@ import time
 from datetime import timedelta
 from typing import Any
 
+from jaxrec.output import harmless
+
 
 def say(text: str, *, shown: bool = True) -> None:
-    """A line on stderr."""
+    """A line on stderr, of which a terminal obeys nothing."""
     if shown:
-        print(text, file=sys.stderr)
+        print(harmless(" ".join(text.splitlines())), file=sys.stderr)
 
 
 class Line:

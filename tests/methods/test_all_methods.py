@@ -79,7 +79,10 @@ VARIANTS = {
     "fedcia-sketch": Variant("fedcia", SMALL | {"upload": "sketch", "tables": "rebuilt"}, 30, 0.08),
     "gfcf": Variant("fedcia", {"model": "gfcf", "singular_vectors": 8}, 1, 0.12),
     "gfcf-paper": Variant(
-        "fedcia", {"model": "gfcf", "singular_vectors": 8, "form": "paper"}, 1, 0.07
+        "fedcia",
+        {"model": "gfcf", "singular_vectors": 8, "form": "paper", "privacy": "plain"},
+        1,
+        0.07,
     ),
     "ease": Variant("fedcia", {"model": "ease", "ridge": 20.0}, 1, 0.08),
     "ease-sketch": Variant("fedcia", {"model": "ease", "ridge": 20.0, "sketch": 32}, 1, 0.04),
@@ -454,6 +457,7 @@ def test_new_users_get_lists_worth_having_or_there_is_a_reason(name):
         ("fedcia", {"model": "ease", "form": "paper"}, "form = 'paper'"),
         ("fedcia", {"model": "ease", "ridge": 0.0}, "ridge = 0.0"),
         ("fedcia", {"model": "gfcf", "form": "paper", "sketch": 64}, "sketch = 64"),
+        ("fedcia", {"model": "gfcf", "form": "paper"}, "privacy = 'secure_sum'"),
         ("fedcia", {"model": "gfcf", "sketch": 1000}, "sketch = 1000"),
         ("fedcia", {"model": "gfcf", "sketch": 64, "passes": 1}, "passes = 1"),
         ("fedcia", {"model": "gfcf", "singular_vectors": 0}, "singular_vectors = 0"),

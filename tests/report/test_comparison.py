@@ -160,11 +160,17 @@ def test_seeds_on_the_same_data_need_not_be_the_same(write):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"digest": "another", "split": "time"}, "has another: split = 'ratio' and 'time'"),
+        (
+            {"digest": "another", "split": "time"},
+            r"split = 'ratio' and 'time'; train b again as .*/a was, with --split ratio$",
+        ),
         ({"digest": "another"}, "the data have changed between them"),
         ({"seed": 1}, "seed = 0 and 1"),
         ({"ranking": "rows"}, "different protocols: ranking = 'users' and 'rows'"),
-        ({"candidates": 99}, "different protocols: candidates = 0 and 99"),
+        (
+            {"candidates": 99, "mask_history": False},
+            r"candidates = 0 and 99, .*; train b again .* --candidates 0 --mask_history$",
+        ),
         ({"monitor": "MRR"}, "monitor = 'NDCG@10' and 'MRR'"),
     ],
 )
@@ -188,10 +194,26 @@ def test_what_is_no_ended_run_is_refused(write, tmp_path):
         compare([tmp_path / "absent"])
     with pytest.raises(CheckpointError, match=r"result.json: missing, the run has not ended"):
         compare([write("a", "a", VALUES["a"][0], ended=False)])
+    with pytest.raises(SettingError, match=r"config.json: candidates = 'few': expected int"):
+        compare([write("few", "a", VALUES["a"][0], candidates="few")])
     with pytest.raises(SettingError, match="the nearest is 'NDCG@10'"):
         compare([write("b", "b", VALUES["b"][0])], metric="NDCG@20")
     with pytest.raises(SettingError, match="0 runs"):
         compare([])
+
+
+def test_runs_that_have_not_ended_are_left_out_with_a_warning(write):
+    runs = [write(name, name, VALUES[name][0]) for name in "ab"]
+    runs.append(write("c", "c", VALUES["c"][0], ended=False))
+    write("a/baselines/d", "d", VALUES["c"][0], ended=False)
+    (runs[1] / "baselines" / "begun").mkdir(parents=True)  # by a run that was killed at once
+    with pytest.warns(UserWarning) as told:
+        assert list(compare(runs).table.index) == ["a", "b"]
+    left_out = [str(each.message) for each in told]
+    assert len(left_out) == 2
+    for message, folder in zip(left_out, (runs[2], runs[0] / "baselines" / "d"), strict=True):
+        assert message.startswith("left out of the comparison: ")
+        assert message.endswith(f"continue with: python -m jaxrec.train --resume {folder}")
 
 
 def test_every_format_shows_the_numbers(runs):

@@ -33,7 +33,7 @@ EVIL = "<script>alert(1)</script> & \"Sons'"
 TINY = {"text": "tfidf", "baselines": (), "progress": False}
 METHODS = {
     "fedcia": {"rounds": 4, "width": 4, "rank": 4, "baselines": ("popularity",)},
-    "ease": {"model": "ease", "singular_vectors": 8},
+    "ease": {"model": "ease"},
     "rqfedrec": {"rounds": 1, "codes": 6, "levels": 2, "width": 4, "start": "cold"},
     "agentcf": {"groups": 3, "rank": 4, "recent": 6, "ks": (1, 5), "candidates": 4},
 }  # fmt: skip
@@ -209,7 +209,11 @@ def test_groups_show_what_their_members_took(trained):
 def taught(folder):
     """A run turned into one of LLMD4Rec as far as its rows go: one epoch each of three phases."""
     record = json.loads((folder / "config.json").read_text())
-    files.write_json(folder / "config.json", record | {"method": "llmd4rec"})
+    settings = {
+        name: value for name, value in record["settings"].items() if name not in ("loss", "model")
+    }
+    record |= {"method": "llmd4rec", "settings": settings}
+    files.write_json(folder / "config.json", record)
     (folder / "result.json").unlink()
     old = files.read_rows(folder / "metrics.jsonl")[0]
     rows = []

@@ -11,6 +11,11 @@ import pytest
 from jaxrec.training import checkpoint
 from jaxrec.types import CheckpointError
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 IDENTITY = {"method": "m", "settings": "s", "data": "d"}
 
 
@@ -39,7 +44,7 @@ def state(seed=0, width=4):
 
 def save(folder, last, best, **memory):
     pair = [(n, checkpoint.to_arrays(state(n))) for n in (last, best)]
-    checkpoint.save(folder, *pair, memory, IDENTITY)
+    checkpoint.save(folder, *pair, {"round": last, "best_round": best} | memory, IDENTITY)
 
 
 def assert_same(left, right):
@@ -52,11 +57,12 @@ def assert_same(left, right):
 
 
 def test_last_and_best_come_back_bit_for_bit(tmp_path):
-    save(tmp_path, 20, 10, round=20, value=0.1 + 0.2)
+    save(tmp_path, 20, 10, value=0.1 + 0.2)
     shapes = jax.eval_shape(state)
     assert_same(checkpoint.restore(tmp_path, "last", shapes), state(20))
     assert_same(checkpoint.restore(tmp_path, "best", shapes), state(10))
-    assert checkpoint.read_progress(tmp_path, IDENTITY) == {"round": 20, "value": 0.1 + 0.2}
+    remembered = {"round": 20, "best_round": 10, "value": 0.1 + 0.2}
+    assert checkpoint.read_progress(tmp_path, IDENTITY) == remembered
 
 
 def test_a_state_goes_to_arrays_and_back():
@@ -100,6 +106,23 @@ def test_a_save_that_was_never_committed_does_not_count(tmp_path, monkeypatch):
     assert_same(checkpoint.restore(tmp_path, "best", state()), state(1))
     save(tmp_path, 4, 3)
     assert_same(checkpoint.restore(tmp_path, "last", state()), state(4))
+
+
+@pytest.mark.skipif(resource is None, reason="the size of files has no limit here")
+def test_a_full_disk_is_one_line_and_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
+    save(tmp_path, 2, 1)
+    wide = {"table": np.random.default_rng(0).random((64, 1000))}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        with pytest.raises(OSError, match=r"round-4: cannot be written: File too large; ") as told:
+            checkpoint.save(tmp_path, (4, wide), (4, wide), {"round": 4, "best_round": 4}, IDENTITY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(told.value)
+    assert_same(checkpoint.restore(tmp_path, "last", state()), state(2))
+    save(tmp_path, 4, 1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["index.json", "round-1", "round-4"]
 
 
 def test_without_a_commit_there_is_nothing_to_remember(tmp_path):

@@ -18,7 +18,7 @@ SHORT = {"width": 8, "length": 8, "batch": 32, "layers": 1, "text": "tfidf"}
 SETTINGS = {
     "fedcia": {"width": 4, "rank": 8, "local_steps": 2},
     "rqfedrec": {"width": 4, "codes": 8, "levels": 2, "participation": 1.0, "text": "tfidf"},
-    "agentcf": {"groups": 2, "rank": 4, "minibatch_size": 8, "candidates": 4, "text": "tfidf"},
+    "agentcf": {"groups": 2, "rank": 4, "candidates": 4, "text": "tfidf"},
     "fedavg": {"width": 4, "local_steps": 2},
     "local_only": {"width": 4, "local_steps": 2},
     "sequential": SHORT,

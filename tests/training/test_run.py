@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import os
 import random
 import shutil
 import signal
@@ -19,6 +20,7 @@ import pandas as pd
 import pytest
 
 from jaxrec.data.synthetic import synthetic
+from jaxrec.files import in_use
 from jaxrec.training.checkpoint import to_arrays
 from jaxrec.training.prepared import prepare
 from jaxrec.training.run import reopen, train
@@ -211,7 +213,8 @@ def test_what_a_run_folder_holds(dataset, tmp_path):
     out = tmp_path / "run"
     result = fit(dataset, out=out, width=4)
     assert sorted(path.name for path in out.iterdir()) == [
-        "checkpoint", "config.json", "curve.png", "metrics.jsonl", "result.json", "users.parquet",
+        "checkpoint", "config.json", "curve.png", "data", "metrics.jsonl", "result.json",
+        "result.sha256", "users.parquet",
     ]  # fmt: skip
     config = json.loads((out / "config.json").read_text())
     assert config["method"] == "toy"
@@ -239,6 +242,24 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(dataset, tmp_path):
     with pytest.raises(SettingError, match="holds a run"):
         fit(dataset, out=tmp_path)
     assert (tmp_path / "config.json").read_text() == "{}"
+
+
+def test_one_process_at_a_time_works_in_the_folder_of_a_run(dataset, tmp_path):
+    baseline = tmp_path / "run" / "baselines" / "popularity"
+    baseline.mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text("{}")
+    owner = f"run: is in use by process {os.getpid()} on "
+    with in_use(tmp_path / "run"):
+        for place in (
+            {"out": tmp_path / "run"},
+            {"resume": tmp_path / "run"},
+            {"resume": baseline},
+        ):
+            with pytest.raises(CheckpointError, match=owner):
+                train("toy", dataset, progress=False, **place)
+    with pytest.raises(SettingError, match="nonsense"):
+        fit(dataset, out=tmp_path / "new", nonsense=1)
+    assert not (tmp_path / "new").exists()
 
 
 def test_nan_names_its_round_and_loses_nothing(dataset, tmp_path):

@@ -154,7 +154,7 @@ def test_defaults_of_a_method_must_exist(toy, monkeypatch):
 def test_settings_survive_json(method):
     configs = read_settings(method)
     flat = json.loads(json.dumps({k: v for c in configs for k, v in dataclasses.asdict(c).items()}))
-    assert read_settings(method, None, flat) == configs
+    assert read_settings(method, None, flat, stored=True) == configs
 
 
 def test_a_baseline_shares_data_and_evaluation_but_not_the_length_of_training():

@@ -50,6 +50,11 @@ def check_data(config: Config, data: Data) -> None:
         check_domains(data.domain)
 
 
+ALONE = {  # settings that only other memories read
+    "dual": (),
+    "single": ("rank", "transfer"),
+    "private": ("transfer", "renewal"),
+}
 TRAITS = Traits(
     run={
         "split": "leave-one-out",
@@ -61,6 +66,10 @@ TRAITS = Traits(
     },
     reads=lambda config: Reads(history=True, text=True),  # an item's first memory is its text
     check_data=check_data,
+    unread=lambda config: {
+        "memory": ALONE[config.memory],
+        "minibatch": () if config.minibatch else ("minibatch_size",),
+    },
     needs=("order", "text", "domains"),
     renamed={"recency": "newest_weight", "width": "minibatch_size"},
 )

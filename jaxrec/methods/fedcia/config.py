@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from jaxrec.federated import local
 from jaxrec.federated.cohort import CohortConfig, check_cohort
 from jaxrec.federated.privacy import PrivacyConfig
-from jaxrec.settings.fields import check, require, setting
+from jaxrec.settings.fields import check, fields, require, setting
 from jaxrec.types import SettingError, Sizes
 
 ONE_SHOT = ("gfcf", "ease", "gram")  # models that have nothing to train
@@ -100,6 +100,42 @@ class Config(LinearConfig, CohortConfig, local.LocalConfig):
         require(self.upload != "sketch" or not self.noise, self, "noise", rule)
 
 
+def unread(config: Config) -> dict[str, tuple[str, ...]]:
+    """The settings that a choice leaves unread."""
+    common = {"model", *fields(PrivacyConfig)}
+    of_linear = tuple(name for name in fields(LinearConfig) if name not in common)
+    if config.model in ONE_SHOT:
+        reads = OF_ONE_SHOT[config.model]
+        found: dict[str, tuple[str, ...]] = {}
+        found["model"] = TRAINED + tuple(name for name in of_linear if name not in reads)
+        if config.model == "gfcf":
+            found["form"] = ("passes",) if config.form == "paper" else ("global_weight",)
+        return found
+    models = [part.strip() for part in config.model.split(",")]
+    widths = ("width",) if all(":" in model for model in models) else ()
+    layers = () if any(model.startswith("lightgcn") for model in models) else ("layers",)
+    gradient = "align_steps", "align_rate", "align_decay"
+    return {
+        "model": (*of_linear, *widths, *layers),
+        "align": gradient if config.align == "procrustes" else ("align_step",),
+        "upload": ("server_iterations",) if config.upload == "sketch" else (),
+        "loss": local.unread_by_loss(config.loss),
+    }
+
+
+OF_ONE_SHOT = {  # what each reads of the settings that only such models have
+    "gfcf": ("form", "singular_vectors", "low_pass", "global_weight", "sketch", "passes"),
+    "ease": ("form", "ridge", "sketch", "passes"),
+    "gram": ("basis", "directions", "popularity_share"),
+}
+TRAINED = (  # what only models read that are trained in rounds
+    "width", "layers", "loss", "negative_weight", "l2_user", "l2_item", "learning_rate",
+    "local_steps", "init_scale", "recency", "rank", "align", "align_step", "align_steps",
+    "align_rate", "align_decay", "server_iterations", "upload", "tables", "weighting", "noise",
+    "participation", "dropped", "block", "aggregate", "malicious", "clip", "clip_quantile",
+)  # fmt: skip
+
+
 class ClientModel(NamedTuple):
     """What a client trains."""
 
@@ -131,8 +167,11 @@ def check_linear(config: LinearConfig) -> None:
         rule = "'lossless' for model = 'ease': EASE has no other form"
         require(config.model != "ease", config, "form", rule)
         require(not config.sketch, config, "sketch", "0 for form = 'paper', which has no sketch")
+        rule = "'plain' for form = 'paper', whose clients send whole matrices"
+        require(config.privacy == "plain", config, "privacy", rule)
     if config.sketch:
         require(config.passes >= 2, config, "passes", "at least 2 for a sketch")
+    if config.sketch and config.model == "gfcf":
         rule = f"at least singular_vectors = {config.singular_vectors}"
         require(config.sketch >= config.singular_vectors, config, "sketch", rule)
 
@@ -148,7 +187,7 @@ def check_items(config: LinearConfig, sizes: Sizes) -> None:
             f"{sizes.items:,} items: a whole I x I matrix takes "
             f"{4e-9 * sizes.items**2:.1f} GB; set sketch = 512 (form = 'lossless')"
         )
-    for name in ("singular_vectors", "sketch"):
+    for name in ("singular_vectors", "sketch") if config.model == "gfcf" else ("sketch",):
         rule = f"at most {sizes.items}, the number of items"
         require(getattr(config, name) <= sizes.items, config, name, rule)
 

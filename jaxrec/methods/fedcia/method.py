@@ -45,7 +45,7 @@ from jaxrec.federated.sum_bytes import with_protocol
 from jaxrec.federated.support import supported, supported_items
 from jaxrec.methods.fedcia import gram, linear, similarity
 from jaxrec.methods.fedcia.client import aligned, train
-from jaxrec.methods.fedcia.config import ONE_SHOT, ClientModel, Config, client_models
+from jaxrec.methods.fedcia.config import ONE_SHOT, ClientModel, Config, client_models, unread
 from jaxrec.methods.fedcia.state import FedCIA, Metrics, Shared, State
 from jaxrec.models.collaborative import Tables
 from jaxrec.types import Attendance, Clients, Data, Method, Reads, Sizes, Traffic, Traits
@@ -56,6 +56,7 @@ TRAITS = Traits(
     uses=("order", "text"),
     renamed={"dropout": "dropped"} | RENAMED,
     retired=("memory",),
+    unread=unread,
     smaller=({"tables": "rebuilt", "upload": "sketch", "block": 128}, {"sketch": 512}),
 )
 

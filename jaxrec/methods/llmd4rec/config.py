@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxrec.methods import sequential
-from jaxrec.settings.fields import require, setting
+from jaxrec.settings.fields import fields, require, setting
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,25 @@ class Config(LanguageConfig, sequential.Config):
     def language_learns(self) -> bool:
         """Whether L is trained, for the sake of the model that serves."""
         return self.language_teaches or self.serve == "llm"
+
+    @property
+    def unread(self) -> dict[str, tuple[str, ...]]:
+        """The settings that a choice leaves unread."""
+        down, up = ("temperature_down", "lambda_down"), ("temperature_up", "lambda_up")
+        up += ("dropout_up",)
+        if self.language_learns:
+            untaught = () if self.share_down else down
+            untaught += () if self.language_teaches else up
+            untaught += ("weights",) if self.mode == "none" else ()
+        else:
+            phases = "pretrain", "loops", "epochs_down", "epochs_up", "weights", "inject", "reset"
+            untaught = (*fields(LanguageConfig), *phases, *down, *up)
+        return {
+            "mode": untaught,
+            "model": sequential.ALONE[self.model],
+            "tune": () if self.tune == "lora" else ("lora_rank", "lora_alpha"),
+            "llm": () if self.llm == "random" else ("llm_width",),
+        }
 
     @property
     def share_down(self) -> float:

@@ -66,6 +66,7 @@ TRAITS = Traits(
     },
     reads=lambda config: Reads(history=True, text=config.reads_text),
     needs=("order", "text"),
+    unread=lambda config: config.unread,
 )
 RANDOM = "random backbone: architecture test"
 

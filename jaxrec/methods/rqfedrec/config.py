@@ -123,6 +123,18 @@ class Config(CohortConfig, CodesConfig):
         require(self.collaborative or not self.refresh, self, "refresh", rule)
 
     @property
+    def unread(self) -> dict[str, tuple[str, ...]]:
+        """The settings that a choice leaves unread."""
+        sketch = "window", "passes", "sketch_participation", "sketch_bits"
+        texts = () if self.semantic else ("text_width",)
+        moves = self.curriculum in ("linear", "sigmoid")
+        return {
+            "channels": texts if self.needs_vectors else (*texts, *sketch),
+            "curriculum": () if moves else ("curriculum_rounds", "curriculum_floor"),
+            "codebook_steps": () if self.codebook_steps > 1 else ("codebook_learning_rate",),
+        }
+
+    @property
     def codebook_shape(self) -> tuple[int, int, int]:
         """[P, K, D] of the codebooks of all channels."""
         return self.codebook_levels, self.codes, self.width

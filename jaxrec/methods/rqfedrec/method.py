@@ -57,6 +57,7 @@ TRAITS = Traits(
     needs=("text",),
     uses=("order",),
     renamed={"dropout": "dropped", "trim": "malicious"} | RENAMED,
+    unread=lambda config: config.unread,
     smaller=({"uplink": "int4"},),
 )
 

@@ -153,20 +153,22 @@ def test_traffic_counts_what_travels(settings, once, up, down):
 
 @pytest.mark.realdata
 @pytest.mark.parametrize(
-    ("model", "f1", "ndcg"), [("ease", 0.2722, 0.5505), ("gfcf", 0.2609, 0.5261)]
+    ("settings", "f1", "ndcg"),
+    [
+        ({"model": "ease", "ridge": 500.0}, 0.2722, 0.5505),
+        ({"model": "gfcf", "singular_vectors": 32, "low_pass": 0.3}, 0.2609, 0.5261),
+    ],
+    ids=["ease", "gfcf"],
 )
-def test_lossless_equals_the_centralised_ceiling_on_ml100k(data_root, model, f1, ndcg):
+def test_lossless_equals_the_centralised_ceiling_on_ml100k(data_root, settings, f1, ndcg):
     result = jaxrec.train(
         "fedcia",
         data_root / "fedcia-ml100k",
-        model=model,
         privacy="plain",
-        ridge=500.0,
-        singular_vectors=32,
-        low_pass=0.3,
         baselines=(),
         ks=(10,),
         progress=False,
+        **settings,
     )
     assert result.values["test/F1@10"] == pytest.approx(f1, abs=1e-4)
     assert result.values["test/NDCG@10"] == pytest.approx(ndcg, abs=1e-4)
