@@ -14,8 +14,9 @@ from jaxrec.methods import METHODS
 from jaxrec.report.comparison import compare
 from jaxrec.search.sweep import sweep
 from jaxrec.serving.export import export
-from jaxrec.serving.newcomers import newcomers, recommend_from_items
-from jaxrec.serving.recommendation import recommend
+from jaxrec.serving.model import Model
+from jaxrec.serving.model import open_run as open
+from jaxrec.serving.recommendation import recommend, recommend_from_items
 from jaxrec.training.run import Result, reopen, train
 from jaxrec.types import (
     Clients,
@@ -37,6 +38,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "Method",
+    "Model",
     "Result",
     "SettingError",
     "Sizes",
@@ -50,7 +52,7 @@ __all__ = [
     "federated",
     "load",
     "models",
-    "newcomers",
+    "open",
     "ops",
     "pack",
     "partition",

@@ -28,6 +28,8 @@ class Options:
     """Of faiss: flat is exact, hnsw fast, ivfpq small."""
     out: Path | None = None
     """Folder to write; by default RUN/export."""
+    data: str | None = None
+    """Where the data are now, for a run that has not kept them in its folder."""
 
 
 def act(runs: Sequence[Path], options: Options) -> None:
@@ -35,7 +37,7 @@ def act(runs: Sequence[Path], options: Options) -> None:
     if len(runs) != 1:
         raise SettingError(f"{len(runs)} run folders: one is exported at a time")
     out = options.out or runs[0] / "export"
-    told = export(reopen(runs[0]), out, options.to, options.index)
+    told = export(reopen(runs[0], options.data), out, options.to, options.index)
     print(", ".join(f"{name} {value}" for name, value in told.items()))
     print(f"export folder: {out}")
 

@@ -31,6 +31,8 @@ class Options:
     """Users whose lists are shown, from the worst served to the best."""
     k: int = 10
     """Items of a list."""
+    data: str | None = None
+    """Where the data are now, for runs that have not kept them in their folders."""
     figures: Literal["png", "pdf"] | None = None
     """Also write every chart as a figure for a paper, beside the page."""
 
@@ -38,13 +40,14 @@ class Options:
 def act(runs: Sequence[Path], options: Options) -> None:
     """Write the page, and the figures that are asked for."""
     out = options.out or runs[0] / "report.html"
-    made = page(runs, options.metric, users=options.users, k=options.k)
+    made = page(runs, options.metric, users=options.users, k=options.k, data=options.data)
     files.write_text(out, made.html)
     print(f"report: {out}")
     for name, chart in made.charts.items() if options.figures else ():
         path = out.with_name(f"{out.stem}-{name}.{options.figures}")
         save = partial(charts.figure(chart).savefig, format=options.figures, dpi=200)
-        files.write_atomic(path, save)
+        with files.writing(path):
+            files.write_atomic(path, save)
         print(f"figure: {path}")
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from jaxrec import files
-from jaxrec.serving.recommendation import all_rows, raw_ids
+from jaxrec.serving.model import all_rows
+from jaxrec.serving.names import raw_ids
 from jaxrec.training.run import Result, reopen
 from jaxrec.types import Dataset, SettingError, Unavailable
 
@@ -32,7 +33,7 @@ def export(
     to: Format = "npz",
     index: IndexKind = "flat",
     *,
-    data: Dataset | None = None,
+    data: Dataset | str | Path | None = None,
 ) -> dict[str, Any]:
     """Write a run's vectors to a folder; returns what `export.json` there says of them.
 
@@ -46,7 +47,7 @@ def export(
       out: folder to write.
       to: file of the vectors; "faiss" is "npz" and an index of the items beside it.
       index: kind of the faiss index: flat is exact, hnsw fast, ivfpq small.
-      data: the Dataset, where the run in a folder was given one rather than a name.
+      data: where a run in a folder has not kept its data: the Dataset, or where they are now.
 
     Raises SettingError for a method whose score is no inner product, and where faiss is missing or
     cannot make the index; CheckpointError as `reopen` does.
@@ -68,7 +69,10 @@ def export(
     if made is not None:
         import faiss
 
-        files.write_atomic(out / "items.faiss", lambda part: faiss.write_index(made, str(part)))
+        with files.writing(path := out / "items.faiss"):
+            # faiss itself says nothing where the last bytes find no room
+            whole = faiss.serialize_index(made).tobytes()
+            files.write_atomic(path, lambda part: part.write_bytes(whole))
     files.write_json(out / "export.json", told)
     return told
 
@@ -77,7 +81,8 @@ def _write_vectors(out: Path, arrays: dict[str, np.ndarray], to: Format) -> None
     if to == "safetensors":
         from safetensors.numpy import save_file
 
-        files.write_atomic(out / "vectors.safetensors", lambda part: save_file(arrays, part))
+        with files.writing(path := out / "vectors.safetensors"):
+            files.write_atomic(path, lambda part: save_file(arrays, part))
     else:
         save = partial(np.savez, user=arrays["user"], item=arrays["item"])
         files.write_atomic(out / "vectors.npz", save)

@@ -6,86 +6,69 @@ vectors, a new one's is fitted while all else stands still. `Method.fold_in` say
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 
-from jaxrec.data.pack import pack
-from jaxrec.serving.recommendation import indices_of, recommend
-from jaxrec.training.run import Result, reopen
-from jaxrec.types import TRAIN, DataError, Dataset, SettingError, Unavailable
+from jaxrec.types import Clients, Data, History
+
+SHORTEST = 8  # places of a history
 
 
-def newcomers(run: Result, histories: Mapping[Any, Sequence[Any]]) -> Result:
-    """The run as if its users were new ones, whom it knows by the items they chose alone.
+def newcomers(data: Data, histories: Sequence[np.ndarray]) -> Data:
+    """The data of new users, one a client, who chose the items of `histories`, oldest first.
 
-    Args:
-      run: what `train` or `reopen` returned; its state stays as it is.
-      histories: the raw ids of each new user's items, oldest first, by any name of the user. An
-        item that a history repeats counts where it stands last.
-
-    Returns:
-      A run that `recommend` takes.
-
-    Raises:
-      SettingError: the method cannot serve users it was not trained with; the message says why.
-      DataError: items that the run does not know, or a history without any.
+    User n is the n-th history; the arrays are padded to powers of two, so that few programs serve
+    histories of any number and length. An item that a history repeats counts where it stands last.
+    What `data` say of the items stays.
     """
-    fold_in = run.method.fold_in
-    if isinstance(fold_in, Unavailable):
-        raise SettingError(
-            f"this method cannot take in new users: {fold_in.reason}; train it again with their "
-            "rows"
-        )
-    if not histories:
-        raise DataError("no histories given")
-    rows = pd.DataFrame(
-        [(user, str(item)) for user, own in histories.items() for item in own],
-        columns=["name", "raw"],
-    ).drop_duplicates(keep="last")
-    if empty := [str(user) for user, own in histories.items() if not len(own)]:
-        raise DataError(f"histories: {', '.join(empty[:5])} has no item to go by")
-    item = indices_of(run.dataset.items, "item", rows["raw"].to_numpy())
-    user, names = pd.factorize(rows["name"])
-    dataset = _federation(run, user, item, np.asarray(names))
-    data, sizes = pack(dataset, by_time=run.data.history is not None)
-    return run._replace(
-        dataset=dataset,
-        data=run.data._replace(clients=data.clients, history=data.history),
-        sizes=sizes._replace(domains=run.sizes.domains),
-        method=run.method._replace(prepare=fold_in),
-        run=replace(run.run, mesh=""),
+    own = [_newest_of_each(history) for history in histories]
+    length = np.array([len(each) for each in own])
+    total = int(length.sum())
+    users = power_of_two(len(own) + 1)  # the last one is nobody, who has the padding of the history
+    places = power_of_two(max(SHORTEST, length.max(initial=0)))
+    mask = np.zeros((users, places), bool)
+    mask[: len(own)] = np.arange(places) < length[:, None]
+    laid = np.concatenate([*own, np.zeros(0, int)]).astype(np.int32)
+    item, age = np.zeros((2, users, places), np.int32)
+    item[mask] = laid
+    age[mask] = np.concatenate([np.arange(n)[::-1] for n in length])
+    order = np.where(mask, item, np.iinfo(np.int32).max).argsort(axis=1, kind="stable")
+    of_user = np.pad(length, (0, users - len(own)))
+    place = lambda values: np.take_along_axis(values, order, 1)  # as packed: in order of item
+    has_age = bool(data.clients) and data.clients[0].age is not None
+    clients: dict[str, Any] = {
+        "user": np.zeros_like(item),
+        "item": place(item),
+        "mask": mask,
+        "users": np.arange(users, dtype=np.int32)[:, None],
+        "client": np.arange(users, dtype=np.int32),
+        "weight": of_user.astype(np.float32),
+        "age": place(age) if has_age else None,
+    }
+    rows = power_of_two(max(SHORTEST, total))
+    of_user[-1] = rows - total
+    history: dict[str, Any] = {
+        "user": np.repeat(np.arange(users, dtype=np.int32), of_user),
+        "item": np.pad(laid, (0, rows - total)),
+        "start": np.append(0, np.cumsum(of_user)).astype(np.int32),
+        "order": np.arange(rows, dtype=np.int32),
+    }
+    new = data._replace(clients=(Clients(**clients),), history=data.history and History(**history))
+    return new._replace(
+        **jax.tree.map(jnp.asarray, {"clients": new.clients, "history": new.history})
     )
 
 
-def recommend_from_items(
-    run: str | Path | Result,
-    items: Sequence[Any],
-    k: int = 20,
-    *,
-    exclude_seen: bool = True,
-    data: Dataset | None = None,
-) -> pd.DataFrame:
-    """The `k` best items for one new user, who is called "new".
-
-    `items` are the raw ids of what the user chose, oldest first. The other arguments, the table and
-    the errors are those of `recommend` and `newcomers`.
-    """
-    run = run if isinstance(run, Result) else reopen(run, data, progress=False)
-    return recommend(newcomers(run, {"new": items}), k=k, exclude_seen=exclude_seen)
+def power_of_two(number: int) -> int:
+    """The first power of two from `number` up."""
+    return 1 << int(max(number - 1, 0)).bit_length()
 
 
-def _federation(run: Result, user: np.ndarray, item: np.ndarray, names: np.ndarray) -> Dataset:
-    """The run's dataset with these train rows, in the order of time; each user is a client.
-
-    `user` and `item` are indices [rows], `names` the raw ids of the users [U].
-    """
-    columns = {"user": user, "item": item, "client": user}
-    rows = pd.DataFrame(columns, dtype=np.int32)
-    rows = rows.assign(split=np.int8(TRAIN), timestamp=np.arange(len(rows)))
-    users = pd.DataFrame({"user": np.arange(len(names), dtype=np.int32), "raw_id": names})
-    return replace(run.dataset, interactions=rows, users=users, candidates=None)
+def _newest_of_each(items: np.ndarray) -> np.ndarray:
+    """The items of a history [N], each where it stands last."""
+    _, last = np.unique(items[::-1], return_index=True)
+    return items[np.sort(len(items) - 1 - last)]

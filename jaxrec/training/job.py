@@ -19,8 +19,11 @@ from jaxrec.training.prepared import Prepared
 from jaxrec.training.settings import RunConfig
 from jaxrec.types import Method
 
-RESUMABLE = ("rounds", "patience", "mesh")
+RESUMABLE = ("rounds", "patience", "mesh", "kept_data", "items_file")
 """The settings that may change when a run is resumed; a method's `TRAITS.resumable` names more."""
+
+SUMS = "result.sha256"
+"""The file of the checksums of a result, as the program sha256sum writes and checks them."""
 
 
 class Progress(NamedTuple):
@@ -66,7 +69,7 @@ class Job(NamedTuple):
         """config.json: the settings, data, protocol, versions and device."""
         settings = asdict(self.run) | asdict(self.config)
         record = {"method": self.name, "settings": settings, **self.prepared.record}
-        return record | {"protocol": self.protocol}
+        return record | {"protocol": self.protocol, "checksums": SUMS}
 
     @property
     def protocol(self) -> str:

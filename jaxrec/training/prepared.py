@@ -1,6 +1,8 @@
 """From a dataset's name to what every method of a run shares: packed arrays, plans, a record.
 
-load -> core -> split -> partition -> pack (-> item text)
+load -> core -> split -> partition (-> item text) -> pack
+
+The first half, `Divided`, is what a run keeps in its folder to serve without its files.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import platform
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +24,7 @@ from jaxrec.data.blocks import count
 from jaxrec.data.pack import history as by_time
 from jaxrec.data.pack import pack
 from jaxrec.data.partition import partition
-from jaxrec.data.sources import load
+from jaxrec.data.sources import load, located
 from jaxrec.data.split import core, split, with_random_positives
 from jaxrec.data.text import ItemText, titled, vectors
 from jaxrec.evaluation.plan import Plan, held_out, make_plan
@@ -36,10 +39,21 @@ NOTHING = Reads()
 TITLED = 1024  # bytes that are kept of an item's title, category and text
 
 
+class Divided(NamedTuple):
+    """A dataset that is split and partitioned, and how."""
+
+    dataset: Dataset
+    split: str
+    partition: str
+    text: ItemText | None = None  # vectors of the items' texts, where a method reads them
+    path: Path | None = None  # the file or folder that was read
+    digest: str | None = None  # of the dataset that was divided, where this is a copy of it
+
+
 class Prepared(NamedTuple):
     """What the methods of one run have in common."""
 
-    dataset: Dataset  # split and partitioned
+    divided: Divided
     data: Data
     known: Data  # the same at test time: the history goes on through the validation rows
     sizes: Sizes
@@ -51,6 +65,11 @@ class Prepared(NamedTuple):
     buckets: dict[int, int]  # by a bucket's length: its clients, to which the mesh adds padding
     record: dict[str, Any]  # for config.json: data, protocol, versions, device
 
+    @property
+    def dataset(self) -> Dataset:
+        """The tables, split and partitioned."""
+        return self.divided.dataset
+
     def shardings(self, tree: Any) -> Any:
         """How each array of a state, or of what describes one, lies on the mesh; None without."""
         return mesh.shardings(tree, self.data, self.sizes, self.mesh)
@@ -58,34 +77,30 @@ class Prepared(NamedTuple):
 
 def prepare(
     run: RunConfig,
-    dataset: Dataset | None = None,
+    dataset: Dataset | pd.DataFrame | None = None,
     reads: Reads = NOTHING,
     *,
+    divided: Divided | None = None,
     progress: bool = True,
 ) -> Prepared:
-    """Load the data of a run, unless `dataset` is given, and make it ready for any method.
+    """Load the data of a run, unless a `dataset` is given, and make it ready for any method.
 
-    `reads` says what the methods read beside the clients' rows.
+    `reads` says what the methods read beside the clients' rows; `divided` are the data of an
+    earlier session of the run, which need no other.
 
     Raises DataError for bad data, SettingError for settings that do not fit it.
     """
     devices = mesh.make(run.mesh)
-    with launch.all_or_none("reading data"):
-        dataset = dataset or load(run.data, progress=progress)
-    dataset = core(dataset, run.min_user, run.min_item)
-    how = _chosen(run.split, "split", "ratio", dataset)
-    dataset = split(dataset, how, run.valid, run.test, run.seed)
-    dataset = with_random_positives(dataset, run.random_positives, run.seed)
-    who = _chosen(run.partition, "client", "blocks", dataset)
-    clients = min(run.clients, dataset.num_users)
-    dataset = partition(dataset, who, clients, run.alpha, run.seed)
+    divided = divided or divide(run, dataset, progress=progress)
+    dataset = divided.dataset
+    if reads.text and not divided.text:
+        divided = divided._replace(text=vectors(dataset, run.text, progress=progress))
     data, sizes = pack(dataset, multiple=run.client_devices, by_time=reads.history)
     members = byte_ledger.members(data)
     real = [(len(b.client), int((b.client < sizes.clients).sum())) for b in data.clients]
     buckets = dict(sorted(real, reverse=True))  # of one length, the one with the fewest
-    described = vectors(dataset, run.text, progress=progress) if reads.text else None
-    if described:
-        data = data._replace(text=jnp.asarray(described.vectors))
+    if reads.text and divided.text:
+        data = data._replace(text=jnp.asarray(divided.text.vectors))
     if reads.titles:
         written = strings.pack(titled(dataset.items), TITLED)
         data = data._replace(written=jax.tree.map(jnp.asarray, written))
@@ -109,9 +124,30 @@ def prepare(
         multiple=devices.size if devices else 1,
     )
     apart = {name: plan(TEST, only=only) for name, only in _apart(dataset, run).items()}
-    record = _record(dataset, sizes, run, how, who, described)
+    record = _record(divided, sizes, run)
     plans = plan(VALID), plan(TEST), apart
-    return Prepared(dataset, data, known, sizes, *plans, devices, members, buckets, record)
+    return Prepared(divided, data, known, sizes, *plans, devices, members, buckets, record)
+
+
+def divide(
+    run: RunConfig, dataset: Dataset | pd.DataFrame | None = None, *, progress: bool = True
+) -> Divided:
+    """The data of a run, loaded unless a `dataset` is given: their core, split and partitioned."""
+    path = None
+    with launch.all_or_none("reading data"):
+        if dataset is None and run.data != "synthetic":
+            path = located(run.data, progress=progress)[0]
+        if not isinstance(dataset, Dataset):  # a DataFrame, or nothing
+            given = run.data if dataset is None else dataset
+            dataset = load(given, unread=run.unread, progress=progress, **run.reading())
+    dataset = core(dataset, run.min_user, run.min_item)
+    how = _chosen(run.split, "split", "ratio", dataset)
+    dataset = split(dataset, how, run.valid, run.test, run.seed)
+    dataset = with_random_positives(dataset, run.random_positives, run.seed)
+    who = _chosen(run.partition, "client", "blocks", dataset)
+    clients = min(run.clients, dataset.num_users)
+    dataset = partition(dataset, who, clients, run.alpha, run.seed)
+    return Divided(dataset, how, who, path=path and path.absolute())
 
 
 def _apart(dataset: Dataset, run: RunConfig) -> dict[str, np.ndarray]:
@@ -137,9 +173,8 @@ def _chosen(how: Any, column: str, otherwise: str, dataset: Dataset) -> Any:
     return "given" if column in dataset.interactions else otherwise
 
 
-def _record(
-    dataset: Dataset, sizes: Sizes, run: RunConfig, how: str, who: str, text: ItemText | None
-) -> dict[str, Any]:
+def _record(divided: Divided, sizes: Sizes, run: RunConfig) -> dict[str, Any]:
+    dataset, how, who, text, path, digest = divided
     rows = dataset.interactions
     parts = count(rows["split"].to_numpy(), 3).tolist()
     shares = "/".join(f"{100 * part / len(rows):.0f}" for part in parts)
@@ -162,7 +197,8 @@ def _record(
     return {
         "data": {
             "name": dataset.name,
-            "digest": dataset.digest,
+            **({"path": str(path)} if path else {}),
+            "digest": digest or dataset.digest,
             **({"encoder": text.encoder, "vectors": text.digest} if text else {}),
             **sizes._asdict(),
             "interactions": len(rows),

@@ -15,10 +15,11 @@ import jax
 import pandas as pd
 
 from jaxrec import files, mesh
+from jaxrec.data.sources import given_data, name_of_data
 from jaxrec.evaluation.evaluator import evaluator
 from jaxrec.federated import byte_ledger
 from jaxrec.methods import method_module
-from jaxrec.training import budget, checkpoint, curve, launch
+from jaxrec.training import budget, checkpoint, curve, kept_data, launch
 from jaxrec.training.compiled_rounds import check_state, starter, timed
 from jaxrec.training.job import Job, Progress, identity_of
 from jaxrec.training.loop import fit
@@ -27,11 +28,14 @@ from jaxrec.training.progress import say
 from jaxrec.training.result import Result, result_of, result_values, users_with_ids
 from jaxrec.training.run_folder import (
     check_record,
+    data_of,
+    in_its_folder,
     progress_of,
     read_record,
     resumed,
     rows_until,
     stored_result,
+    write_result,
 )
 from jaxrec.training.settings import (
     RunConfig,
@@ -44,9 +48,10 @@ from jaxrec.training.settings import (
 from jaxrec.types import CheckpointError, Dataset, SettingError
 
 
+@in_its_folder
 def train(
     method: str | None = None,
-    data: str | Path | Dataset | None = None,
+    data: str | Path | pd.DataFrame | Dataset | None = None,
     *,
     out: str | Path | None = None,
     resume: str | Path | None = None,
@@ -59,12 +64,13 @@ def train(
 
     Args:
       method: a name in `METHODS`; "fedcia" without one.
-      data: a name or path for `load`, or a Dataset; "synthetic" without one.
+      data: a name, path or DataFrame for `load`, or a Dataset; "synthetic" without one.
       out: folder of the run, which must not hold one yet; None writes no files, or to `resume`.
       resume: folder of a run to continue. Its method, data and settings hold; only `rounds`,
-        `patience` and `mesh` may be given anew. The end has the same bits as that of an
-        uninterrupted run, if that is evaluated after the same rounds: one that ended between two
-        multiples of `evaluate_every` was evaluated there too.
+        `patience`, `mesh` and `kept_data` may be given anew, and `data` may say where the data are
+        now. The end has the same bits as that of an uninterrupted run, if that is evaluated after
+        the same rounds: one that ended between two multiples of `evaluate_every` was evaluated
+        there too.
       hold_test: leave the test split alone: no test values, no `users` and no `result.json`, until
         the run is resumed without it.
       track: called at every evaluation with the method's name and its row of `metrics.jsonl`.
@@ -73,15 +79,16 @@ def train(
 
     Raises:
       SettingError, DataError: settings or data that cannot work.
-      CheckpointError: `resume` is no run, a damaged one, or one on other data.
+      CheckpointError: `resume` is no run, a damaged one, or one on other data, or its folder is in
+        use by another process.
       FloatingPointError: a metric, the state or a score is not finite; the message names the round.
       KeyboardInterrupt: Ctrl-C or SIGTERM, in any process of a launch; the rounds up to the next
         evaluation are finished and saved first.
     """
     launch.order_collectives()
-    given = data if isinstance(data, Dataset) else None
-    if data is not None and not (given and resume):
-        settings["data"] = given.name if given else str(data)
+    given = given_data(data, settings)
+    if data is not None and not resume:
+        settings["data"] = name_of_data(data)
     folder, record = _folder_of(out, resume), None
     if folder and resume is not None:
         record = read_record(folder)
@@ -89,14 +96,17 @@ def train(
             raise SettingError(f"{resume}: is a run of {record['method']}, not of {method}")
         method = record["method"]
         settings = resumed(folder, record, settings)
+        settings |= {"data": str(data)} if data is not None and given is None else {}
     method = method or "fedcia"
-    run, config = read_settings(method, None, settings)
+    run, config = read_settings(method, None, settings, stored=record is not None)
     settled = {method: (run, config)}
     for name in run.baselines:
         if name != method:
             settled[name] = baseline_settings(name, run, _begun(folder, name))
+    with launch.all_or_none("finding data"):
+        source = replace(run, data=data_of(record, data)) if record and given is None else run
     prepared = prepare(
-        run, given, reads({name: own for name, (_, own) in settled.items()}), progress=progress
+        source, given, reads({name: own for name, (_, own) in settled.items()}), progress=progress
     )
     if folder and record:
         check_record(record, prepared, folder)
@@ -115,6 +125,8 @@ def train(
     if folder and launch.is_main_process():
         curves = {job.name: one.rows for job, one in zip(jobs, results, strict=True)}
         curve.write_curve(folder / "curve.png", curves, run.monitor, prepared.members)
+        if not hold_test:
+            kept_data.keep(folder, prepared, run.kept_data, shown=progress)
     baselines = {job.name: one for job, one in zip(jobs[1:], results[1:], strict=True)}
     return results[0]._replace(baselines=baselines)
 
@@ -174,20 +186,30 @@ def _check(job: Job) -> None:
         check_state(job)
 
 
-def reopen(out: str | Path, data: Dataset | None = None, *, progress: bool = True) -> Result:
+def reopen(
+    out: str | Path,
+    data: str | Path | pd.DataFrame | Dataset | None = None,
+    *,
+    progress: bool = True,
+) -> Result:
     """The run in a folder at its best round so far, without training and without its baselines.
 
-    `data` is given where the run was given a Dataset. A run that has not ended has no `values` and
-    no `users` yet. A run on many devices is opened on one.
+    A run that has ended has kept its data, unless they were too large, and needs no others; else
+    `data` is the Dataset that the run was given, or says where the data are now. A run that has not
+    ended has no `values` and no `users` yet. A run on many devices is opened on one.
 
-    Raises CheckpointError if the folder holds no run, a damaged one, or one on other data.
+    Raises CheckpointError if the folder holds no run, a damaged one, or one on other data, and
+    DataError if the data are needed and not found.
     """
     out = Path(out)
     record = read_record(out)
     name = record["method"]
     run, config = build(name, read_values(name, record["settings"], f"{out / 'config.json'}: "))
     run = replace(run, mesh="")
-    prepared = prepare(run, data, reads({name: config}), progress=progress)
+    divided = kept_data.read(out, record) if data is None else None
+    given = given_data(data, {})
+    source = run if divided or given is not None else replace(run, data=data_of(record, data))
+    prepared = prepare(source, given, reads({name: config}), divided=divided, progress=progress)
     check_record(record, prepared, out)
     job = job_of(name, run, config, prepared, out, progress=progress)
     identity = identity_of(name, record["settings"], record["data"]["digest"])
@@ -258,9 +280,8 @@ def _tested(job: Job, reached: Progress, rows: list[files.Row], state: Any, last
     if out:
         for page, text in pages.items():
             files.write_text(out / page, text)
-        files.write_users(out / "users.parquet", users)
         curve.write_curve(out / "curve.png", {job.name: rows}, job.run.monitor, job.clients)
-        files.write_json(out / "result.json", values)
+        write_result(out, values, users)
     return result_of(job, values, users, rows, state)
 
 

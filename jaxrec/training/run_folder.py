@@ -3,27 +3,70 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
+import typing
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import pandas as pd
 
 from jaxrec import files
+from jaxrec.data.sources import located
 from jaxrec.federated.byte_ledger import Ledger
 from jaxrec.federated.privacy import BEFORE
 from jaxrec.methods import METHODS
-from jaxrec.training import checkpoint
-from jaxrec.training.job import Job, Progress, resumable
+from jaxrec.settings.fields import coerce
+from jaxrec.training import checkpoint, launch
+from jaxrec.training.job import SUMS, Job, Progress, resumable
 from jaxrec.training.prepared import Prepared
 from jaxrec.training.settings import current_names, read_values, settings_of
-from jaxrec.types import CheckpointError, SettingError
+from jaxrec.types import CheckpointError, DataError, SettingError
 
-ALWAYS = (  # in a result, whatever the method
-    "rounds", "best_round", "bytes/per_client",
-    "seconds/compile", "seconds/train", "seconds/evaluate",
-)  # fmt: skip
+ALWAYS = dict.fromkeys(  # in a result, whatever the method
+    ("bytes/per_client", "seconds/compile", "seconds/train", "seconds/evaluate"), files.NUMBER
+) | {"rounds": int, "best_round": int}
+RECORD = {"method": str, "settings": dict, "data": dict, "versions": dict}  # in config.json
+MEASURED = ("test/", "valid/", "bytes/", "seconds/")  # begin the names of numbers in a result
+RESULT = ("result.json", "users.parquet")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Unfinished(CheckpointError):
+    """The folder of a run that has not ended."""
+
+
+def in_its_folder(train: Callable[P, T]) -> Callable[P, T]:
+    """`train` alone in its folder, `out` or `resume`, which the main process of a launch holds.
+
+    A baseline's folder is that of the run that trained it.
+    """
+
+    @functools.wraps(train)
+    def alone(*args: P.args, **given: P.kwargs) -> T:
+        launch.order_collectives()
+        folder = given.get("resume") or given.get("out")
+        folder = Path(folder) if isinstance(folder, str | Path) else None
+        folder = folder and folder_of_run(folder)
+        if folder and given.get("resume") and not folder.is_dir():
+            folder = None  # there is nothing to resume, which `train` says
+        with contextlib.ExitStack() as held:
+            with launch.all_or_none("opening the run's folder"):
+                if folder and launch.is_main_process():
+                    held.enter_context(files.in_use(folder))
+            return train(*args, **given)
+
+    return alone
+
+
+def folder_of_run(folder: Path) -> Path:
+    """The folder of a whole run: the one above RUN/baselines/NAME, or the folder itself."""
+    place = folder.absolute().parent
+    above = place.parent
+    return above if place.name == "baselines" and (above / "config.json").exists() else folder
 
 
 def save(job: Job, reached: Progress, last: checkpoint.Arrays, best: checkpoint.Arrays) -> None:
@@ -39,17 +82,27 @@ def progress_of(job: Job) -> Progress | None:
     if (out := job.out) is None:
         return None
     remembered = checkpoint.read_progress(out / "checkpoint", job.identity)
-    if remembered:
+    if remembered is not None:
         try:
-            ledger = Ledger(**remembered.pop("ledger"))
-            return Progress(**remembered, ledger=ledger)
+            ledger = _of_kinds(Ledger, remembered.pop("ledger"))
+            return _of_kinds(Progress, remembered | {"ledger": ledger})
         except (KeyError, TypeError) as error:
             path = out / "checkpoint" / "index.json"
-            raise CheckpointError(f"{path}: of another version of jaxrec") from error
+            raise CheckpointError(
+                f"{path}: of another version of jaxrec, or damaged ({error})"
+            ) from error
     # the first evaluation is always saved, so a second one tells of a checkpoint
     if len(files.read_rows(out / "metrics.jsonl")) > 1:
         raise CheckpointError(f"{out / 'checkpoint' / 'index.json'}: missing")
     return None
+
+
+def _of_kinds(cls: type, values: Any) -> Any:
+    """A NamedTuple with these values; TypeError where one is not as it is declared."""
+    if not isinstance(values, dict):
+        raise TypeError(f"{values!r:.40} in place of {cls.__name__}")
+    hints = typing.get_type_hints(cls)
+    return cls(**{name: coerce(value, hints[name]) for name, value in values.items()})
 
 
 def rows_until(out: Path, reached: Progress) -> list[dict[str, Any]]:
@@ -77,12 +130,11 @@ def read_record(out: Path) -> dict[str, Any]:
     """
     path = out / "config.json"
     try:
-        record = json.loads(path.read_text())
-        _ = record["method"], record["settings"], record["data"]["digest"], record["versions"]
+        record = files.read_json(path, RECORD)
     except OSError as error:
         raise CheckpointError(f"{path}: no run ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged ({error!r})") from error
+    if not files.is_a(record["data"].get("digest"), str):
+        raise CheckpointError(f"{path}: damaged (data = {record['data']!r:.40})")
     if record["method"] in METHODS:
         record["settings"] = as_it_was(record["method"], record["settings"])
     return record
@@ -95,20 +147,53 @@ def as_it_was(method: str, stored: dict[str, Any]) -> dict[str, Any]:
     return ({} if "privacy" in stored else before) | current_names(method, stored)
 
 
+def write_result(out: Path, values: dict[str, Any], users: pd.DataFrame) -> None:
+    """result.json and users.parquet, then their checksums, without which they do not count."""
+    (out / SUMS).unlink(missing_ok=True)
+    files.write_users(out / "users.parquet", users)
+    files.write_json(out / "result.json", values)
+    files.write_text(out / SUMS, "".join(f"{files.sha256(out / n)}  {n}\n" for n in RESULT))
+
+
 def read_result(out: Path) -> tuple[dict[str, Any], pd.DataFrame]:
-    """result.json and users.parquet; CheckpointError if they are damaged or the run goes on."""
+    """result.json and users.parquet.
+
+    Raises Unfinished where the run goes on, CheckpointError where they are damaged.
+    """
+    # An older version wrote no checksums, and does not say that it did.
+    summed = files.read_json(out / "config.json", {}).get("checksums") == SUMS
+    for name in (*RESULT, *([SUMS] if summed else [])):
+        if not (out / name).exists():
+            raise Unfinished(
+                f"{out / name}: missing, the run has not ended; "
+                f"continue with: python -m jaxrec.train --resume {out}"
+            )
+    if summed:
+        _check_sums(out)
+    values = files.read_json(out / "result.json", ALWAYS)
+    for name, value in values.items():
+        number = value is None or files.is_a(value, files.NUMBER)
+        if isinstance(value, list | dict) or (name.startswith(MEASURED) and not number):
+            raise CheckpointError(f"{out / 'result.json'}: damaged ({name} = {value!r:.40})")
     try:
-        values = json.loads((out / "result.json").read_text())
         users = pd.read_parquet(out / "users.parquet")
-        _ = users["user"], users["client"], [values[name] for name in ALWAYS]
-    except OSError as error:
-        raise CheckpointError(
-            f"{error.filename or out}: missing, the run has not ended; "
-            f"continue with: python -m jaxrec.train --resume {out}"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{out}: damaged result ({error!r})") from error
+        _ = users["user"], users["client"]
+    except Exception as error:  # of pyarrow, whose types are many
+        raise CheckpointError(f"{out / 'users.parquet'}: damaged ({error!s:.80})") from error
     return values, users
+
+
+def _check_sums(out: Path) -> None:
+    try:
+        sums = [line.split("  ") for line in (out / SUMS).read_text().splitlines()]
+    except ValueError:
+        sums = []
+    for name in RESULT:
+        if [files.sha256(out / name), name] not in sums:
+            raise CheckpointError(
+                f"{out / name}: damaged, it has not the checksum in {SUMS}; remove both, and have "
+                f"them again with: python -m jaxrec.train --resume {out}"
+            )
 
 
 def resumed(out: Path, record: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -126,6 +211,28 @@ def resumed(out: Path, record: dict[str, Any], given: dict[str, Any]) -> dict[st
     return old | new
 
 
+def data_of(record: dict[str, Any], given: Any) -> str:
+    """The name or path of a recorded run's data: `given`, or where they were, or what they were.
+
+    Raises DataError, which says where they were looked for, if they are in none of these places.
+    """
+    if given is not None:
+        return str(given)
+    named, path = record["settings"]["data"], record["data"].get("path")
+    if path and Path(path).exists():
+        return path
+    try:
+        if named != "synthetic":
+            located(named, progress=False)
+    except DataError as error:
+        was = f", then {path}" if path and path != named else ""
+        raise DataError(
+            f"the run was trained on '{named}'{was}: {error}. Say with --data where the data are "
+            "now"
+        ) from error
+    return named
+
+
 def check_record(record: dict[str, Any], prepared: Prepared, out: Path) -> None:
     """CheckpointError if the data or their text vectors have changed since; a warning if the
     libraries have."""
@@ -137,7 +244,7 @@ def check_record(record: dict[str, Any], prepared: Prepared, out: Path) -> None:
         )
     for what in ("encoder", "vectors"):
         was, now = (one["data"].get(what) for one in (record, prepared.record))
-        if was is not None and was != now:
+        if None not in (was, now) and was != now:  # both, where this method reads texts too
             raise CheckpointError(
                 f"{out}: the items' texts were read with {what} {was} and now with {now}; restore "
                 f"that encoder or start a new run"

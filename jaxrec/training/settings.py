@@ -8,23 +8,24 @@ is guessed: an unknown name or a value of another type is refused, with the near
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
 from jaxrec import mesh
+from jaxrec.data.reading import Reading
 from jaxrec.evaluation.names import METRICS
 from jaxrec.methods import method_module
-from jaxrec.settings.fields import Field, check, fields, require, setting, unknown
+from jaxrec.settings.fields import Field, fields, require, setting, unknown
 from jaxrec.settings.toml import read_table
 from jaxrec.settings.words import option_groups, parse_option
 from jaxrec.types import Reads, SettingError
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Reading):
     """Settings of a run, whatever the method."""
 
     data: str = "synthetic"
@@ -83,8 +84,12 @@ class RunConfig:
     """Devices that the work is divided over, such as clients=8, batch=8 or users=8, whichever the
     method divides; empty: one device."""
 
+    kept_data: float = setting(1.0, at_least=0)
+    """Most that the data of a run may take in its folder, where serving reads them once training
+    has ended; GB, of 10^9 bytes. 0: keep none, and read the data where they were."""
+
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         parts = self.valid + self.test
         if parts >= 1:
             raise SettingError(
@@ -99,6 +104,12 @@ class RunConfig:
         for name in self.baselines:
             method_module(name)
         mesh.parse(self.mesh)
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Columns of the data that neither the split nor the partition looks at."""
+        chosen = {"split": self.split, "client": self.partition}
+        return tuple(name for name, how in chosen.items() if how not in ("auto", "given"))
 
     @property
     def client_devices(self) -> int:
@@ -148,17 +159,37 @@ def baseline_settings(
 
 
 def read_settings(
-    method: str, toml: Path | None = None, words: Sequence[str] | Mapping[str, Any] = ()
+    method: str,
+    toml: Path | None = None,
+    words: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    stored: bool = False,
 ) -> tuple[RunConfig, Any]:
     """Settings of a run: defaults <- the method's TRAITS.run <- `toml` <- `words`.
 
-    `words` are command-line words (`["--rounds", "30"]`) or values by name (`{"rounds": 30}`).
-    Raises SettingError for what is unknown, of another type or out of range.
+    `words` are command-line words (`["--rounds", "30"]`) or values by name (`{"rounds": 30}`),
+    where `stored`, all those of an earlier run.
+    Raises SettingError for what is unknown, of another type, out of range or, unless stored, not
+    read by the model that is chosen.
     """
     given = read_toml(toml, method)[1] if toml else {}
-    if isinstance(words, Mapping):
-        return build(method, given | read_values(method, words))
-    return build(method, given | read_words(method, words))
+    by_name = isinstance(words, Mapping)
+    given |= read_values(method, words) if by_name else read_words(method, words)
+    run, config = build(method, given)
+    if not stored:
+        refuse_unread(method, config, given)
+    return run, config
+
+
+def refuse_unread(method: str, config: Any, given: Collection[str]) -> None:
+    """SettingError where a setting that was `given` is left unread by what the config chooses."""
+    for choice, unread in method_module(method).TRAITS.unread(config).items():
+        if stray := [name for name in given if name in unread]:
+            left = ", ".join(name for name in fields(type(config)) if name not in unread)
+            raise SettingError(
+                f"{stray[0]} = {getattr(config, stray[0])!r}: {stray[0]} is not read by {choice} = "
+                f"{getattr(config, choice)!r}; its settings are {left}"
+            )
 
 
 def read_toml(path: Path, method: str | None = None) -> tuple[str, dict[str, Any]]:

@@ -81,8 +81,28 @@ def test_an_index_is_written_with_its_recall(trained, tmp_path):
             exporting.export(trained, tmp_path, to, kind)
 
 
+@pytest.mark.parametrize(
+    ("to", "file"), [("safetensors", "vectors.safetensors"), ("faiss", "items.faiss")]
+)
+def test_a_full_disk_is_one_line_whatever_writes(trained, tmp_path, monkeypatch, to, file):
+    resource = pytest.importorskip("resource")
+    if to == "faiss":
+        pytest.importorskip("faiss")
+        monkeypatch.setattr(exporting, "_write_vectors", lambda *args: None)
+        monkeypatch.setattr(exporting, "_write_names", lambda *args: None)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+        with pytest.raises(OSError, match=f"{file}: cannot be written: File too large; ") as told:
+            exporting.export(trained, tmp_path / "new", to)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(told.value)
+    assert list((tmp_path / "new").iterdir()) == []
+
+
 def test_the_command_writes_beside_the_run(trained, monkeypatch, capsys):
-    monkeypatch.setattr(command, "reopen", lambda out: trained)
+    monkeypatch.setattr(command, "reopen", lambda out, data=None: trained)
     command.act([trained.out], command.Options())
     assert capsys.readouterr().out.startswith("users 60, items 40, width 4\n")
     names = {path.name for path in (trained.out / "export").iterdir()}

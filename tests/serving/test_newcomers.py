@@ -10,11 +10,11 @@ import pytest
 from scipy import optimize, special
 
 import jaxrec
-from jaxrec import newcomers, recommend, recommend_from_items
+from jaxrec import Model, recommend, recommend_from_items
 from jaxrec.cli.command import command
 from jaxrec.data.pack import history
 from jaxrec.data.synthetic import synthetic
-from jaxrec.serving.recommendation import all_rows
+from jaxrec.serving.newcomers import newcomers
 from jaxrec.types import DataError, SettingError, Unavailable
 
 module = importlib.import_module("jaxrec.cli.recommend")
@@ -35,7 +35,7 @@ def ease():
 
 def test_a_linear_model_adds_the_rows_of_what_they_have(ease):
     weights = np.asarray(ease.state.left)
-    found = recommend(newcomers(ease, HISTORIES), k=4)
+    found = recommend_from_items(ease, HISTORIES, k=4)
     assert list(found["user"].unique()) == ["ann", "bob", 7]
     for user, own in zip(HISTORIES, ROWS, strict=True):
         scores = weights[own].sum(0)
@@ -48,27 +48,36 @@ def test_a_linear_model_adds_the_rows_of_what_they_have(ease):
 def test_an_old_users_history_is_served_as_the_old_user(ease):
     rows = ease.dataset.interactions.sort_values("timestamp", kind="stable")
     own = {f"new {user}": list(rows["item"][rows["user"] == user]) for user in (4, 31)}
-    new, old = recommend(newcomers(ease, own), k=5), recommend(ease, [4, 31], k=5)
+    new, old = recommend_from_items(ease, own, k=5), recommend(ease, [4, 31], k=5)
     pd.testing.assert_frame_equal(new.drop(columns="user"), old.drop(columns="user"), rtol=1e-5)
 
 
 def test_histories_keep_their_order(ease):
-    reads = ease._replace(data=ease.data._replace(history=history(ease.dataset)))
-    past = newcomers(reads, HISTORIES).data.history
-    np.testing.assert_array_equal(past.start, [0, 3, 4, 6])
-    np.testing.assert_array_equal(past.item, [3, 9, 27, 5, 2, 1])  # a repeated item stands last
+    reads = ease.data._replace(history=history(ease.dataset))
+    packed = newcomers(reads, [np.array(own) for own in ([3, 9, 27], [5], [1, 2, 1])])
+    past = packed.history
+    np.testing.assert_array_equal(past.start, [0, 3, 4, 6, 8])  # the last user is padding
+    np.testing.assert_array_equal(past.item[:6], [3, 9, 27, 5, 2, 1])  # a repeat stands last
+    (clients,) = packed.clients
+    assert clients.item.shape == (4, 8)
+    for user, own in enumerate([[3, 9, 27], [5], [2, 1]]):
+        held = np.asarray(clients.item[user])[np.asarray(clients.mask[user])]
+        ages = np.asarray(clients.age[user])[np.asarray(clients.mask[user])]
+        assert list(held) == sorted(own)
+        assert [own[len(own) - 1 - age] for age in ages] == list(held)
+    assert not clients.mask[3].any()
 
 
 def test_a_method_that_cannot_says_why(ease):
     shut = ease._replace(method=ease.method._replace(fold_in=Unavailable("the door is shut")))
     with pytest.raises(SettingError, match="new users: the door is shut; train it again"):
-        newcomers(shut, HISTORIES)
+        recommend_from_items(shut, HISTORIES)
 
 
 def test_least_squares_finds_the_vector_of_the_least_loss():
     run = trained("fedavg", width=8, negative_weight=0.2, l2_user=0.7)
-    item, new = np.asarray(run.state.shared.item, float), newcomers(run, HISTORIES)
-    served = new.method.prepare(new.state, all_rows(new))
+    item = np.asarray(run.state.shared.item, float)
+    served = run.method.fold_in(run.state, newcomers(run.data, list(map(np.array, ROWS))))
     for user, own in enumerate(ROWS):
         weight, target = np.full(ITEMS, 0.2), np.zeros(ITEMS)
         weight[own] = target[own] = 1
@@ -93,8 +102,7 @@ def test_least_squares_finds_the_vector_of_the_least_loss():
 )
 def test_a_softmax_comes_near_the_least_loss(method, settings, l2, prior):
     run, own = trained(method, **settings), ROWS[0]
-    new = newcomers(run, {"new": own})
-    served = new.method.prepare(new.state, all_rows(new))
+    served = run.method.fold_in(run.state, newcomers(run.data, [np.array(own)]))
     features = np.asarray(served.item, float)
     start = np.zeros(features.shape[1])
     start[-1] = prior  # RQFedRec's weight of popularity
@@ -109,35 +117,39 @@ def test_a_softmax_comes_near_the_least_loss(method, settings, l2, prior):
 
 def test_unknown_items_and_empty_histories_are_refused(ease):
     with pytest.raises(DataError, match=r"2 of 3 items are not among the 40 .*: 99, x; leave"):
-        newcomers(ease, {"ann": [3, 99, "x"], "bob": [99]})
+        recommend_from_items(ease, {"ann": [3, 99, "x"], "bob": [99]})
     with pytest.raises(DataError, match="bob has no item"):
-        newcomers(ease, {"ann": [3], "bob": []})
+        recommend_from_items(ease, {"ann": [3], "bob": []})
     with pytest.raises(DataError, match="no histories given"):
-        newcomers(ease, {})
+        recommend_from_items(ease, {})
 
 
 def test_the_command_reads_a_csv(ease, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    monkeypatch.setattr(module, "reopen", lambda out: ease)
+    monkeypatch.setattr(module, "open_run", lambda out, data: Model(ease))
     path = tmp_path / "new.csv"
     run = lambda: command(
         module.Options, module.act, ["run", "--k", "4", "--histories", str(path)], module.ABOUT
     )
     path.write_text(
-        "user,item\n" + "".join(f"{u},{i}\n" for u, own in HISTORIES.items() for i in own)
+        "user, item\n" + "".join(f"{u}, {i}\n" for u, own in HISTORIES.items() for i in own)
     )
     assert run() == 0
     found = pd.read_csv(io.StringIO(capsys.readouterr().out))
-    expected = recommend(newcomers(ease, HISTORIES), k=4)
+    expected = recommend_from_items(ease, HISTORIES, k=4)
     assert list(found["item"]) == list(expected["item"])
     assert list(found["user"]) == [str(user) for user in expected["user"]]
+    path.write_text("user,item\nann,3\nann,99\n")
+    assert run() == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "1 of 2 items are not among" in err
     path.write_text("user,film\nann,3\n")
     assert run() == 2
     assert "needs columns user and item; found ['user', 'film']" in capsys.readouterr().err
 
 
 def test_one_new_user_comes_with_a_list_of_items(ease, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module, "reopen", lambda out: ease)
+    monkeypatch.setattr(module, "open_run", lambda out, data: Model(ease))
     path = tmp_path / "basket.txt"
     path.write_text("3\n9\n27\n")
     assert command(module.Options, module.act, ["run", "--items", str(path)], module.ABOUT) == 0

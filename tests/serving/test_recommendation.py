@@ -22,8 +22,8 @@ from jaxrec import files
 from jaxrec.cli.command import command
 from jaxrec.data.pack import history
 from jaxrec.data.synthetic import synthetic
-from jaxrec.serving.recommendation import recommend, recommend_in_blocks
-from jaxrec.training import run
+from jaxrec.serving.model import Model
+from jaxrec.serving.recommendation import recommend
 from jaxrec.types import CheckpointError, DataError, SettingError
 
 TOY = Path(__file__).parents[1] / "toy.py"
@@ -192,10 +192,9 @@ def test_a_run_on_two_devices_is_served_on_one(tmp_path, toy):
 
 
 @pytest.fixture
-def say(trained, dataset, monkeypatch):
-    """Runs the command in this process on the run, whose data have no name."""
+def say(trained, monkeypatch):
+    """Runs the command in this process on the run's folder."""
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    monkeypatch.setattr(module, "reopen", lambda out: run.reopen(out, dataset, progress=False))
 
     def say(*words):
         words = [str(word) for word in (trained.out, *words)]
@@ -225,6 +224,29 @@ def test_files_hold_the_lists(say, trained, tmp_path, suffix):
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
+def test_a_parquet_has_the_types_of_the_data_whoever_comes_first(trained, tmp_path):
+    data = trained.dataset
+    rest = data.interactions["user"] > 0
+    everything = pd.DataFrame({"user": 0, "item": np.arange(ITEMS), "client": 0, "split": 0})
+    rows = pd.concat([everything, data.interactions[rest]]).fillna(0)
+    rows[["user", "item"]] = rows[["user", "item"]].astype("int32")
+    bare = data.items.assign(title=[None, *data.items["title"][1:]])
+    names = data.users.assign(raw_id=[f"u{n}" for n in range(USERS)])
+    for users, kind in ((data.users, "int64"), (names, "string")):
+        held = trained._replace(dataset=replace(data, interactions=rows, items=bare, users=users))
+        for asked, number in (([users["raw_id"][0]], 0), (users["raw_id"][:3].tolist(), 6)):
+            model = Model(held)
+            _, tables = model.recommend_in_blocks(asked, 3, block=1)
+            path = tmp_path / "lists.parquet"
+            module.write_parquet(path, tables, module.schema_of(model.columns()))
+            found = parquet.read_table(path)
+            assert {field.name: str(field.type) for field in found.schema} == {
+                "user": kind, "rank": "int32", "item": "string", "title": "string",
+                "score": "float",
+            }  # fmt: skip
+            assert found.num_rows == number
+
+
 def test_seen_items_and_all_users_go_to_standard_output(say, trained, capsys):
     assert say("--include-seen") == 0
     found = pd.read_csv(io.StringIO(capsys.readouterr().out))
@@ -239,8 +261,9 @@ def test_seen_items_and_all_users_go_to_standard_output(say, trained, capsys):
         (["--k", "0"], "k = 0"),
         (["--k", "many"], "--k many: expected int"),
         (["--format", "parquet"], "--out"),
+        (["--disarm", "--out", "lists.jsonl"], "--disarm: is for csv, not for jsonl"),
         (["another"], "2 run folders: one is served at a time"),
-        (["--exclude"], "--exclude: no such setting of this command; the nearest"),
+        (["--excluded"], "--excluded: no such setting of this command; the nearest"),
         (["--users", "EMPTY", "--out", "EMPTY/lists.csv"], "error: "),
     ],
 )
@@ -254,7 +277,7 @@ def test_what_is_wrong_is_one_line(say, tmp_path, capsys, monkeypatch, words, me
 
 
 def test_the_first_table_decides_types_not_its_size(trained):
-    number, tables = recommend_in_blocks(trained, k=2, block=25)
+    number, tables = Model(trained).recommend_in_blocks(k=2, block=25)
     tables = list(tables)
     assert (number, len(tables)) == (3, 3)
     assert [len(table) for table in tables] == [50, 50, 20]

@@ -1,0 +1,110 @@
+"""Raw ids in and out: which user or item each is, and what to do with ids that nobody knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from jaxrec.types import DataError, SettingError
+
+Unknown = Literal["error", "skip", "popularity"]
+
+
+class UnknownIds(DataError):
+    """Ids that the run does not know; the message names the first few."""
+
+
+class Names:
+    """The raw ids of a dataset's users or items, looked up as texts."""
+
+    def __init__(self, table: pd.DataFrame, column: Literal["user", "item"]):
+        self.column = column
+        self.raw = raw_ids(table, column)
+        self.index = pd.Index(as_texts(self.raw), dtype=object)
+
+    def places(self, asked: np.ndarray) -> np.ndarray:
+        """The index of each id of `asked` [N], int32; -1 for an unknown one.
+
+        Raises DataError where an id of the data is not unique.
+        """
+        if not self.index.is_unique:
+            double = self.index[self.index.duplicated()][0]
+            raise DataError(
+                f"the run's {self.column}s, column 'raw_id': {double} is of two {self.column}s"
+            )
+        return self.index.get_indexer(as_texts(asked)).astype(np.int32)
+
+    def known(self, asked: np.ndarray) -> np.ndarray:
+        """The index of each id of `asked` [N], int32; UnknownIds for others."""
+        places = self.places(asked)
+        if absent := list(dict.fromkeys(as_texts(asked[places < 0]))):
+            first = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+            raise UnknownIds(
+                f"{len(absent):,} of {len(set(as_texts(asked))):,} {self.column}s are not "
+                f"among the {len(self.index):,} of the run's data: {first}; leave them out, or "
+                "train again on data that have them"
+            )
+        return places
+
+    def found(self, asked: np.ndarray, unknown: Unknown) -> tuple[np.ndarray, np.ndarray]:
+        """The ids [N] as the data have them, and their indices.
+
+        An unknown one is an error, or left out, or has index -1 and the name it was asked for by.
+        """
+        if unknown == "error":
+            places = self.known(asked)
+            return self.raw[places], places
+        places = self.places(asked)
+        if unknown == "skip":
+            places = places[places >= 0]
+            return self.raw[places], places
+        return np.where(places < 0, asked, self.raw[places].astype(object)), places
+
+
+def raw_ids(table: pd.DataFrame, column: str) -> np.ndarray:
+    """The raw ids of a dataset's users or items, in the order of their indices."""
+    return table["raw_id" if "raw_id" in table else column].to_numpy()
+
+
+def listed(asked: Any, column: str) -> np.ndarray:
+    """Ids [N] of one id, a sequence of them, or a frame with a column of that name."""
+    if isinstance(asked, pd.DataFrame):
+        if column not in asked:
+            raise DataError(f"the table has no column '{column}'; it has {list(asked)}")
+        asked = asked[column]
+    return np.atleast_1d(np.asarray(asked, object))
+
+
+def check_unknown(unknown: str) -> None:
+    """SettingError for a word that says nothing about unknown ids."""
+    if unknown not in get_args(Unknown):
+        raise SettingError(f"unknown = {unknown!r}: must be error, skip or popularity")
+
+
+def as_texts(ids: np.ndarray) -> list[str]:
+    """Ids as they are compared: without spaces around them, a whole number without a fraction."""
+    whole = lambda one: isinstance(one, float | np.floating) and float(one).is_integer()
+    return [str(int(one)) if whole(one) else str(one).strip() for one in ids.tolist()]
+
+
+def passing(items: pd.DataFrame, filters: Mapping[str, Any]) -> np.ndarray:
+    """The items, bool [I], whose columns have the values asked for: one value or several of each.
+
+    A category is one of the names between the `|` of the column `category`. SettingError for a
+    column that the items do not have, and for a value that no item has.
+    """
+    found = np.ones(len(items), bool)
+    for column, wanted in filters.items():
+        if column not in items:
+            raise SettingError(f"filters: the items have no '{column}'; they have {list(items)}")
+        several = list(wanted) if pd.api.types.is_list_like(wanted) else [wanted]
+        words = set(as_texts(np.array([*several, None], object)[:-1]))
+        texts = as_texts(items[column].to_numpy(object))
+        split = (lambda text: text.split("|")) if column == "category" else lambda text: [text]
+        if strange := words - {name for text in set(texts) for name in split(text)}:
+            raise SettingError(f"filters: no item has {column} = {min(strange)!r}")
+        found &= [not words.isdisjoint(split(text)) for text in texts]
+    return found
