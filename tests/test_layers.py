@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    {"types", "version", "files", "mesh"},
+    {"types", "version", "files", "mesh", "output"},
     {"settings"},
     {"ops", "models"},
     {"data"},
@@ -20,8 +20,10 @@ LAYERS = (
     {"evaluation"},
     {"training"},
     {"serving", "search", "report"},
+    {"service"},
     {"cli"},
-    {"__init__", "__main__", "train", "sweep", "recommend", "compare", "export"},
+    {"__init__", "__main__"}
+    | {"train", "sweep", "recommend", "similar", "serve", "compare", "export"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FRONT = {"jaxrec.data.__main__", "jaxrec.report.__main__"}  # `python -m` looks for them there

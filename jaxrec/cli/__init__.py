@@ -13,6 +13,8 @@ COMMANDS = {
     "train": "train a method and its baselines, and measure them",
     "sweep": "search for settings, best by validation",
     "recommend": "write lists of items for users",
+    "similar": "write lists of items like others",
+    "serve": "answer requests over HTTP",
     "compare": "compare runs user by user, with tests",
     "report": "write one HTML page about runs",
     "export": "write vectors and indices for other servers",
