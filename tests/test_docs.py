@@ -35,7 +35,11 @@ GIVEN = {
         "Unavailable": Unavailable,
     }
 }
-ELSEWHERE = {"README.md": "test_readme.py", "search.md": "search/test_sweep.py"}
+ELSEWHERE = {
+    "README.md": "test_readme.py",
+    "search.md": "search/test_sweep.py",
+    "serving.md": "service/test_service.py",
+}
 
 
 def blocks(page):
@@ -103,6 +107,13 @@ def test_design(tmp_path, monkeypatch):
     told = run("design.md", tmp_path, monkeypatch)["Method"]
     assert told._fields == Method._fields
     assert set(told._field_defaults) == set(Method._field_defaults)
+
+
+def test_data(tmp_path, monkeypatch):
+    data = run("data.md", tmp_path, monkeypatch)["data"]
+    assert data.users["raw_id"].tolist() == [1, 2]
+    assert data.items["title"].tolist() == ["Tea", "Cup", "Pot"]
+    assert data.interactions["item"].tolist() == [0, 0, 2]
 
 
 def test_extending(tmp_path, monkeypatch):
