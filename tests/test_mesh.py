@@ -130,7 +130,7 @@ def launched(words, devices=4, own=((), ())):
             process.kill()
 
 
-SLOW = "local_only", "popularity", "fedcia", "llmd4rec"  # divided as fedavg and sequential are
+SLOW = "local_only", "popularity", "fedcia", "rqfedrec", "llmd4rec"  # as fedavg, sequential
 
 
 @pytest.mark.parametrize(
