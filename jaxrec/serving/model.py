@@ -214,9 +214,7 @@ class Model:
             raise SettingError(
                 f"{len(asked[0])} users and {len(asked[1])} items: give as many of each, or one"
             ) from error
-        known = unknown == "error"
-        row = (self.users.known if known else self.users.places)(user)
-        column = (self.items.known if known else self.items.places)(item)
+        row, column = self.users.indices(user, unknown), self.items.indices(item, unknown)
         there = (row >= 0) & (column >= 0)
         user, item, row, column = (array[there] for array in (user, item, row, column))
         scores = self._pairs(self._served, row, column)
@@ -358,7 +356,7 @@ class Model:
         if empty and unknown == "error":
             raise DataError(f"histories: {', '.join(empty[:5])} has no item to go by")
         laid = np.concatenate(list(own.values()))
-        places = (self.items.known if unknown == "error" else self.items.places)(laid)
+        places = self.items.indices(laid, unknown)
         parts = np.split(places, np.cumsum([len(items) for items in own.values()])[:-1])
         return {user: part[part >= 0] for user, part in zip(own, parts, strict=True)}
 
@@ -374,8 +372,8 @@ class Model:
         self, allowed: Any, exclude: Any, filters: Mapping[str, Any] | None, unknown: Unknown
     ) -> np.ndarray:
         """The items that nobody is to see, bool [I]."""
-        places = self.items.known if unknown == "error" else self.items.places
-        among = lambda asked: (found := places(listed(asked, "item")))[found >= 0]
+        places = lambda asked: self.items.indices(listed(asked, "item"), unknown)
+        among = lambda asked: (found := places(asked))[found >= 0]
         closed = np.zeros(self.run.sizes.items, bool)
         if allowed is not None:
             closed[:] = True

@@ -49,16 +49,17 @@ class Names:
             )
         return places
 
+    def indices(self, asked: np.ndarray, unknown: Unknown) -> np.ndarray:
+        """The index of each id of `asked` [N], int32: an unknown one is an error, or has -1."""
+        return self.known(asked) if unknown == "error" else self.places(asked)
+
     def found(self, asked: np.ndarray, unknown: Unknown) -> tuple[np.ndarray, np.ndarray]:
         """The ids [N] as the data have them, and their indices.
 
         An unknown one is an error, or left out, or has index -1 and the name it was asked for by.
         """
-        if unknown == "error":
-            places = self.known(asked)
-            return self.raw[places], places
-        places = self.places(asked)
-        if unknown == "skip":
+        places = self.indices(asked, unknown)
+        if unknown != "popularity":
             places = places[places >= 0]
             return self.raw[places], places
         return np.where(places < 0, asked, self.raw[places].astype(object)), places
