@@ -120,6 +120,13 @@ def command(options: type, act: Callable[..., None], words: Sequence[str], about
     return exit_status(run)
 
 
+def one_run(runs: Sequence[Path], done: str) -> Path:
+    """The folder that a command was given; SettingError for several, of which one is `done`."""
+    if len(runs) != 1:
+        raise SettingError(f"{len(runs)} run folders: one is {done} at a time")
+    return runs[0]
+
+
 def wants_help(words: Sequence[str]) -> bool:
     """Whether the words ask for help."""
     return bool({"-h", "--help"} & set(words))

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jaxrec.cli.command import command
+from jaxrec.cli.command import command, one_run
 from jaxrec.serving.export import export
 from jaxrec.training.run import reopen
-from jaxrec.types import SettingError
 
 ABOUT = """python -m jaxrec.export RUN [--option value ...]
 
@@ -34,10 +33,9 @@ class Options:
 
 def act(runs: Sequence[Path], options: Options) -> None:
     """Export and say what was written."""
-    if len(runs) != 1:
-        raise SettingError(f"{len(runs)} run folders: one is exported at a time")
-    out = options.out or runs[0] / "export"
-    told = export(reopen(runs[0], options.data), out, options.to, options.index)
+    folder = one_run(runs, "exported")
+    out = options.out or folder / "export"
+    told = export(reopen(folder, options.data), out, options.to, options.index)
     print(", ".join(f"{name} {value}" for name, value in told.items()))
     print(f"export folder: {out}")
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from jaxrec import files
-from jaxrec.cli.command import command
+from jaxrec.cli.command import command, one_run
 from jaxrec.output import csv_text, to_stdout
 from jaxrec.serving.model import open_run
 from jaxrec.types import DataError, SettingError
@@ -117,13 +117,12 @@ class Options(Choice):
 
 def act(runs: Sequence[Path], options: Options) -> None:
     """Write the lists, a block of users at a time."""
-    if len(runs) != 1:
-        raise SettingError(f"{len(runs)} run folders: one is served at a time")
+    folder = one_run(runs, "served")
     users = None if options.users is None else read_ids(options.users)
     histories = None if options.histories is None else _read_histories(options.histories)
     histories = read_ids(options.items) if options.items else histories
     chosen: dict[str, Any] = options.listed() | {"exclude_seen": not options.include_seen}
-    model = open_run(runs[0], options.data)
+    model = open_run(folder, options.data)
     if histories is not None:
         given = histories if isinstance(histories, dict) else {"new": histories}
         columns = model.columns(options.unknown).astype({"user": object})

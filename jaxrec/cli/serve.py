@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from jaxrec.cli.command import command
+from jaxrec.cli.command import command, one_run
 from jaxrec.service.settings import Settings
 from jaxrec.types import SettingError
 
@@ -26,8 +26,7 @@ class Options(Settings):
 
 def act(runs: Sequence[Path], options: Options) -> None:
     """Serve until SIGTERM."""
-    if len(runs) != 1:
-        raise SettingError(f"{len(runs)} run folders: one is served at a time")
+    folder = one_run(runs, "served")
     try:
         from jaxrec.service.server import serve
     except ModuleNotFoundError as error:
@@ -36,7 +35,7 @@ def act(runs: Sequence[Path], options: Options) -> None:
             "pip install 'jaxrec[serve]'"
         ) from error
     own = {field.name: getattr(options, field.name) for field in fields(Settings)}
-    serve(runs[0], Settings(**own), options.data)
+    serve(folder, Settings(**own), options.data)
 
 
 def main(words: Sequence[str]) -> int:

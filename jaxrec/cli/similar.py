@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrec.cli.command import command
+from jaxrec.cli.command import command, one_run
 from jaxrec.cli.recommend import LISTS, Choice, deliver, read_ids
 from jaxrec.serving.model import open_run
-from jaxrec.types import SettingError
 
 ABOUT = """python -m jaxrec.similar RUN --items ids.txt [--option value ...]
 
@@ -29,11 +28,10 @@ class Options(Choice):
 
 def act(runs: Sequence[Path], options: Options) -> None:
     """Write a list for each item."""
-    if len(runs) != 1:
-        raise SettingError(f"{len(runs)} run folders: one is served at a time")
+    folder = one_run(runs, "served")
     asked = None if options.items is None else read_ids(options.items)
     chosen = options.listed()
-    model = open_run(runs[0], options.data)
+    model = open_run(folder, options.data)
     asked = model.items.raw if asked is None else np.array(asked, object)
     parts = np.split(asked, range(LISTS, len(asked), LISTS))
     tables = (model.similar_items(part, options.k, **chosen) for part in parts)
