@@ -11,6 +11,12 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from jaxrec.methods import METHODS
 
+# Programs here are compiled more than run. In the environment, for other processes too.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+jax.config.update(
+    "jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+)
+
 if jax.default_backend() != "cpu":  # references are of float64: TF32 has three of its digits
     jax.config.update("jax_default_matmul_precision", "highest")
 

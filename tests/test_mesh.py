@@ -99,7 +99,7 @@ print("equal")
 
 
 def program(words, devices):
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count={devices}"
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([sys.executable, *map(str, words)], env=env, text=True, **pipes)
@@ -130,7 +130,7 @@ def launched(words, devices=4, own=((), ())):
             process.kill()
 
 
-SLOW = "local_only", "popularity", "fedcia", "rqfedrec", "llmd4rec"  # as fedavg, sequential
+SLOW = set(TINY) - {"fedavg", "sequential"}
 
 
 @pytest.mark.parametrize(
@@ -148,6 +148,7 @@ def test_buckets_that_are_padded_to_one_length_go_on(tmp_path, monkeypatch):
     assert ended(program(["-c", RESUMED], 8)) == "equal\n"
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_and_a_run_goes_on_with_other_devices(tmp_path):
     words = ["fedavg", "--width", "4", "--evaluate-every", "1", "--quiet"]
     words += ["--baselines", "popularity"]

@@ -17,7 +17,6 @@ from jaxrec.ops import fold_in
 from jaxrec.types import TRAIN, Clients, Data
 
 ITEMS, USERS, LEVELS, CODES, WIDTH = 30, 3, 4, 6, 5
-QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
 both_forms = pytest.mark.parametrize("incidence", [False, True], ids=["gather", "incidence"])
 
 
@@ -149,7 +148,7 @@ def sampler(number, items=ITEMS):
             )
         )(keys)
 
-    return jax.jit(draw, compiler_options=QUICK)
+    return jax.jit(draw)
 
 
 def sampled(clients, number=8, draws=400, items=ITEMS):
@@ -234,7 +233,7 @@ def test_rows_count_as_much_as_their_weights():
 MANY = 200
 
 
-@partial(jax.jit, compiler_options=QUICK)
+@partial(jax.jit)
 def total(user, features, offset):
     """The sum of exp(s) over what the softmax sees: features [..., J, D + 1] -> [..., U]."""
     scores = jnp.einsum("ud,...jd->...uj", user, features[..., :-1]) + offset

@@ -11,7 +11,6 @@ from jax.experimental import io_callback
 from jaxrec.federated.cooccurrence import item_counts, item_vectors, plain_sum
 from jaxrec.types import Clients, Data, SettingError
 
-QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
 ITEMS, KNOWN, WIDTH = 20, 17, 4  # the last three items have no train rows
 USERS = 40
 WINDOW, PASSES, MANY = 2.0, 3, 300
@@ -94,7 +93,7 @@ def slow_vectors(operator, width=WIDTH):
 @cache
 def program(secure_sum=plain_sum, width=WIDTH, **settings):
     compute = partial(item_vectors, width=width, secure_sum=secure_sum, **settings)
-    return jax.jit(compute, compiler_options=QUICK)
+    return jax.jit(compute)
 
 
 def vectors(data, seed=0, **settings):
@@ -337,7 +336,7 @@ def test_a_share_of_the_clients_stays_finite_and_close():
     noise = np.random.default_rng(0).normal(size=(ITEMS, WIDTH))
     noise /= np.sqrt(np.mean(np.sum(noise**2, axis=1)))
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @partial(jax.jit)
     def some(key, share):
         return item_vectors(
             data, jnp.float32(counts()), key, width=WIDTH, passes=6, participation=share

@@ -20,7 +20,6 @@ from jaxrec.types import Clients, Data, SettingError
 ITEMS, USERS, N = 5, 2, 4
 SIZES = (3, 4)  # clients of each bucket
 START = np.arange(ITEMS, dtype=np.float32)
-QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
 
 
 def make_buckets(seed=0, sizes=SIZES):
@@ -74,7 +73,7 @@ def program(cohort, additive):
             additive=additive,
         )
 
-    return jax.jit(play, compiler_options=QUICK)
+    return jax.jit(play)
 
 
 def play(buckets, private, key=0, *, additive=False, **cohort):
@@ -277,7 +276,7 @@ def collector(cohort):
             (echo,) * len(buckets), collect, start, private, buckets, key, cohort=cohort
         )[0]
 
-    return jax.jit(play, compiler_options=QUICK)
+    return jax.jit(play)
 
 
 def received(key, sizes=SIZES, **cohort):
@@ -386,7 +385,7 @@ def mean_at_server(local, product=multiply, additive=True, **cohort):
     work = lambda shared, *rest: local(shared["item"], *rest)
     start = {"mean": jnp.zeros((ITEMS, WIDTH)), "item": 1.0 + START}
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @partial(jax.jit)
     def play(buckets, private, key):
         return federated_round(
             (work,) * len(buckets), aggregate, start, private, buckets, key,

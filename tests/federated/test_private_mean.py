@@ -16,7 +16,6 @@ from jaxrec.federated.uploads import Factored, clipped, norms
 from jaxrec.types import Clients, SettingError, Sizes
 
 CLIENTS, ROWS, WIDTH = 12, 5, 3
-QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
 KEYS = jax.vmap(lambda c: jax.random.fold_in(jax.random.key(7), c))(jnp.arange(CLIENTS))
 EXPECTED = jnp.float32(CLIENTS)
 SECURE = CohortConfig()
@@ -34,7 +33,7 @@ def weights():
     return jnp.asarray([3.0, 1, 0, 7, 2, 5, 1, 1, 4, 2, 9, 6])
 
 
-@partial(jax.jit, static_argnums=0, static_argnames="bits", compiler_options=QUICK)
+@partial(jax.jit, static_argnums=0, static_argnames="bits")
 def made(config, uploads, weights=None, bits=32, bounds=None, key=0):
     """The mean of uploads, and the bounds of the next round."""
     weights = jnp.ones(len(jax.tree.leaves(uploads)[0])) if weights is None else weights
@@ -198,7 +197,7 @@ def play(upload, **settings):
         value = upload(clients.client)
         return value, private + 1, value
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @partial(jax.jit)
     def run(key):
         return federated_round(
             (local,), lambda shared, uploads, weights, key: uploads[0][0], jnp.float32(-1),

@@ -28,7 +28,6 @@ from jaxrec.methods.rqfedrec import server as rqfedrec_server
 from jaxrec.ops.linalg import polar
 from jaxrec.types import Traffic
 
-QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
 USERS, ITEMS, CLIENTS, WIDTH, RANK = 36, 30, 6, 4, 5
 KEY = jax.random.key(0)
 CODED = {
@@ -114,7 +113,7 @@ def secure_sums(monkeypatch):
 
 
 def run(function, *args):
-    found = jax.block_until_ready(jax.jit(function, compiler_options=QUICK)(*args))
+    found = jax.block_until_ready(jax.jit(function)(*args))
     jax.effects_barrier()
     return found
 
@@ -340,7 +339,7 @@ def test_a_refresh_is_one_more_secure_sum_and_a_table_of_codes(secure_sums):
     config = rqfedrec.Config(**CODED, refresh=2)
     made = rqfedrec.make(config, sizes)
     state = run(made.init, KEY, data)
-    step = jax.jit(made.step, compiler_options=QUICK)
+    step = jax.jit(made.step)
     for number in range(2):
         secure_sums.clear()
         state, metrics = jax.block_until_ready(step(state, data, jax.random.fold_in(KEY, number)))
@@ -372,7 +371,7 @@ def test_attendance_counts_the_clients_whose_users_moved(module, settings):
     )
     users = lambda state: state.user if hasattr(state, "user") else [t.user for t in state.tables]
     state = run(made.init, KEY, data)
-    step, found = jax.jit(made.step, compiler_options=QUICK), []
+    step, found = jax.jit(made.step), []
     for number in range(4):
         new, metrics = step(state, data, jax.random.fold_in(KEY, number))
         pairs = zip(users(new), users(state), strict=True)

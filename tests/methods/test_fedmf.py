@@ -15,7 +15,6 @@ from jaxrec.methods import fedavg
 from jaxrec.ops import fold_in
 from jaxrec.types import SettingError, Sizes
 
-QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
 L2_USER, L2_ITEM = 0.4, 0.6
 SETTINGS = {
     "upload": "gradient",
@@ -54,7 +53,7 @@ def program(clients, **settings):
 
     step = lambda state, key: method.step(state, data, key)
     scores = lambda state: method.score(method.prepare(state, data), jnp.arange(sizes.users))
-    return tuple(jax.jit(f, compiler_options=QUICK) for f in (start, step, scores))
+    return tuple(jax.jit(f) for f in (start, step, scores))
 
 
 def rows_of(clients, recency):

@@ -20,9 +20,9 @@ from jaxrec.data.split import split
 from jaxrec.methods import sequential
 from jaxrec.models.sequential import last
 from jaxrec.training import checkpoint
+from jaxrec.training.run import train
 from jaxrec.types import TEST, TRAIN, DataError, Dataset
 
-QUICK = {"xla_backend_optimization_level": 0}
 USERS, ITEMS = 40, 24
 SMALL = {"width": 8, "layers": 1, "heads": 2, "length": 8, "batch": 64}
 
@@ -59,7 +59,7 @@ class Program(NamedTuple):
 def made(sizes=None, **settings):
     config = sequential.Config(**SMALL | settings)
     method = sequential.make(config, sizes or problem()[2])
-    jit = lambda function: jax.jit(function, compiler_options=QUICK)
+    jit = lambda function: jax.jit(function)
     return Program(config, *map(jit, (method.init, method.step, method.prepare)), method.score)
 
 
@@ -74,7 +74,7 @@ def fit(program, data, epochs):
 def applied(config):
     graphdef = nnx.graphdef(sequential.build(jax.random.key(0), config, ITEMS))
     apply = lambda params, items: nnx.merge(graphdef, params)(items)
-    return jax.jit(apply, compiler_options=QUICK)
+    return jax.jit(apply)
 
 
 def own_items(data, user):
@@ -130,7 +130,7 @@ def test_the_gradient_of_shared_rows_is_that_of_one_row_a_user():
     item = padded([x[:-1] for x in items], config.length)
     target = padded([x[1:] for x in items], config.length)
     position = jnp.cumsum(item < ITEMS, axis=1) - 1
-    gradient = jax.jit(jax.grad(total), compiler_options=QUICK)
+    gradient = jax.jit(jax.grad(total))
     shared = gradient(params, rows.item, rows.target, rows.position)
     alone = gradient(params, item, target, position)
     jax.tree.map(
@@ -216,6 +216,9 @@ def test_data_without_an_order_are_refused():
     data = problem()[1]._replace(history=None)
     with pytest.raises(DataError, match=r"'timestamp' or 'position'"):
         made().init(jax.random.key(0), data)
+    rows = chain().interactions[["user", "item"]].drop_duplicates()
+    with pytest.raises(DataError, match="this method needs the order of a user's items"):
+        train("sequential", rows, progress=False)
 
 
 def test_an_odd_number_of_heads_is_no_matter_to_a_recurrent_network():

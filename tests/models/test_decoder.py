@@ -65,8 +65,6 @@ CASES = {
     "qwen3-bias": case("qwen3", 5e5, False, head_dim=6, num_key_value_heads=1, attention_bias=True),
 }
 MODES = ("tokens", "left", "vectors")
-# Compiling is nearly all of the time that these tests take.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def random_tensors(config, seed=0):
@@ -162,7 +160,7 @@ def reference(folder, dtype="float32"):
     return found, model
 
 
-@partial(jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def ours(graphdef, params, given):
     """Logits of each mode, and gradients to the parameters and to the vectors."""
 
@@ -177,7 +175,7 @@ def ours(graphdef, params, given):
     return logits, *gradients
 
 
-@partial(jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def states(graphdef, params, x, mask=None, context=()):
     return nnx.merge(graphdef, params)(x, mask, context)
 
@@ -359,8 +357,8 @@ def test_a_common_prefix_is_computed_once(model):
         return (model(x, mask, (cache,), remat=True) * weight).sum()
 
     model_, vectors = model, nnx.merge(model.graphdef, model.params).embed(prompt)
-    expected = jit(jax.value_and_grad(joined, (0, 1)))(model.params, vectors)
-    found = jit(jax.value_and_grad(shared, (0, 1)))(model.params, vectors)
+    expected = jax.jit(jax.value_and_grad(joined, (0, 1)))(model.params, vectors)
+    found = jax.jit(jax.value_and_grad(shared, (0, 1)))(model.params, vectors)
     assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -380,7 +378,7 @@ def test_gradients_are_finite_with_an_empty_row(model):
     x, mask, _ = inputs()["left"]
     mask = mask & np.array([[True], [True], [False]])
     objective = lambda params: nnx.merge(model.graphdef, params)(x, mask).sum()
-    gradient = jit(jax.grad(objective))(model.params)
+    gradient = jax.jit(jax.grad(objective))(model.params)
     chex.assert_tree_all_finite(gradient)
 
 

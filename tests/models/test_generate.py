@@ -47,7 +47,7 @@ def prompts():
     return tokens, np.arange(LENGTH) >= LENGTH - lengths
 
 
-@partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+@partial(jax.jit, static_argnums=0)
 def likeliest(graphdef, params, x):
     """The likeliest token after every prefix of `x` [T]."""
     llama = nnx.merge(graphdef, params)

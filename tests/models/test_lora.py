@@ -18,7 +18,6 @@ CONFIG = decoder.Config(
     vocabulary=13, width=8, layers=2, heads=2, kv_heads=1, head_width=4, inner=12, positions=32
 )
 TOKENS = np.random.default_rng(0).integers(0, 13, (2, 5))
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def noise(seed=0):
@@ -66,7 +65,7 @@ def states(model, params):
     return _states(model.graphdef, params)
 
 
-@partial(jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def _states(graphdef, params):
     return nnx.merge(graphdef, params)(TOKENS)
 
@@ -135,7 +134,7 @@ def test_clients_train_their_own_over_one_base(model):
         return jax.tree.map(lambda p, g: p - 0.5 * g, pairs, gradients), value
 
     of = lambda client, tree: jax.tree.map(lambda leaf: leaf[client], tree)
-    together, alone, losses = jit(jax.vmap(step)), jit(step), []
+    together, alone, losses = jax.jit(jax.vmap(step)), jax.jit(step), []
     pairs, single = start, [of(client, start) for client in range(CLIENTS)]
     for _ in range(8):
         pairs, values = together(pairs, targets)
@@ -162,7 +161,7 @@ def test_the_base_is_not_copied_for_the_clients(model):
 def test_gradients_are_those_of_the_merged_model(model):
     pairs = noisy(lora.init(model.params, NAMES, RANK, jax.random.key(1)))
     weight = np.random.default_rng(1).normal(size=(*TOKENS.shape, CONFIG.width))
-    gradient = lambda change: jit(
+    gradient = lambda change: jax.jit(
         jax.grad(lambda pairs: (forward(model, change(model.params, pairs, ALPHA)) * weight).sum())
     )(pairs)
     assert_close(gradient(lora.apply), gradient(lora.merge), rtol=1e-3, atol=1e-3)
@@ -174,7 +173,7 @@ def test_dropout_of_the_input(small_bert):
     params = small_bert[1]
     pairs = noisy(lora.init(params, ("query",), RANK, jax.random.key(1)))
 
-    @jit
+    @jax.jit
     @jax.vmap
     def change(key):
         applied = lora.apply(params, pairs, ALPHA, dropout=0.5, key=key)
@@ -208,7 +207,7 @@ def test_the_encoder_takes_one_too(small_bert):
     graphdef, params = small_bert
     pairs = noisy(lora.init(params, ("query", "value", "down"), RANK, jax.random.key(1)))
     assert sorted(pairs) == [f"layers.{k}.{n}" for k in (0, 1) for n in ("down", "query", "value")]
-    run = jit(lambda params: nnx.merge(graphdef, params)(TOKENS, np.ones(TOKENS.shape, bool)))
+    run = jax.jit(lambda params: nnx.merge(graphdef, params)(TOKENS, np.ones(TOKENS.shape, bool)))
     expected = run(lora.merge(params, pairs, ALPHA))
     assert np.abs(expected - run(params)).max() > 0.01
     np.testing.assert_allclose(run(lora.apply(params, pairs, ALPHA)), expected, atol=1e-4)

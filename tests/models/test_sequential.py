@@ -12,7 +12,6 @@ from flax import nnx
 from jaxrec.models import sequential
 from jaxrec.models.sequential import GRU4Rec, SASRec
 
-QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
 ITEMS, WIDTH, LENGTH = 11, 6, 7
 PAD = ITEMS
 SEQUENCES = [[3, 1, 4, 1, 5, 9, 2], [6, 5], [], [3, 5, 8, 10], [0]]
@@ -39,7 +38,7 @@ def module(name):
 def applied(name):
     graphdef, params = nnx.split(module(name))
     apply = lambda params, *inputs, key=None: nnx.merge(graphdef, params)(*inputs, key=key)
-    apply = jax.jit(apply, compiler_options=QUICK)
+    apply = jax.jit(apply)
     return lambda *inputs, key=None: apply(params, *inputs, key=key)
 
 
@@ -192,5 +191,5 @@ def test_dropout_follows_the_key(name):
 def test_gradients_are_finite_where_a_row_is_empty(name):
     graphdef, params = nnx.split(module(name))
     loss = lambda params: jnp.sum(nnx.merge(graphdef, params)(left([[], [2]])) ** 2)
-    for leaf in jax.tree.leaves(jax.jit(jax.grad(loss), compiler_options=QUICK)(params)):
+    for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(params)):
         assert jnp.isfinite(leaf).all()

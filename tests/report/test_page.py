@@ -11,7 +11,6 @@ from collections import Counter
 from html import escape, unescape
 from xml.etree import ElementTree
 
-import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -40,14 +39,6 @@ METHODS = {
 needs_chromium = pytest.mark.skipif(
     not shutil.which("chromium"), reason="no browser: the program chromium is not installed"
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """These programs are compiled more than run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -26,22 +26,14 @@ SETTINGS = {
     "popularity": {},
 }
 HOSTED = {"agentcf_text"}  # steps in Python and talks to a host
-SLOW = "llmd4rec"  # its rounds are compiled as those of sequential are
+SLOW = set(SETTINGS) - {"fedavg", "sequential", "popularity"}  # compiled alike
 every_method = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == SLOW)) for n in SETTINGS]
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in SETTINGS]
 )
 
 
 def test_every_compiled_method_is_tested():
     assert set(SETTINGS) == set(METHODS) - HOSTED
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_quickly(programs):
-    """These programs are compiled more than run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from jaxrec.methods.agentcf.schedule import Memories
 from jaxrec.methods.agentcf.world import world_of
 from jaxrec.types import Data, History, Sizes
 
-QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
 USERS, ITEMS, DOMAINS, WIDTH = 20, 36, 3, 8
 SIZES = Sizes(USERS, ITEMS, 1, DOMAINS)
 TWO = jnp.array([7, 2])
@@ -119,7 +118,7 @@ def test_features_and_scores_are_those_of_the_loops(oracle, lived, settings):
     everybody, shown = jnp.arange(USERS), [agents.world.domain == d for d in range(DOMAINS)]
     lists = [jnp.tile(jnp.flatnonzero(of), (USERS, 1)) for of in shown]
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @partial(jax.jit)
     def engine(state):
         world = world_of(config, SIZES, data)
         tastes = ranking.tastes_of(state, world, rates_of(config))
@@ -172,7 +171,7 @@ def test_a_step_fits_its_weights_before_the_tail_is_seen(oracle, lived, settings
     config = agentcf.Config(**SMALL | settings)
     data, rows = log()
     method = agentcf.make(config, SIZES)
-    step = jax.jit(method.step, compiler_options=QUICK)
+    step = jax.jit(method.step)
     state, metrics = step(method.init(jax.random.key(0), data), data, jax.random.key(1))
 
     key_negatives, key_groups, key_rivals, _ = jax.random.split(jax.random.key(1), 4)
@@ -203,7 +202,6 @@ def test_a_step_fits_its_weights_before_the_tail_is_seen(oracle, lived, settings
     agents = lived(config, np.asarray(state.groups.slot), events.negative.tolist(), rows)
     found = jax.jit(
         lambda state: method.score(method.prepare(state, data), jnp.arange(USERS)),
-        compiler_options=QUICK,
     )(state)
     np.testing.assert_allclose(found, oracle.scores(agents, metrics.weights), atol=5e-3)
 

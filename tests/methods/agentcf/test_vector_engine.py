@@ -23,7 +23,6 @@ from jaxrec.methods.agentcf.world import world_of
 from jaxrec.training.settings import read_settings
 from jaxrec.types import TEST, TRAIN, VALID, DataError, Dataset, SettingError
 
-QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
 SMALL = {"groups": 4, "rank": 6, "minibatch_size": 16}
 
 
@@ -41,13 +40,13 @@ def problem(how="leave-one-out"):
 def trained(data, sizes, **settings):
     method = agentcf.make(agentcf.Config(**SMALL | settings), sizes)
 
-    init, step = (jax.jit(f, compiler_options=QUICK) for f in (method.init, method.step))
+    init, step = (jax.jit(f) for f in (method.init, method.step))
     state, metrics = step(init(jax.random.key(0), data), data, jax.random.key(1))
 
     def scores(state, data):
         return method.score(method.prepare(state, data), jnp.arange(sizes.users))
 
-    return state, metrics, jax.jit(scores, compiler_options=QUICK)(state, data)
+    return state, metrics, jax.jit(scores)(state, data)
 
 
 @cache
@@ -70,7 +69,7 @@ def test_at_test_time_the_agents_have_lived_through_the_validation_rows(how):
     known = data._replace(history=history(held_out(how), TEST))
     method = agentcf.make(agentcf.Config(**SMALL), sizes)
     state, _, _ = trained(data, sizes)
-    served = jax.jit(method.prepare, compiler_options=QUICK)
+    served = jax.jit(method.prepare)
     unchanged = served(state, data).state
     np.testing.assert_array_equal(unchanged.memories.item, state.memories.item)
 
@@ -85,7 +84,6 @@ def test_at_test_time_the_agents_have_lived_through_the_validation_rows(how):
             lambda *args: interact(*args, rates), memories, events,
             jnp.arange(len(late)), 1, world_of(agentcf.Config(**SMALL), sizes, data),
         ),
-        compiler_options=QUICK,
     )(state.memories, Events(user, item, rejected))  # fmt: skip
     after = served(state, known).state
     np.testing.assert_allclose(after.memories.item, by_hand.item, atol=1e-5)

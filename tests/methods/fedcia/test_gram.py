@@ -20,7 +20,6 @@ from jaxrec.methods import fedcia
 from jaxrec.methods.fedcia import gram
 from jaxrec.types import SettingError, Sizes
 
-QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
 USERS, ITEMS, R = 60, 40, 16
 NOISY = {"noise_multiplier": 0.5, "directions": R}
 
@@ -52,7 +51,7 @@ def parts(privacy="plain", sizes=None, **settings):
     return fixed, fedcia.make(config, sizes)
 
 
-@partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@partial(jax.jit, static_argnums=0)
 def model_of(method, data):
     return method.step(method.init(jax.random.key(0), data), data, jax.random.key(5))[0]
 
@@ -87,7 +86,7 @@ def test_without_noise_it_is_the_centralised_model():
     )
 
 
-@partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@partial(jax.jit, static_argnums=0)
 def sums(fixed, data, basis, key):
     made = user_sums.similarity(fixed.sums, data, basis, key)
     return user_sums.popularity(fixed.sums, data, key), made

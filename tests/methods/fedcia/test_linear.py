@@ -13,7 +13,6 @@ from jaxrec.data.split import split
 from jaxrec.data.synthetic import synthetic
 from jaxrec.methods import fedcia
 
-QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
 K, LOW_PASS, RIDGE, GLOBAL = 6, 0.4, 15.0, 7.0
 
 
@@ -50,7 +49,7 @@ def scores(model, **settings):
         served = method.prepare(state, data)
         return method.score(served, jnp.arange(sizes.users)), metrics.energy
 
-    play = jax.jit(play, compiler_options=QUICK)
+    play = jax.jit(play)
     return jax.tree.map(np.asarray, play(data, jax.random.key(0)))
 
 

@@ -12,7 +12,6 @@ from jaxrec.data.split import split
 from jaxrec.data.synthetic import synthetic
 from jaxrec.methods import fedcia
 
-QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
 WIDTH, ROUNDS = 4, 2
 
 
@@ -42,7 +41,7 @@ def player(**settings):
 
 @cache
 def program(**settings):
-    return jax.jit(player(**settings), compiler_options=QUICK)
+    return jax.jit(player(**settings))
 
 
 def play(rounds=ROUNDS, **settings):
@@ -192,7 +191,7 @@ def test_seeds_on_a_vmapped_axis_are_the_seeds_one_by_one():
     data, _ = problem()
     keys = jax.random.split(jax.random.key(0), 2)
     batched = jax.vmap(lambda key: player()(key, data, ROUNDS)[2].item)
-    together = jax.jit(batched, compiler_options=QUICK)(keys)
+    together = jax.jit(batched)(keys)
     for key, found in zip(keys, together, strict=True):
         expected = program()(key, data, ROUNDS)[2].item
         assert relative(found, np.asarray(expected)) < 1e-3

@@ -51,7 +51,7 @@ def test_align_is_descent_on_the_dense_distance(rank, decay):
 def test_align_approaches_a_similarity_that_the_width_can_hold():
     start, s = table(0, scale=0.5), pairs(WIDTH)
     far = similarity.distance(start, s)
-    found = similarity.align(start, s, steps=300, learning_rate=0.02)
+    found = similarity.align(start, s, steps=600, learning_rate=0.01)
     assert similarity.distance(found, s) < 0.05 * far
     assert np.isfinite(similarity.align(found, s, steps=3000, learning_rate=0.02)).all()
 

@@ -8,7 +8,6 @@ import pytest
 from jaxrec.methods.llmd4rec import distill
 from jaxrec.ops import losses
 
-QUICK = {"xla_backend_optimization_level": 0}
 RNG = np.random.default_rng(0)
 NUMBER, ITEMS, WIDTH, WIDER = 13, 21, 5, 7
 HIDDEN = RNG.normal(size=(NUMBER, WIDTH)).astype(np.float32)
@@ -23,7 +22,7 @@ WEIGHT = RNG.uniform(0, 2, NUMBER).astype(np.float32)
 
 
 def quick(function):
-    return jax.jit(function, compiler_options=QUICK)
+    return jax.jit(function)
 
 
 def distilled(hidden, table, teacher, teacher_table, weight, heat, where=None, chunk=None):

@@ -23,7 +23,6 @@ from jaxrec.models import decoder
 from jaxrec.training import checkpoint
 from jaxrec.types import DataError, Dataset, SettingError
 
-QUICK = {"xla_backend_optimization_level": 0}
 USERS, ITEMS, LENGTH = 40, 24, 8
 CRM = {
     "width": 8, "layers": 1, "heads": 2, "length": LENGTH, "batch": 64, "learning_rate": 1e-2,
@@ -64,7 +63,7 @@ class Program(NamedTuple):
 
 
 def quick(function):
-    return jax.jit(function, compiler_options=QUICK)
+    return jax.jit(function)
 
 
 @cache
@@ -168,6 +167,7 @@ def test_without_distillation_it_is_the_sequential_recommender():
     assert_same([m.loss for m in metrics], [m.loss for m in losses])
 
 
+@pytest.mark.slow
 def test_an_up_step_of_factor_0_is_plain_training():
     program = made(lambda_down=0.0, lambda_up=0.0, reset=False, dropout_up=0.5)
     states, metrics = walk(program, 3)
@@ -196,6 +196,7 @@ def test_weights_of_a_phase_are_of_both_models_at_its_start():
     assert states[0].llm.layers is None
 
 
+@pytest.mark.slow
 def test_a_language_model_without_texts_learns_the_order_from_what_is_injected():
     program = made(mode="none", serve="llm", texts=False, tune="full", llm_dropout=0.0, pretrain=6)
     states, metrics = walk(program, 16)

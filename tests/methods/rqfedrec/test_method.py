@@ -19,7 +19,6 @@ from jaxrec.methods.rqfedrec import client
 from jaxrec.ops import quantize
 from jaxrec.types import SettingError
 
-QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
 EXACT = {"uplink": "float32", "downlink": "float32", "sketch_bits": 32}
 SMALL = {
     "width": 4, "levels": 2, "codes": 5, "participation": 1.0, "sketch_participation": 1.0,
@@ -45,7 +44,7 @@ def _played(settings, rounds, how, undescribed):
     if undescribed:
         data = data._replace(text=data.text.at[jnp.array(undescribed)].set(0))
 
-    init, step = (jax.jit(f, compiler_options=QUICK) for f in (method.init, method.step))
+    init, step = (jax.jit(f) for f in (method.init, method.step))
     states, metrics = [init(jax.random.key(0), data)], []
     for number in range(rounds):
         state, found = step(states[-1], data, jax.random.key(number))
@@ -55,7 +54,7 @@ def _played(settings, rounds, how, undescribed):
     def scores(state, data):
         return method.score(method.prepare(state, data), jnp.arange(problem(how)[1].users))
 
-    return states, metrics, jax.jit(scores, compiler_options=QUICK)(states[-1], data)
+    return states, metrics, jax.jit(scores)(states[-1], data)
 
 
 def played(rounds=1, how="given", undescribed=(), **settings):
@@ -207,7 +206,7 @@ def test_sign_carries_over_what_it_rounds_off():
         entered(before, first) + mean(first), entered(before, plain), atol=1e-5
     )
     bare = first._replace(error=tuple(error[:, :0, 0, 0] for error in first.error))
-    step = jax.jit(make(clip=1e6).step, compiler_options=QUICK)
+    step = jax.jit(make(clip=1e6).step)
     exact, _ = step(bare, data, jax.random.key(1))
     np.testing.assert_allclose(
         entered(first, second) + mean(second), entered(first, exact) + mean(first), atol=1e-5
