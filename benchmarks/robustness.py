@@ -74,7 +74,8 @@ def shown_to(result: Result, target: int) -> np.ndarray:
 def run(name: str, data: str, settings: dict[str, Any], target: int) -> dict[str, Any]:
     """What is kept of one run: by user, NDCG@10, whether the target is shown, and the client."""
     method, own = FEDERATIONS[name]
-    given = {"privacy": "plain", "baselines": (), "target_item": target} | own | settings
+    given = {"split": "ratio", "privacy": "plain", "baselines": (), "target_item": target}
+    given |= own | settings
     result = jaxrec.train(method, data, progress=False, **given)
     table = result.users.set_index("user")["NDCG@10"]
     return {

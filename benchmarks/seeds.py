@@ -20,7 +20,10 @@ from jaxrec.training.settings import read_settings, reads
 from jaxrec.types import Method
 
 SEEDS, ROUNDS = 4, 5
-METHODS = "fedavg", "fedcia", "rqfedrec", "sequential", "agentcf"
+SPLITS = {
+    "fedavg": "ratio", "fedcia": "ratio", "rqfedrec": "ratio",
+    "sequential": "leave-one-out", "agentcf": "leave-one-out",
+}  # fmt: skip
 
 
 def both(method: Method) -> dict[str, Callable]:
@@ -36,8 +39,8 @@ def both(method: Method) -> dict[str, Callable]:
 
 def main(bench: Bench, quick: bool) -> None:
     keys = jax.random.split(jax.random.key(0), SEEDS // 2 if quick else SEEDS)
-    for name in METHODS:
-        run, config = read_settings(name, None, {"data": "synthetic"})
+    for name, split in SPLITS.items():
+        run, config = read_settings(name, None, {"data": "synthetic", "split": split})
         prepared = prepare(run, None, reads({name: config}), progress=False)
         method, data = jaxrec.METHODS[name].make(config, prepared.sizes), prepared.data
         states = []

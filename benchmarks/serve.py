@@ -40,7 +40,7 @@ def main(bench: Bench, quick: bool) -> None:
         run, other, link = (Path(place) / name for name in ("run", "other", "link"))
         data = "movielens-100k" if quick else "movielens-1m"
         settings = {"rounds": 1, "baselines": (), "clients": 10, "partition": "blocks"}
-        settings |= {"privacy": "plain", "width": 64}
+        settings |= {"split": "ratio", "privacy": "plain", "width": 64}
         jaxrec.train("fedavg", data, out=run, progress=False, **settings)
         shutil.copytree(run, other)
         link.symlink_to(run)

@@ -128,10 +128,9 @@ def _not_ready(dataset: Dataset) -> list[str]:
             f"{more}; leave them out of it, or train with --min-user 1"
         )
         dataset = core(dataset, 1, 0)
-    given = {column: column in dataset.interactions for column in ("split", "client")}
     try:
-        dataset = split(dataset, "given" if given["split"] else "ratio")
-        who = "given" if given["client"] else "blocks"
+        dataset = split(dataset)
+        who = "given" if "client" in dataset.interactions else "blocks"
         pack(partition(dataset, who, min(CLIENTS, dataset.num_users)))
     except DataError as error:
         problems.append(str(error))

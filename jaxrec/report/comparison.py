@@ -151,6 +151,8 @@ def read_run(folder: Path) -> Run:
 def settings_in(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The settings of a stored run, with the defaults of those that its version did not have.
 
+    The split is the one that was taken, also where it was left to the data.
+
     Raises SettingError for a value that cannot be.
     """
     known = fields(RunConfig)
@@ -161,7 +163,8 @@ def settings_in(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         name: known[name].checked(name, value, source) if name in known else value
         for name, value in record["settings"].items()
     }
-    return {name: field.default for name, field in known.items()} | stored
+    taken = {"split": record["data"]["split"]} if "split" in record["data"] else {}
+    return {name: field.default for name, field in known.items()} | stored | taken
 
 
 def _key(run: Run) -> tuple[str, str]:

@@ -9,8 +9,10 @@ looks at the test split: the winner's runs do, once, at the end.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +25,10 @@ from jaxrec.evaluation.names import measured
 from jaxrec.files import NUMBER, Row
 from jaxrec.output import csv_text
 from jaxrec.search.trials import Trial, as_named_before, plan_trials, words_of
+from jaxrec.training.prepared import split_of
 from jaxrec.training.progress import say
 from jaxrec.training.run import Result, train
+from jaxrec.training.run_folder import read_record
 from jaxrec.training.settings import RunConfig, build, read_values
 from jaxrec.types import REFUSALS, CheckpointError, Dataset, SettingError
 
@@ -106,8 +110,10 @@ def sweep(
     name = "synthetic" if data is None else name_of_data(data)
     space = {n: v if isinstance(v, str) else list(v) for n, v in space.items()}
     drawing = {"random": random, "seeds": tuple(seeds), "draw_seed": draw_seed}
-    trials = plan_trials(method, space, {**settings, "data": name}, **drawing)
-    digest = _digest(build(method, trials[0].settings)[0], given, progress)
+    plan = partial(plan_trials, method, space, **drawing)
+    run = build(method, plan(settings | {"data": name})[0].settings)[0]
+    digest, settings["split"] = _digest_and_split(run, given, progress)
+    trials = plan(settings | {"data": name})  # known by the split that is taken
     record = {
         "method": method, "data": name, "space": space, **drawing, "settings": settings,
         "digest": digest,
@@ -124,12 +130,12 @@ def sweep(
     return Sweep(choices, rows, monitor, runs, out)
 
 
-def _digest(run: RunConfig, given: Given, progress: bool) -> str:
-    """The digest of the data that the trials will read."""
-    if isinstance(given, Dataset):
-        return given.digest
+def _digest_and_split(run: RunConfig, given: Given, progress: bool) -> tuple[str, str]:
+    """The digest of the data that the trials will read, and how they will split them."""
     data = run.data if given is None else given
-    return load(data, unread=run.unread, progress=progress, **run.reading()).digest
+    if not isinstance(data, Dataset):
+        data = load(data, unread=run.unread, progress=progress, **run.reading())
+    return data.digest, split_of(run, data)
 
 
 def _run_missing(
@@ -285,4 +291,8 @@ def read_sweep(out: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no search ({error.strerror})") from error
     if not all(files.is_a(seed, int) for seed in record["seeds"]):
         raise CheckpointError(f"{path}: damaged (seeds = {record['seeds']!r:.40})")
+    for trial in (out / "trials").glob("*"):
+        if "split" not in record["settings"]:  # an older version did not store how
+            with contextlib.suppress(CheckpointError):
+                record["settings"]["split"] = read_record(trial)["settings"]["split"]
     return record

@@ -25,14 +25,14 @@ from jaxrec.data.pack import history as by_time
 from jaxrec.data.pack import pack
 from jaxrec.data.partition import partition
 from jaxrec.data.sources import load, located
-from jaxrec.data.split import core, split, with_random_positives
+from jaxrec.data.split import How, core, settled, split, with_random_positives
 from jaxrec.data.text import ItemText, titled, vectors
 from jaxrec.evaluation.plan import Plan, held_out, make_plan
 from jaxrec.federated import byte_ledger
 from jaxrec.ops import strings
 from jaxrec.training import launch
 from jaxrec.training.settings import RunConfig
-from jaxrec.types import TEST, TRAIN, VALID, Data, Dataset, Reads, Sizes
+from jaxrec.types import TEST, TRAIN, VALID, Data, Dataset, Reads, SettingError, Sizes
 from jaxrec.version import __version__
 
 NOTHING = Reads()
@@ -141,13 +141,28 @@ def divide(
             given = run.data if dataset is None else dataset
             dataset = load(given, unread=run.unread, progress=progress, **run.reading())
     dataset = core(dataset, run.min_user, run.min_item)
-    how = _chosen(run.split, "split", "ratio", dataset)
+    how = split_of(run, dataset)
     dataset = split(dataset, how, run.valid, run.test, run.seed)
     dataset = with_random_positives(dataset, run.random_positives, run.seed)
-    who = _chosen(run.partition, "client", "blocks", dataset)
+    who = run.partition
+    if who == "auto":
+        who = "given" if "client" in dataset.interactions else "blocks"
     clients = min(run.clients, dataset.num_users)
     dataset = partition(dataset, who, clients, run.alpha, run.seed)
     return Divided(dataset, how, who, path=path and path.absolute())
+
+
+def split_of(run: RunConfig, dataset: Dataset) -> How:
+    """How a run splits a dataset; SettingError for fractions that the default does not read."""
+    how = settled(run.split, dataset)
+    if run.split == "auto" and how == "leave-one-out":
+        for name in ("valid", "test"):
+            if (part := getattr(run, name)) != getattr(RunConfig, name):
+                raise SettingError(
+                    f"{name} = {part!r}: is read by a ratio or time split, and these data, which "
+                    "have a time, are split leave-one-out by default; set split = 'ratio' or 'time'"
+                )
+    return how
 
 
 def _apart(dataset: Dataset, run: RunConfig) -> dict[str, np.ndarray]:
@@ -164,13 +179,6 @@ def _apart(dataset: Dataset, run: RunConfig) -> dict[str, np.ndarray]:
         found["new to domain"] = ~np.isin(pair, pair[train])
     held = held_out(dataset, TEST, run.catalogue)
     return {name: only for name, only in found.items() if (only & held).any()}
-
-
-def _chosen(how: Any, column: str, otherwise: str, dataset: Dataset) -> Any:
-    """How to split or to partition, `auto` settled by whether the data have the column."""
-    if how != "auto":
-        return how
-    return "given" if column in dataset.interactions else otherwise
 
 
 def _record(divided: Divided, sizes: Sizes, run: RunConfig) -> dict[str, Any]:
@@ -199,6 +207,7 @@ def _record(divided: Divided, sizes: Sizes, run: RunConfig) -> dict[str, Any]:
             "name": dataset.name,
             **({"path": str(path)} if path else {}),
             "digest": digest or dataset.digest,
+            "split": how,
             **({"encoder": text.encoder, "vectors": text.digest} if text else {}),
             **sizes._asdict(),
             "interactions": len(rows),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import typing
 import warnings
 from collections.abc import Callable
@@ -137,6 +138,10 @@ def read_record(out: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: damaged (data = {record['data']!r:.40})")
     if record["method"] in METHODS:
         record["settings"] = as_it_was(record["method"], record["settings"])
+    if "split" not in record["data"] and record["settings"].get("split") == "auto":
+        # An older version, for which auto was given or ratio: its protocol says which.
+        told = re.findall(r"; (given|ratio) split \d", str(record.get("protocol")))
+        record["settings"]["split"] = told[-1] if told else "auto"
     return record
 
 

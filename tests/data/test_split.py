@@ -121,6 +121,15 @@ def test_given_keeps_the_column():
     assert parts(result, 0) == column
 
 
+def test_the_default_is_the_given_split_else_by_time_else_by_ratio():
+    ordered = dataset([(0, i) for i in range(10)], timestamp=range(10, 0, -1))
+    given = replace(ordered, interactions=ordered.interactions.assign(split=[0, 1, 2] + [0] * 7))
+    without = replace(ordered, interactions=ordered.interactions[["user", "item"]])
+    assert parts(split(given), 0) == [TRAIN, VALID, TEST] + [TRAIN] * 7
+    assert parts(split(ordered), 0) == [TEST, VALID] + [TRAIN] * 8
+    assert parts(split(without), 0) == parts(split(without, "ratio"), 0)
+
+
 def test_what_cannot_be_split_is_refused():
     plain = dataset([(0, 0), (0, 1), (0, 2), (1, 0)])
     for how, column in (("given", "split"), ("leave-one-out", "timestamp"), ("time", "timestamp")):

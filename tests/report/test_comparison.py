@@ -15,9 +15,12 @@ from scipy import stats
 import jaxrec
 from jaxrec import files
 from jaxrec.cli.command import command
+from jaxrec.data.synthetic import synthetic
 from jaxrec.evaluation.significance import Test, holm, paired_test
+from jaxrec.methods import METHODS
 from jaxrec.report import comparison_tables
-from jaxrec.report.comparison import compare
+from jaxrec.report.comparison import DATA, compare
+from jaxrec.training.settings import RunConfig, build, read_words
 from jaxrec.types import CheckpointError, DataError, SettingError
 
 module = importlib.import_module("jaxrec.cli.compare")
@@ -178,6 +181,33 @@ def test_what_cannot_be_compared_is_refused(write, other, message):
     runs = [write("a", "a", VALUES["a"][0]), write("b", "b", VALUES["b"][0], **other)]
     with pytest.raises(DataError, match=message):
         compare(runs)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_by_default_every_method_reads_the_same_rows(name):
+    own, shared = build(name, {})[0], RunConfig()
+    assert [getattr(own, each) for each in DATA] == [getattr(shared, each) for each in DATA]
+
+
+@pytest.mark.slow
+def test_default_runs_compare_or_the_settings_that_make_them_are_named(tmp_path):
+    dataset = synthetic(users=60, items=60, clients=6, length=16)
+
+    def run(name, method, **settings):
+        out, quick = tmp_path / name, {"rounds": 1, "baselines": (), "progress": False}
+        jaxrec.train(method, dataset, out=out, **quick, **settings)
+        return out
+
+    methods = ("fedavg", "sequential", "popularity")
+    runs = [run(name, name) for name in methods]
+    assert tuple(compare(runs).table.index) == methods
+    agents = run("agents", "agentcf")
+    with pytest.raises(DataError, match=r"protocols: monitor = .*ranking = ") as refused:
+        compare([runs[0], agents])
+    words = str(refused.value).rpartition("with ")[2].split()
+    assert words[::2] == ["--monitor", "--ranking", "--candidates"]
+    settings = read_words("agentcf", words)
+    assert len(compare([*runs, run("alike", "agentcf", **settings)]).table) == 4
 
 
 def test_drawn_negatives_tell_seeds_apart(write):

@@ -109,6 +109,7 @@ def test_the_best_mean_over_seeds_on_validation_wins_and_is_a_run_like_any_other
 
 def test_no_test_value_of_a_loser_is_computed_or_shown(folder, tmp_path, capsys):
     words = ["toy", "--data", str(folder), "--rounds", "4", "--evaluate-every", "2"]
+    words += ["--split", "ratio"]  # values of several rows a user, which are not alike by chance
     out = tmp_path / "sweep"
     assert main([*words, "--grid", "width=2,3,8", "--out", str(out)]) == 0
     shown = capsys.readouterr()
@@ -502,3 +503,28 @@ def test_a_search_stored_under_older_names_of_settings_trains_nothing_anew(tmp_p
         after = jaxrec.sweep("fedavg", dataset, space={"dropout": [0.0, 0.25]}, out=out, **given)
     assert len(list((out / "trials").iterdir())) == 2
     assert [choice.mean for choice in after.choices] == [choice.mean for choice in before.choices]
+
+
+def test_a_search_of_when_the_default_was_a_ratio_goes_on_as_it_was(folder, tmp_path, trained):
+    out = tmp_path / "search"
+    words = ["toy", "--data", str(folder), "--grid", "width=2,3", "--rounds", "1"]
+    assert main([*words, "--split", "ratio", "--out", str(out)]) == 0
+    asked = json.loads((out / "sweep.json").read_text())
+    del asked["settings"]["split"]
+    (out / "sweep.json").write_text(json.dumps(asked))
+    for number, trial in enumerate(sorted((out / "trials").iterdir())):
+        record = json.loads((trial / "config.json").read_text())
+        record["settings"]["split"] = "auto"
+        del record["data"]["split"]
+        (trial / "config.json").write_text(json.dumps(record))
+        old = trial.name[:-8] + f"{number:08x}"
+        rows = (out / "trials.jsonl").read_text().replace(trial.name, old)
+        (out / "trials.jsonl").write_text(rows)
+        trial.rename(trial.with_name(old))
+    trained.clear()
+    assert main(["--resume", str(out)]) == 0
+    assert len(trained) == 1  # the winner, which is read
+    trained.clear()
+    assert main([*words, "--out", str(out)]) == 0  # asked for today, it is by time
+    assert len(trained) == 3
+    assert len(list((out / "trials").iterdir())) == 4

@@ -13,7 +13,8 @@ from jaxrec.methods import METHODS
 from jaxrec.report.comparison import read_run
 from jaxrec.report.result_tables import metrics_table
 from jaxrec.training import budget
-from jaxrec.training.run import reopen, train
+from jaxrec.training.opening import reopen
+from jaxrec.training.run import train
 from jaxrec.types import Method, Release, SettingError
 
 DP = {"privacy": "central_dp", "clip": 1.0, "delta": 1e-6}
@@ -101,7 +102,8 @@ def test_a_method_that_adds_no_noise_has_no_budget():
 
 def test_a_run_keeps_its_noise_and_its_budget_when_it_is_resumed(private, dataset, tmp_path):
     out = tmp_path / "run"
-    fit(dataset, out=out, rounds=6, epsilon=4.0, hold_test=True, patience=1, noise=0.0, **DP)
+    settings = {"rounds": 6, "epsilon": 4.0, "patience": 1, "noise": 0.0, "split": "ratio"}
+    fit(dataset, out=out, hold_test=True, **settings, **DP)
     noise = read(out / "config.json")["settings"]["noise_multiplier"]
     with pytest.raises(SettingError, match=r"rounds = 8: epsilon .* budget of 4; 6 rounds fit"):
         train(data=dataset, resume=out, rounds=8, patience=0, progress=False)

@@ -57,7 +57,6 @@ ALONE = {  # settings that only other memories read
 }
 TRAITS = Traits(
     run={
-        "split": "leave-one-out",
         "ranking": "domains",
         "candidates": 9,
         "baselines": ("popularity",),
