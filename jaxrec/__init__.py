@@ -17,7 +17,8 @@ from jaxrec.serving.export import export
 from jaxrec.serving.model import Model
 from jaxrec.serving.model import open_run as open
 from jaxrec.serving.recommendation import recommend, recommend_from_items
-from jaxrec.training.run import Result, reopen, train
+from jaxrec.training.opening import reopen
+from jaxrec.training.run import Result, train
 from jaxrec.types import (
     Clients,
     Data,

@@ -176,6 +176,13 @@ class Release(NamedTuple):
     sampling: float = 1.0  # chance to be in each; below 1 only where a Poisson sample is secret
 
 
+class Earlier(NamedTuple):
+    """What an earlier run was trained on: the first users, items and clients of a later one's."""
+
+    data: Data
+    sizes: Sizes
+
+
 class Unavailable(NamedTuple):
     """Stands for an operation that a method does not have, and says why."""
 
@@ -194,6 +201,10 @@ class Method(NamedTuple):
     Where scores are inner products, `vectors(served) -> (user [U, D], item [I, D])` are their
     factors; where new users need no training, `fold_in(state, data) -> Served` is `prepare` for the
     users of `data`, one a client, none of whom the state knows.
+
+    A run may go on from another one's state: `grow(state, was, key, data)` is `init` on more users,
+    items and rows, with what the state has learned of the first ones. A one-shot method needs none:
+    its one step takes all rows.
     """
 
     init: Callable[[jax.Array, Any], Any]  # (key, data) -> State
@@ -213,6 +224,9 @@ class Method(NamedTuple):
     )
     fold_in: Callable | Unavailable = Unavailable(
         "its users are learned in training, with everything else"
+    )
+    grow: Callable[[Any, Earlier, jax.Array, Data], Any] | Unavailable = Unavailable(
+        "it does not say how what it has learned goes on with more users and items"
     )
     axis: str = "clients"  # that a mesh divides the step along; "": none, one device works
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from jaxrec.cli.command import command, one_run
 from jaxrec.serving.export import export
-from jaxrec.training.run import reopen
+from jaxrec.training.opening import reopen
 
 ABOUT = """python -m jaxrec.export RUN [--option value ...]
 

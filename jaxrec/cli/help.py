@@ -21,6 +21,9 @@ class Files:
     """Folder to write the run to; by default runs/METHOD-DATA-TIME."""
     resume: Path | None = None
     """Folder of a run to continue; only rounds, patience and mesh may change."""
+    from_run: Path | None = None
+    """Folder of a run to go on from, with the newer rows that --data names; also --from RUN. Its
+    method and settings hold unless they are given anew."""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ def _train(words: Sequence[str], begun: list[Path]) -> None:
         method_module(method)
     if wants_help(words):
         print_help(method, PROGRAM)
+    short = lambda word: word == "--from" or word.startswith("--from=")  # `from` is Python's own
+    words = [word.replace("--from", "--from-run", 1) if short(word) else word for word in words]
     paths, words = take_options(Files, words)
     output, words = take_options(Output, words)
     if output.distributed:
@@ -48,10 +50,10 @@ def _train(words: Sequence[str], begun: list[Path]) -> None:
         if not (paths.out or paths.resume):
             raise SettingError("--distributed: the processes share a folder; give --out")
     settings: dict[str, Any] = {}
+    if before := paths.resume or paths.from_run:
+        method = method or read_record(before)["method"]
     if paths.config:
         method, settings = read_toml(paths.config, method)
-    if paths.resume:
-        method = method or read_record(paths.resume)["method"]
     method = method or "fedcia"
     settings |= read_words(method, words)
     stem = f"{method}-{Path(settings.get('data', 'synthetic')).stem}"
@@ -61,7 +63,8 @@ def _train(words: Sequence[str], begun: list[Path]) -> None:
         begun.append(out)
         given = {"out": paths.out if paths.resume else out}
         given |= {"track": track, "progress": not output.quiet}
-        result = train(method, data, resume=paths.resume, **given, **settings)
+        given |= {"resume": paths.resume, "from_run": paths.from_run}
+        result = train(method, data, **given, **settings)
     if launch.is_main_process():
         _tell(method, result, out, json=output.json)
 

@@ -148,7 +148,7 @@ def history_of(data: Data) -> History:
     """The data's history; DataError, with the remedy, where nobody knows the order."""
     if data.history is None:
         raise DataError(
-            "the interactions have no column 'timestamp' or 'position', so that nobody knows the "
+            "the interactions have no column 'timestamp' or 'position', and this method needs the "
             "order of a user's items; add one, a position for the order alone. If they have one, "
             "the rows were packed without it: a method that reads it says so in TRAITS.reads"
         )

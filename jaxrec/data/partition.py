@@ -60,6 +60,24 @@ def partition(
     return _with_client(dataset, _skewed(_genres(dataset), clients, alpha, rng))
 
 
+def partition_again(dataset: Dataset, how: How, seed: int = 0) -> Dataset:
+    """The dataset, some of whose users have a client, with a client for all.
+
+    A new user is a client of its own with "user" and "given", and joins a random one otherwise.
+    """
+    rows = dataset.interactions
+    client = np.full(dataset.num_users, -1)
+    shared = rows[rows["client"] >= 0]
+    client[shared["user"]] = shared["client"]
+    new, number = np.flatnonzero(client < 0), client.max() + 1
+    if how in ("user", "given"):
+        client[new] = number + np.arange(len(new))
+    else:
+        rng = np.random.default_rng([seed, dataset.num_users])
+        client[new] = rng.integers(0, number, len(new))
+    return _with_client(dataset, client)
+
+
 def _skewed(genre: np.ndarray, clients: int, alpha: float, rng: np.random.Generator) -> np.ndarray:
     """Client of each user, [U], by Dirichlet shares of each genre; no client is empty."""
     client = np.empty(len(genre), int)

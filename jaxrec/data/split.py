@@ -13,7 +13,8 @@ import pandas as pd
 from jaxrec.data.blocks import count, gather, sorted_blocks
 from jaxrec.types import TEST, TRAIN, VALID, DataError, Dataset, SettingError
 
-How = Literal["given", "leave-one-out", "ratio", "time"]
+How = Literal["auto", "given", "leave-one-out", "ratio", "time"]
+NEW = -1  # the split or the client of a row that has none yet
 
 
 def core(dataset: Dataset, min_user: int, min_item: int) -> Dataset:
@@ -39,15 +40,25 @@ def core(dataset: Dataset, min_user: int, min_item: int) -> Dataset:
     return _restrict(dataset, rows, users >= min_user, items >= min_item)
 
 
+def settled(how: How, dataset: Dataset) -> How:
+    """`auto` is the split that the data come with, else leave-one-out by time, else by ratio."""
+    if how != "auto":
+        return how
+    rows = dataset.interactions
+    return "given" if "split" in rows else "leave-one-out" if "timestamp" in rows else "ratio"
+
+
 def split(
     dataset: Dataset,
-    how: How = "ratio",
+    how: How = "auto",
     valid: float = 0.1,
     test: float = 0.2,
     seed: int = 0,
 ) -> Dataset:
     """The dataset with an int8 `split` column: 0 train, 1 valid, 2 test.
 
+    - "auto": given where there is a column `split`, else leave-one-out where there is a
+      `timestamp`, else ratio.
     - "given": the column the data came with; where it has no valid row, the fraction `valid` of
       each user's train rows at random, rounded, with a warning.
     - "leave-one-out": each user's last row in time is test, the one before valid; ties in file
@@ -60,7 +71,7 @@ def split(
     Raises DataError for a missing column, an empty split and a user with nothing to train on;
     SettingError for fractions that leave no training data.
     """
-    rows = dataset.interactions
+    rows, how = dataset.interactions, settled(how, dataset)
     if how in ("ratio", "time") and not (valid > 0 and test > 0 and valid + test < 1):
         raise SettingError(
             f"valid={valid} and test={test} must be above 0 and leave training data: sum below 1"
@@ -78,6 +89,34 @@ def split(
         dataset = _known_users(_with_split(dataset, _periods(rows, valid, test)))
     else:
         raise SettingError(f"unknown split '{how}': given, leave-one-out, ratio or time")
+    _check(dataset, how)
+    return dataset
+
+
+def split_again(
+    dataset: Dataset, how: How, valid: float = 0.1, test: float = 0.2, seed: int = 0
+) -> Dataset:
+    """The dataset, some of whose rows are NEW to the split, with all split.
+
+    - "given": NEW rows are for training.
+    - "ratio": the NEW rows of each user are drawn from as `split` does; the others stay.
+    - "leave-one-out", "time": all rows are looked at, as in `split`, but rows in train stay there,
+      and users who would have none in train have all of theirs there.
+    """
+    rows = dataset.interactions
+    before = rows["split"].to_numpy()
+    new = before == NEW
+    if how == "given":
+        parts = np.where(new, TRAIN, before)
+    elif how == "ratio":
+        parts = before.copy()
+        parts[new] = _fractions(rows[new], valid, test, [seed, len(rows)])
+    else:
+        parts = _last_two(rows) if how == "leave-one-out" else _periods(rows, valid, test)
+        parts = np.where(before == TRAIN, TRAIN, parts)
+        late = _trained(_with_split(dataset, parts)) == 0
+        parts[late[rows["user"]]] = TRAIN
+    dataset = _with_split(dataset, parts.astype("int8"))
     _check(dataset, how)
     return dataset
 
@@ -111,7 +150,7 @@ def _last_two(rows: pd.DataFrame) -> np.ndarray:
     return _by_place(rows, rows["timestamp"].to_numpy(), part)
 
 
-def _fractions(rows: pd.DataFrame, valid: float, test: float, seed: int) -> np.ndarray:
+def _fractions(rows: pd.DataFrame, valid: float, test: float, seed: int | list[int]) -> np.ndarray:
     def part(place: np.ndarray, total: np.ndarray) -> np.ndarray:
         tests = np.minimum(np.rint(total * test), total - 1)
         valids = np.minimum(np.rint(total * valid), total - 1 - tests)

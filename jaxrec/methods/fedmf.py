@@ -14,6 +14,7 @@ term of its own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -34,8 +35,9 @@ from jaxrec.federated.uploads import Factored
 from jaxrec.models.collaborative import Tables
 from jaxrec.ops import fold_in
 from jaxrec.ops.fold_in import Curvature
+from jaxrec.ops.growth import over, users_over
 from jaxrec.settings.fields import setting
-from jaxrec.types import Attendance, Clients, Data, Method, Sizes, Traffic
+from jaxrec.types import Attendance, Clients, Data, Earlier, Method, Sizes, Traffic
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def make(config: FedMFConfig, sizes: Sizes, server: optax.GradientTransformation
         attendance=lambda metrics: Attendance(metrics.participants),
         vectors=scoring.vectors,
         fold_in=partial(fold_in_users, fedmf),
+        grow=partial(grow, partial(init, fedmf)),
     )
 
 
@@ -112,6 +115,13 @@ def init(fedmf: FedMF, key: jax.Array, data: Data) -> State:
     rows = jnp.maximum(counts.sum() / jnp.maximum(members, 1), 1)
     bounds = first_bounds(config, (), ())
     return State(Shared(item, fedmf.server.init(item), shares, rows, support, bounds), user)
+
+
+def grow(begin: Callable, state: Any, was: Earlier, key: jax.Array, data: Data) -> Any:
+    """The tables, new items and users as `begin` makes them; the optimisers start anew."""
+    fresh = begin(key, data)
+    shared = fresh.shared._replace(item=over(fresh.shared.item, state.shared.item))
+    return fresh._replace(shared=shared, user=users_over(fresh.user, data, state.user, was))
 
 
 def view(config: FedMFConfig, shared: Shared, clients: Clients) -> catalogue.View:

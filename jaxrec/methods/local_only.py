@@ -6,6 +6,7 @@ from one common initial item table.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,8 +19,9 @@ from jaxrec.federated import local, scoring
 from jaxrec.federated.cohort import CohortConfig
 from jaxrec.federated.engine import federated_round
 from jaxrec.models.collaborative import Tables
+from jaxrec.ops.growth import clients_over, users_over
 from jaxrec.settings.fields import setting
-from jaxrec.types import Clients, Data, Method, Sizes, Traits, Unavailable
+from jaxrec.types import Clients, Data, Earlier, Method, Sizes, Traits, Unavailable
 
 TRAITS = Traits(
     run={"rounds": 20, "evaluate_every": 2, "patience": 5},
@@ -58,6 +60,7 @@ def make(config: Config, sizes: Sizes) -> Method:
         scoring.score,
         vectors=scoring.vectors,
         fold_in=Unavailable("clients share nothing that a new one could begin with"),
+        grow=partial(grow, partial(init, config, sizes)),
     )
 
 
@@ -78,6 +81,19 @@ def init(config: Config, sizes: Sizes, key: jax.Array, data: Data) -> State:
         for clients in data.clients
     )
     return State(tables, tuple(jax.vmap(optimizer(config).init)(table) for table in tables))
+
+
+def grow(
+    begin: Callable[..., State], state: State, was: Earlier, key: jax.Array, data: Data
+) -> State:
+    """Clients' tables, new items and users as `begin` makes them; the optimisers start anew."""
+    fresh = begin(key, data)
+    (users, items), (old_users, old_items) = (
+        zip(*each.tables, strict=True) for each in (fresh, state)
+    )
+    users = users_over(users, data, old_users, was)
+    items = clients_over(items, data, old_items, was)
+    return fresh._replace(tables=tuple(map(Tables, users, items)))
 
 
 def train(

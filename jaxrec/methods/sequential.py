@@ -27,13 +27,13 @@ from jaxrec.data.pack import history_of
 from jaxrec.data.rows import Rows, fill_rows
 from jaxrec.models import sequential
 from jaxrec.ops import losses
+from jaxrec.ops.growth import over
 from jaxrec.settings.fields import check, require, setting
-from jaxrec.types import Data, History, Method, Reads, Sizes, Traits
+from jaxrec.types import Data, Earlier, History, Method, Reads, Sizes, Traits
 
 ALONE = {"sasrec": (), "gru4rec": ("heads", "inner", "norm")}  # that only the other model reads
 TRAITS = Traits(
     run={
-        "split": "leave-one-out",
         "rounds": 100,
         "evaluate_every": 3,
         "patience": 3,
@@ -120,7 +120,7 @@ def make(config: Config, sizes: Sizes) -> Method:
     serve = partial(prepare, fixed)
     return Method(
         partial(init, fixed), partial(step, fixed), serve, score,
-        axis="batch", vectors=tuple, fold_in=serve,
+        axis="batch", vectors=tuple, fold_in=serve, grow=partial(grow, fixed),
     )  # fmt: skip
 
 
@@ -129,6 +129,12 @@ def init(fixed: Fixed, key: jax.Array, data: Data) -> State:
     history_of(data)
     params = nnx.state(build(key, fixed.config, fixed.sizes.items))
     return State(params, fixed.optimizer.init(params))
+
+
+def grow(fixed: Fixed, state: State, was: Earlier, key: jax.Array, data: Data) -> State:
+    """The weights, new items with fresh vectors; the optimizer starts anew."""
+    fresh = init(fixed, key, data)
+    return fresh._replace(params=over(fresh.params, state.params))
 
 
 def step(fixed: Fixed, state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:

@@ -18,14 +18,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxrec.data.ids import raw_ids
 from jaxrec.report import charts, overview
 from jaxrec.report.charts import Chart, Parts
 from jaxrec.report.markup import Html, card, cards, element, folded, joined, ranked, sentence, table
 from jaxrec.report.overview import Comparable, ShownRun, read_comparable
 from jaxrec.report.sections import SECTIONS, Open, titles
 from jaxrec.serving.model import Model
-from jaxrec.serving.names import raw_ids
-from jaxrec.training.run import reopen
+from jaxrec.training.opening import reopen
 from jaxrec.training.settings import settings_of
 from jaxrec.types import REFUSALS, Dataset, SettingError
 

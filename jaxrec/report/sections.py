@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from jaxrec import files
+from jaxrec.data.ids import raw_ids
 from jaxrec.report.charts import Chart, Line, Parts
 from jaxrec.report.comparison import Run
 from jaxrec.report.markup import Html, card, cards, element, joined, ranked, sentence, table
-from jaxrec.serving.names import raw_ids
 from jaxrec.training.run import Result
 from jaxrec.types import TRAIN, DataError, Dataset
 

@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 
 from jaxrec import files
+from jaxrec.data.ids import raw_ids
 from jaxrec.serving.model import all_rows
-from jaxrec.serving.names import raw_ids
-from jaxrec.training.run import Result, reopen
+from jaxrec.training.opening import reopen
+from jaxrec.training.result import Result
 from jaxrec.types import Dataset, SettingError, Unavailable
 
 RECALL_AT, QUERIES = 20, 1000  # neighbours of a user, and users, that recall is measured on

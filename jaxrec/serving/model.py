@@ -20,7 +20,8 @@ from jaxrec.data.pack import pack
 from jaxrec.serving.lists import NOTHING_SEEN, Lists, SeenItems, best_items
 from jaxrec.serving.names import Names, Unknown, as_texts, check_unknown, listed, passing
 from jaxrec.serving.newcomers import newcomers, power_of_two
-from jaxrec.training.run import Result, reopen
+from jaxrec.training.opening import reopen
+from jaxrec.training.result import Result
 from jaxrec.types import EVER, Data, DataError, Dataset, SettingError, Unavailable
 
 SCORES = 2**24  # of a block

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
+from jaxrec.data.ids import as_texts, raw_ids, refuse_doubles
 from jaxrec.types import DataError, SettingError
 
 Unknown = Literal["error", "skip", "popularity"]
@@ -30,11 +31,7 @@ class Names:
 
         Raises DataError where an id of the data is not unique.
         """
-        if not self.index.is_unique:
-            double = self.index[self.index.duplicated()][0]
-            raise DataError(
-                f"the run's {self.column}s, column 'raw_id': {double} is of two {self.column}s"
-            )
+        refuse_doubles(self.index, self.column)
         return self.index.get_indexer(as_texts(asked)).astype(np.int32)
 
     def known(self, asked: np.ndarray) -> np.ndarray:
@@ -65,11 +62,6 @@ class Names:
         return np.where(places < 0, asked, self.raw[places].astype(object)), places
 
 
-def raw_ids(table: pd.DataFrame, column: str) -> np.ndarray:
-    """The raw ids of a dataset's users or items, in the order of their indices."""
-    return table["raw_id" if "raw_id" in table else column].to_numpy()
-
-
 def listed(asked: Any, column: str) -> np.ndarray:
     """Ids [N] of one id, a sequence of them, or a frame with a column of that name."""
     if isinstance(asked, pd.DataFrame):
@@ -83,12 +75,6 @@ def check_unknown(unknown: str) -> None:
     """SettingError for a word that says nothing about unknown ids."""
     if unknown not in get_args(Unknown):
         raise SettingError(f"unknown = {unknown!r}: must be error, skip or popularity")
-
-
-def as_texts(ids: np.ndarray) -> list[str]:
-    """Ids as they are compared: without spaces around them, a whole number without a fraction."""
-    whole = lambda one: isinstance(one, float | np.floating) and float(one).is_integer()
-    return [str(int(one)) if whole(one) else str(one).strip() for one in ids.tolist()]
 
 
 def passing(items: pd.DataFrame, filters: Mapping[str, Any]) -> np.ndarray:

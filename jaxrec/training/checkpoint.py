@@ -236,6 +236,11 @@ def _shapes(like: Any) -> dict[str, jax.ShapeDtypeStruct]:
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(words)[0]}
 
 
+def forms(state: Any) -> dict[str, str]:
+    """The type and shape of each array of a state, or of what describes one, by its name."""
+    return _leaves(_shapes(state))
+
+
 def _leaves(arrays: Mapping[str, Any]) -> dict[str, str]:
     return {name: _spelled(array) for name, array in arrays.items()}
 

@@ -53,6 +53,7 @@ class Job(NamedTuple):
     out: Path | None
     progress: bool = True
     track: Callable[[str, files.Row], None] | None = None
+    origin: dict[str, Any] | None = None  # the run that it goes on from, for config.json
 
     @property
     def clients(self) -> int:
@@ -69,7 +70,8 @@ class Job(NamedTuple):
         """config.json: the settings, data, protocol, versions and device."""
         settings = asdict(self.run) | asdict(self.config)
         record = {"method": self.name, "settings": settings, **self.prepared.record}
-        return record | {"protocol": self.protocol, "checksums": SUMS}
+        began = {"from": self.origin} if self.origin else {}
+        return record | began | {"protocol": self.protocol, "checksums": SUMS}
 
     @property
     def protocol(self) -> str:
@@ -77,6 +79,8 @@ class Job(NamedTuple):
         told, seed, number = self.prepared.record["protocol"].rpartition("; seed")
         made = (self.config, self.method, self.rounds)
         promise = privacy_ledger.promise(*made, method_module(self.name).TRAITS.privacy)
+        if self.origin:
+            told += f"; goes on from {self.origin['run']}"
         return f"{told}; privacy: {promise}{seed}{number}"
 
     def privacy(self, rounds: int) -> dict[str, Any]:
@@ -103,7 +107,8 @@ class Job(NamedTuple):
 
 def identity_of(method: str, settings: dict[str, Any], data: str) -> dict[str, str]:
     """What a checkpoint of a method with these settings on this data is known by."""
-    kept = {name: json.dumps(v) for name, v in settings.items() if name not in resumable(method)}
+    apart = (*resumable(method), "split")  # the digest of the data is of the split data
+    kept = {name: json.dumps(v) for name, v in settings.items() if name not in apart}
     return kept | {"method": method, "data": data}
 
 

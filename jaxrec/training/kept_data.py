@@ -21,7 +21,7 @@ from jaxrec.data.text import ItemText
 from jaxrec.training.prepared import Divided, Prepared
 from jaxrec.training.progress import say
 from jaxrec.training.run_folder import folder_of_run
-from jaxrec.types import CheckpointError, Dataset
+from jaxrec.types import CheckpointError, Dataset, SettingError
 
 FOLDER = "data"
 TABLES = "interactions", "items", "users", "candidates"
@@ -64,13 +64,31 @@ def keep(run_folder: Path, prepared: Prepared, most: float, *, shown: bool) -> N
     say(f"{folder}: the data that serving reads, {size / 10**6:,.1f} MB", shown=shown)
 
 
+def must_keep(run_folder: Path, prepared: Prepared, most: float, *, shown: bool) -> None:
+    """`keep`, where nothing else could make the data again; SettingError where it is not done."""
+    keep(run_folder, prepared, most, shown=shown)
+    path = folder_of_run(run_folder) / FOLDER / "index.json"
+    kept = path.exists() and files.read_json(path, INDEX)["digest"]
+    if kept != prepared.record["data"]["digest"]:
+        raise SettingError(
+            f"kept_data = {most:g}: a run that goes on from another one must keep its data, and "
+            f"{run_folder} does not hold them; raise it, or choose another folder"
+        )
+
+
 def read(run_folder: Path, record: dict[str, Any]) -> Divided | None:
     """The data that a run, or the run whose baseline it is, has kept; None where none are there.
 
-    `record` is the run's config.json. Raises CheckpointError where they are damaged or others.
+    `record` is the run's config.json. Raises CheckpointError where they are damaged or others, or
+    where a run that went on from another one has none.
     """
     folder = folder_of_run(run_folder) / FOLDER
     if not (folder / "index.json").exists():
+        if "from" in record:
+            raise CheckpointError(
+                f"{folder}: is not there, with the rows of {record['from']['run']} and newer ones; "
+                "begin the run anew with --from"
+            )
         return None
     try:
         index = files.read_json(folder / "index.json", INDEX)

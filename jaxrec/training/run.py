@@ -19,11 +19,12 @@ from jaxrec.data.sources import given_data, name_of_data
 from jaxrec.evaluation.evaluator import evaluator
 from jaxrec.federated import byte_ledger
 from jaxrec.methods import method_module
-from jaxrec.training import budget, checkpoint, curve, kept_data, launch
-from jaxrec.training.compiled_rounds import check_state, starter, timed
-from jaxrec.training.job import Job, Progress, identity_of
+from jaxrec.training import budget, checkpoint, curve, growth, kept_data, launch
+from jaxrec.training.compiled_rounds import check_state, timed
+from jaxrec.training.job import Job, Progress
 from jaxrec.training.loop import fit
-from jaxrec.training.prepared import Prepared, prepare
+from jaxrec.training.opening import job_of
+from jaxrec.training.prepared import Divided, Prepared, prepare
 from jaxrec.training.progress import say
 from jaxrec.training.result import Result, result_of, result_values, users_with_ids
 from jaxrec.training.run_folder import (
@@ -40,12 +41,11 @@ from jaxrec.training.run_folder import (
 from jaxrec.training.settings import (
     RunConfig,
     baseline_settings,
-    build,
     read_settings,
-    read_values,
     reads,
+    refuse_unread,
 )
-from jaxrec.types import CheckpointError, Dataset, SettingError
+from jaxrec.types import Dataset, SettingError
 
 
 @in_its_folder
@@ -55,6 +55,7 @@ def train(
     *,
     out: str | Path | None = None,
     resume: str | Path | None = None,
+    from_run: str | Path | None = None,
     hold_test: bool = False,
     track: Callable[[str, files.Row], None] | None = None,
     progress: bool = True,
@@ -71,6 +72,8 @@ def train(
         now. The end has the same bits as that of an uninterrupted run, if that is evaluated after
         the same rounds: one that ended between two multiples of `evaluate_every` was evaluated
         there too.
+      from_run: folder of a run to go on from, with `data` as newer rows (docs/serving.md). Its
+        method and settings hold unless they are given anew; baselines are none unless given.
       hold_test: leave the test split alone: no test values, no `users` and no `result.json`, until
         the run is resumed without it.
       track: called at every evaluation with the method's name and its row of `metrics.jsonl`.
@@ -89,38 +92,34 @@ def train(
     given = given_data(data, settings)
     if data is not None and not resume:
         settings["data"] = name_of_data(data)
-    folder, record = _folder_of(out, resume), None
-    if folder and resume is not None:
-        record = read_record(folder)
-        if method not in (None, record["method"]):
-            raise SettingError(f"{resume}: is a run of {record['method']}, not of {method}")
-        method = record["method"]
+    folder, record, origin, learned, new = _folder_of(out, resume), None, None, None, settings
+    if from_run is not None:
+        earlier = _earlier(Path(from_run), method, data, resume)
+        method, origin = earlier["method"], growth.origin_of(Path(from_run), earlier)
+        settings = growth.settings_from(earlier, new, read=not isinstance(given, Dataset))
+    elif folder and resume is not None:
+        record = _recorded(folder, method)
+        method, origin = record["method"], growth.recorded_origin(record)
         settings = resumed(folder, record, settings)
         settings |= {"data": str(data)} if data is not None and given is None else {}
     method = method or "fedcia"
-    run, config = read_settings(method, None, settings, stored=record is not None)
-    settled = {method: (run, config)}
-    for name in run.baselines:
-        if name != method:
-            settled[name] = baseline_settings(name, run, _begun(folder, name))
-    with launch.all_or_none("finding data"):
-        source = replace(run, data=data_of(record, data)) if record and given is None else run
-    prepared = prepare(
-        source, given, reads({name: own for name, (_, own) in settled.items()}), progress=progress
-    )
+    run, config = read_settings(method, None, settings, stored=bool(record or origin))
+    if origin and not record:
+        refuse_unread(method, config, new)
+    settled = {method: (run, config)} | _of_baselines(method, run, folder)
+    read = reads({name: own for name, (_, own) in settled.items()})
+    if origin:
+        learned, divided = _joined(run, given, folder, record, origin, progress)
+        prepared = prepare(run, reads=read, divided=divided, progress=progress)
+    else:
+        with launch.all_or_none("finding data"):
+            found = replace(run, data=data_of(record, data)) if record and given is None else run
+        prepared = prepare(found, given, read, progress=progress)
     if folder and record:
         check_record(record, prepared, folder)
-    jobs = []
-    for name, configs in settled.items():  # all before the first hour: one that cannot run is told
-        own = folder if name == method else folder and folder / "baselines" / name
-        try:
-            jobs.append(job_of(name, *configs, prepared, own, track=track, progress=progress))
-            _check(jobs[-1])
-        except SettingError as error:
-            if name == method:
-                raise
-            raise SettingError(f"{error}; or leave {name} out of baselines") from error
-    mesh.check(run.mesh, method, jobs[0].method.axis)
+    jobs = _jobs(settled, prepared, folder, track, progress, origin, learned)
+    if origin and folder and launch.is_main_process():  # a resumed run could not join them again
+        kept_data.must_keep(folder, prepared, run.kept_data, shown=progress)
     results = [_train_one(job, hold_test) for job in jobs]
     if folder and launch.is_main_process():
         curves = {job.name: one.rows for job, one in zip(jobs, results, strict=True)}
@@ -129,6 +128,74 @@ def train(
             kept_data.keep(folder, prepared, run.kept_data, shown=progress)
     baselines = {job.name: one for job, one in zip(jobs[1:], results[1:], strict=True)}
     return results[0]._replace(baselines=baselines)
+
+
+def _jobs(
+    settled: dict[str, tuple[RunConfig, Any]],
+    prepared: Prepared,
+    folder: Path | None,
+    track: Callable[[str, files.Row], None] | None,
+    progress: bool,
+    origin: growth.Origin | None,
+    learned: growth.Learned | None,
+) -> list[Job]:
+    """The job of the method, the first in `settled`, and those of its baselines.
+
+    All are made before the first hour, so that one that cannot run is told.
+    """
+    method, jobs = next(iter(settled)), []
+    for name, configs in settled.items():
+        own = folder if name == method else folder and folder / "baselines" / name
+        try:
+            job = job_of(name, *configs, prepared, own, track=track, progress=progress)
+            if origin and name == method:
+                job = growth.growing(job, origin, learned)
+            jobs.append(job)
+            _check(job)
+        except SettingError as error:
+            if name == method:
+                raise
+            raise SettingError(f"{error}; or leave {name} out of baselines") from error
+    mesh.check(jobs[0].run.mesh, method, jobs[0].method.axis)
+    return jobs
+
+
+def _joined(
+    run: RunConfig,
+    given: pd.DataFrame | Dataset | None,
+    folder: Path | None,
+    record: dict[str, Any] | None,
+    origin: growth.Origin,
+    progress: bool,
+) -> tuple[growth.Learned | None, Divided | None]:
+    """What an earlier run has learned, and its data with newer rows, which a resumed run has."""
+    with launch.all_or_none("finding data"):
+        if folder and record:
+            return None, kept_data.read(folder, record)
+    learned = growth.learned_by(origin)
+    return learned, growth.divided_with(run, learned, given, progress=progress)
+
+
+def _earlier(run: Path, method: str | None, data: Any, resume: Any) -> dict[str, Any]:
+    """What a run to go on from has recorded; SettingError for what does not go with it."""
+    if resume is not None:
+        raise SettingError(
+            f"from_run = '{run}': {resume} is resumed, and a run goes on from itself or from "
+            "another one; give one of them"
+        )
+    if data is None:
+        raise SettingError(f"from_run = '{run}': give the newer rows as data")
+    if jax.process_count() > 1:
+        raise SettingError(f"from_run = '{run}': a launch of many processes cannot; use one")
+    return _recorded(run, method)
+
+
+def _recorded(run: Path, method: str | None) -> dict[str, Any]:
+    """What a run has recorded; SettingError where another method than its own is given."""
+    record = read_record(run)
+    if method not in (None, record["method"]):
+        raise SettingError(f"{run}: is a run of {record['method']}, not of {method}")
+    return record
 
 
 def _folder_of(out: str | Path | None, resume: str | Path | None) -> Path | None:
@@ -147,33 +214,16 @@ def _folder_of(out: str | Path | None, resume: str | Path | None) -> Path | None
     return folder
 
 
+def _of_baselines(method: str, run: RunConfig, folder: Path | None) -> dict[str, Any]:
+    """The settings of a run's baselines by name, of those that have begun as they were."""
+    others = [name for name in run.baselines if name != method]
+    return {name: baseline_settings(name, run, _begun(folder, name)) for name in others}
+
+
 def _begun(folder: Path | None, baseline: str) -> dict[str, Any]:
     """The settings of a baseline that has begun in an earlier session."""
     own = folder and folder / "baselines" / baseline
     return read_record(own)["settings"] if own and (own / "config.json").exists() else {}
-
-
-def job_of(
-    name: str,
-    run: RunConfig,
-    config: Any,
-    prepared: Prepared,
-    out: Path | None,
-    *,
-    track: Callable[[str, files.Row], None] | None = None,
-    progress: bool = True,
-) -> Job:
-    """The job of a method, with the noise that its budget asks for.
-
-    Raises SettingError where its settings do not go with the data's sizes, or where no noise keeps
-    within the budget.
-    """
-    make = lambda config: method_module(name).make(config, prepared.sizes)
-    config = budget.solved(config, run.rounds, make)
-    method = make(config)
-    init_key, key = jax.random.split(jax.random.key(run.seed))
-    start, like = starter(method, init_key, prepared)
-    return Job(name, method, run, config, prepared, start, like, key, out, progress, track)
 
 
 def _check(job: Job) -> None:
@@ -184,41 +234,6 @@ def _check(job: Job) -> None:
         budget.check(job.config, job.method, job.rounds)
         method_module(job.name).TRAITS.check_data(job.config, job.prepared.data)
         check_state(job)
-
-
-def reopen(
-    out: str | Path,
-    data: str | Path | pd.DataFrame | Dataset | None = None,
-    *,
-    progress: bool = True,
-) -> Result:
-    """The run in a folder at its best round so far, without training and without its baselines.
-
-    A run that has ended has kept its data, unless they were too large, and needs no others; else
-    `data` is the Dataset that the run was given, or says where the data are now. A run that has not
-    ended has no `values` and no `users` yet. A run on many devices is opened on one.
-
-    Raises CheckpointError if the folder holds no run, a damaged one, or one on other data, and
-    DataError if the data are needed and not found.
-    """
-    out = Path(out)
-    record = read_record(out)
-    name = record["method"]
-    run, config = build(name, read_values(name, record["settings"], f"{out / 'config.json'}: "))
-    run = replace(run, mesh="")
-    divided = kept_data.read(out, record) if data is None else None
-    given = given_data(data, {})
-    source = run if divided or given is not None else replace(run, data=data_of(record, data))
-    prepared = prepare(source, given, reads({name: config}), divided=divided, progress=progress)
-    check_record(record, prepared, out)
-    job = job_of(name, run, config, prepared, out, progress=progress)
-    identity = identity_of(name, record["settings"], record["data"]["digest"])
-    if (remembered := checkpoint.read_progress(out / "checkpoint", identity)) is None:
-        raise CheckpointError(f"{out}: nothing is saved yet; wait for an evaluation")
-    best = checkpoint.restore(out / "checkpoint", "best", job.like, prepared.buckets)
-    reached = Progress(round=remembered["round"], best_round=remembered["best_round"])
-    stored = stored_result(out, reached) or ({}, pd.DataFrame())
-    return result_of(job, *stored, rows_until(out, reached), best)
 
 
 def _train_one(job: Job, hold_test: bool) -> Result:

@@ -31,7 +31,8 @@ class RunConfig(Reading):
     data: str = "synthetic"
     """A built-in name, a folder under JAXREC_DATA, or the path of a folder or file."""
     split: Literal["auto", "given", "leave-one-out", "ratio", "time"] = "auto"
-    """How train, valid and test are told apart; auto: given if the data has it, else ratio."""
+    """How train, valid and test are told apart; auto: given if the data has it, else leave-one-out
+    where the rows have a time or an order, else ratio."""
     valid: float = setting(0.1, above=0, below=1)
     """Validation part of a ratio or time split; fraction of the interactions."""
     test: float = setting(0.2, above=0, below=1)

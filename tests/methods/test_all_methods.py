@@ -15,9 +15,8 @@ from jaxrec.data.synthetic import synthetic
 from jaxrec.data.text import texts, tfidf
 from jaxrec.methods import METHODS
 from jaxrec.training import checkpoint
-from jaxrec.types import SettingError, Sizes, Unavailable
+from jaxrec.types import Earlier, SettingError, Sizes, Unavailable
 
-QUICK = {"xla_backend_optimization_level": 0}  # these programs are compiled more than run
 SMALL = {"width": 8, "rank": 16}
 GRAPH = {"layers": 1, "learning_rate": 0.1, "l2_user": 0.5, "l2_item": 0.5}
 MIXED = "mf:8,lightgcn:8,mf:4"
@@ -132,7 +131,7 @@ def program(variant, sizes, **settings):
         some = method.score(served, jnp.array([3, 3, 0]))
         return Outcome(start, state, metrics, served, scores, some)
 
-    return jax.jit(fit, compiler_options=QUICK)
+    return jax.jit(fit)
 
 
 @cache
@@ -295,6 +294,60 @@ def test_a_state_survives_a_checkpoint(name):
     assert_same(found, state)
 
 
+GROWING = (
+    "fedavg",
+    "fedmf",
+    "local_only",
+    "fedcia",
+    "fedcia-sketch",
+    "rqfedrec",
+    "sasrec",
+    "llmd4rec",
+)
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_a_state_that_grows_by_nothing_serves_what_it_served(name):
+    _, data, sizes = problem()
+    method = VARIANTS[name].make(sizes)
+    was = Earlier(data, sizes)
+    grow = jax.jit(lambda state: method.grow(state, was, jax.random.key(9), data))
+    grown = grow(trained(name).state)
+    scores = method.score(method.prepare(grown, data), jnp.arange(sizes.users))
+    if VARIANTS[name].method == "rqfedrec":  # its codes are made anew
+        assert ndcg(scores) > 0.9 * ndcg(trained(name).scores)
+    else:
+        scale = np.abs(trained(name).scores).max()
+        np.testing.assert_allclose(scores, trained(name).scores, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_a_state_grows_with_users_items_and_clients(name):
+    dataset, data, sizes = problem()
+    rows = dataset.interactions
+    few = rows[(rows["user"] < 220) & (rows["item"] < 75)]
+    part = replace(dataset, interactions=few, users=dataset.users[:220], items=dataset.items[:75])
+    was, before = pack(part)
+    was = was._replace(text=data.text[:75])
+    assert before.clients < sizes.clients
+    key = jax.random.key(9)
+
+    def program(small, large):
+        old = VARIANTS[name].make(before).init(key, small)
+        method = VARIANTS[name].make(sizes)
+        state, _ = method.step(method.grow(old, Earlier(small, before), key, large), large, key)
+        return state, method.score(method.prepare(state, large), jnp.arange(sizes.users))
+
+    state, scores = jax.jit(program)(was, data)
+    assert_finite((state, scores))
+    like = jax.eval_shape(VARIANTS[name].make(sizes).init, key, data)
+    assert checkpoint.forms(state) == checkpoint.forms(like)
+
+
+def test_what_cannot_grow_says_why():
+    assert "several models" in VARIANTS["fedcia-mixed"].make(problem()[2]).grow.reason
+
+
 NO_FACTORS = {
     "popularity",
     "agentcf",
@@ -351,7 +404,7 @@ def test_new_users_get_lists_worth_having_or_there_is_a_reason(name):
         method = VARIANTS[name].make(Sizes(7, sizes.items, 3))  # whatever the number of users
         return method.score(method.fold_in(state, newcomers), jnp.arange(sizes.users))
 
-    found = jax.jit(scores, compiler_options=QUICK)(outcome.state, newcomers)
+    found = jax.jit(scores)(outcome.state, newcomers)
     if name in KNOWN_BY_ROWS:
         scale = np.abs(outcome.scores).max()
         np.testing.assert_allclose(found, outcome.scores, atol=1e-4 * scale)

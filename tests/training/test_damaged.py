@@ -12,8 +12,9 @@ from jaxrec.data.synthetic import synthetic
 from jaxrec.report.comparison import compare
 from jaxrec.report.overview import read_comparable
 from jaxrec.training import checkpoint
+from jaxrec.training.opening import job_of, reopen
 from jaxrec.training.prepared import prepare
-from jaxrec.training.run import job_of, reopen, train
+from jaxrec.training.run import train
 from jaxrec.training.run_folder import progress_of, read_record, read_result, rows_until
 from jaxrec.training.settings import build, read_settings, read_values
 from jaxrec.types import REFUSALS, CheckpointError, SettingError

@@ -22,9 +22,10 @@ import pytest
 from jaxrec.data.synthetic import synthetic
 from jaxrec.files import in_use
 from jaxrec.training.checkpoint import to_arrays
+from jaxrec.training.opening import reopen
 from jaxrec.training.prepared import prepare
-from jaxrec.training.run import reopen, train
-from jaxrec.training.run_folder import check_record
+from jaxrec.training.run import train
+from jaxrec.training.run_folder import check_record, read_record
 from jaxrec.training.settings import RunConfig
 from jaxrec.types import CheckpointError, SettingError
 
@@ -398,6 +399,37 @@ def test_ctrl_c_saves_and_says_how_to_go_on(number, folder, tmp_path):
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     memory = json.loads((out / "checkpoint" / "index.json").read_text())["memory"]
     assert memory["round"] == rows[-1]["round"] < 4000
+
+
+def test_a_run_of_when_the_default_was_a_ratio_is_opened_and_goes_on_as_it_was(dataset, tmp_path):
+    told = lambda name: json.loads((tmp_path / name).read_text())
+    fit(dataset, out=tmp_path, rounds=2, split="ratio", baselines=("popularity",))
+    for name in ("config.json", "baselines/popularity/config.json"):
+        record = told(name)
+        record["settings"]["split"] = "auto"
+        del record["data"]["split"]
+        (tmp_path / name).write_text(json.dumps(record))
+    index = told("checkpoint/index.json")
+    index["identity"]["split"] = '"auto"'
+    (tmp_path / "checkpoint/index.json").write_text(json.dumps(index))
+    for kept in (True, False):
+        opened = reopen(tmp_path, None if kept else dataset, progress=False)
+        assert (opened.run.split, "ratio split" in opened.protocol) == ("ratio", True)
+    resumed = train(data=dataset, resume=tmp_path, rounds=4, progress=False)
+    assert_same_state(resumed.state, fit(dataset, rounds=4, split="ratio").state)
+    for folder in (tmp_path, tmp_path / "baselines" / "popularity"):
+        assert read_record(folder)["settings"]["split"] == "ratio"
+
+
+def test_a_run_by_default_says_how_its_data_were_split(dataset, tmp_path):
+    result = fit(dataset, out=tmp_path, rounds=1, baselines=())
+    assert "leave-one-out split" in result.protocol
+    record = json.loads((tmp_path / "config.json").read_text())
+    assert (record["settings"]["split"], record["data"]["split"]) == ("auto", "leave-one-out")
+    assert reopen(tmp_path, progress=False).protocol == result.protocol
+    with pytest.raises(SettingError, match=r"test = 0.3: .*set split = 'ratio' or 'time'"):
+        fit(dataset, test=0.3)
+    fit(dataset, test=0.3, split="ratio", rounds=1, baselines=())
 
 
 def test_a_run_goes_on_with_its_own_text_vectors_only():

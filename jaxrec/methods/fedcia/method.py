@@ -46,9 +46,22 @@ from jaxrec.federated.support import supported, supported_items
 from jaxrec.methods.fedcia import gram, linear, similarity
 from jaxrec.methods.fedcia.client import aligned, train
 from jaxrec.methods.fedcia.config import ONE_SHOT, ClientModel, Config, client_models, unread
+from jaxrec.methods.fedcia.similarity import Similarity
 from jaxrec.methods.fedcia.state import FedCIA, Metrics, Shared, State
 from jaxrec.models.collaborative import Tables
-from jaxrec.types import Attendance, Clients, Data, Method, Reads, Sizes, Traffic, Traits
+from jaxrec.ops.growth import clients_over, over, users_over
+from jaxrec.types import (
+    Attendance,
+    Clients,
+    Data,
+    Earlier,
+    Method,
+    Reads,
+    Sizes,
+    Traffic,
+    Traits,
+    Unavailable,
+)
 
 TRAITS = Traits(
     run={"rounds": 40, "evaluate_every": 2, "patience": 4},
@@ -82,6 +95,9 @@ def make(config: Config, sizes: Sizes) -> Method:
         releases=partial(releases, config) if config.noised else None,
         vectors=scoring.vectors,
         fold_in=scoring.folding(config, layers, partial(newest_table, fedcia)),
+        grow=Unavailable("its clients have several models")
+        if len(models) > 1
+        else partial(grow, fedcia),
     )
     return with_attackers(config, sizes, method)
 
@@ -123,6 +139,26 @@ def init(fedcia: FedCIA, key: jax.Array, data: Data) -> State:
     support, bounds = supported_items(config, data, items), first_bounds(config, (), ())
     shared = Shared(jnp.int32(0), pairs, energy, table, support, bounds)
     return State(shared, tuple(tables), tuple(moments))
+
+
+def grow(fedcia: FedCIA, state: State, was: Earlier, key: jax.Array, data: Data) -> State:
+    """The server's similarity, none for new items yet, and the clients' tables, new items and users
+    as `init` makes them; the optimisers start anew."""
+    fresh, known = init(fedcia, key, data), state.shared
+    vectors, values = fresh.shared.similarity  # of a rank that a small catalogue may have bounded
+    old = known.similarity
+    vectors = vectors.at[:, : len(old.values)].set(0)
+    shared = fresh.shared._replace(
+        rounds=known.rounds,
+        similarity=Similarity(over(vectors, old.vectors), over(jnp.zeros_like(values), old.values)),
+        energy=known.energy,
+        table=over(fresh.shared.table, known.table),
+    )
+    users, items = zip(*fresh.tables, strict=True)
+    old_users, old_items = zip(*state.tables, strict=True)
+    users = users_over(users, data, old_users, was)
+    items = items if fedcia.rebuilt else clients_over(items, data, old_items, was)
+    return fresh._replace(shared=shared, tables=tuple(map(Tables, users, items)))
 
 
 def groups(

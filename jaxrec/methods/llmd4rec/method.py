@@ -54,11 +54,11 @@ from jaxrec.methods.llmd4rec.phases import (
     pretrain,
 )
 from jaxrec.methods.sequential import Served
-from jaxrec.types import Data, Method, Reads, Sizes, Traits
+from jaxrec.ops.growth import over
+from jaxrec.types import Data, Earlier, Method, Reads, Sizes, Traits
 
 TRAITS = Traits(
     run={
-        "split": "leave-one-out",
         "rounds": 17,
         "evaluate_every": 1,
         "patience": 0,  # the model that serves stands still while the other one learns
@@ -93,6 +93,7 @@ def make(config: Config, sizes: Sizes) -> Method:
         partial(init, fixed), partial(step, fixed), serve, sequential.score, axis="batch",
         forecast=(lambda *_: RANDOM) if config.random_language else None,
         account=partial(account, config), vectors=tuple, fold_in=serve,
+        grow=partial(grow, fixed),
     )  # fmt: skip
 
 
@@ -115,6 +116,19 @@ def init(fixed: Fixed, key: jax.Array, data: Data) -> State:
         injected=jnp.zeros((items, config.width)),
         teacher=jnp.zeros((places, max(widths))) if widths else None,
         weight=jnp.zeros(places) if widths and config.weights == "per_round" else None,
+    )
+
+
+def grow(fixed: Fixed, state: State, was: Earlier, key: jax.Array, data: Data) -> State:
+    """Both models' weights, new items as `init` makes them; the schedule begins again."""
+    assert callable(fixed.alone.grow)
+    fresh = init(fixed, key, data)._replace(crm=fixed.alone.grow(state.crm, was, key, data))
+    if fixed.backbone is None:
+        return fresh
+    return fresh._replace(
+        llm=over(fresh.llm, state.llm),
+        layers=state.layers,
+        injected=over(fresh.injected, state.injected),
     )
 
 

@@ -50,6 +50,24 @@ def initial_codes(
     return codes, 0.1 * jax.random.normal(key_cold, shape)
 
 
+def grown_codes(
+    config: CodesConfig, data: Data, counts: jax.Array, key: jax.Array, learned: jax.Array
+) -> tuple[Codes, jax.Array]:
+    """Codes of all items, and codebooks [P, K, D] that keep the vectors `learned` of the first.
+
+    One secure sum passes them over the co-occurrences, which tells where new items belong.
+    """
+    key_pass, key_codes = jax.random.split(key)
+    known = len(learned)
+    table = jnp.zeros((len(counts), config.width)).at[:known].set(learned)
+    vectors = None
+    if config.needs_vectors:
+        vectors = _vectors(config, data, counts, key_pass, start=table)
+    codes = _coded(config, data.text, vectors, counts, key_codes)
+    weights = jnp.sqrt(counts).at[known:].set(0)
+    return codes, quantize.refine(table, codes.table, config.codes, weights=weights)
+
+
 def refreshed_codes(
     config: CodesConfig,
     codes: Codes,

@@ -44,7 +44,8 @@ from jaxrec.methods.rqfedrec import client, codes, private_setup, server
 from jaxrec.methods.rqfedrec.config import Config, check_items
 from jaxrec.methods.rqfedrec.state import Metrics, Shared, State
 from jaxrec.models.collaborative import Tables
-from jaxrec.types import Attendance, Data, Method, Reads, Release, Sizes, Traffic, Traits
+from jaxrec.ops import quantize
+from jaxrec.types import Attendance, Data, Earlier, Method, Reads, Release, Sizes, Traffic, Traits
 
 TRAITS = Traits(
     run={
@@ -78,6 +79,7 @@ def make(config: Config, sizes: Sizes) -> Method:
         releases=partial(releases, config) if config.noised else None,
         vectors=scoring.vectors,
         fold_in=partial(fold_in_users, config),
+        grow=partial(grow, config, sizes),
     )
     return with_attackers(config, sizes, method)
 
@@ -111,8 +113,13 @@ def releases(config: Config, rounds: int) -> tuple[Release, ...]:
     return (*private_setup.releases(config), *cohort.releases(config, rounds))
 
 
-def init(config: Config, sizes: Sizes, key: jax.Array, data: Data) -> State:
-    """The set-up: counts, codes and codebooks by secure sums; users fitted to them."""
+def init(
+    config: Config, sizes: Sizes, key: jax.Array, data: Data, learned: jax.Array | None = None
+) -> State:
+    """The set-up: counts, codes and codebooks by secure sums; users fitted to them.
+
+    Codebooks keep the vectors f32 [I, D] that were `learned` of the first items.
+    """
     codes.check_data(config, data)
     key_codes, key_anchors = jax.random.split(key)
     vectors = None
@@ -122,7 +129,10 @@ def init(config: Config, sizes: Sizes, key: jax.Array, data: Data) -> State:
     else:
         counts = supported_counts(config, data, sizes.items)
         data = known(config, counts, data)
-    coded, codebooks = codes.initial_codes(config, data, counts, key_codes, vectors)
+    if learned is None:
+        coded, codebooks = codes.initial_codes(config, data, counts, key_codes, vectors)
+    else:
+        coded, codebooks = codes.grown_codes(config, data, counts, key_codes, learned)
     shared = server.initial_shared(config, coded, codebooks, counts, key_anchors)
     prior = client.prior(config)
     users = tuple(jnp.broadcast_to(prior, (*c.users.shape, len(prior))) for c in data.clients)
@@ -131,6 +141,17 @@ def init(config: Config, sizes: Sizes, key: jax.Array, data: Data) -> State:
     if not config.negatives:  # else the whole catalogue is to be met at evaluations alone
         users = tuple(table.user for table in fitted(config, shared, users, data))
     return State(shared, users, error)
+
+
+def grow(
+    config: Config, sizes: Sizes, state: State, was: Earlier, key: jax.Array, data: Data
+) -> State:
+    """New codes for all items, with codebooks that keep what was learned; the curriculum begins
+    again, and so does the optimiser."""
+    shared = state.shared
+    gates = server.code_gates(config, shared.round, shared.gates)
+    learned = quantize.decode(shared.codes.table, gates[:, None, None] * shared.codebooks)
+    return init(config, sizes, key, data, learned)
 
 
 def step(config: Config, state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:

@@ -63,7 +63,17 @@ from jaxrec.methods.agentcf.text_engine.state import (
 )
 from jaxrec.methods.agentcf.text_engine.story import story, users_to_tell_of
 from jaxrec.ops import strings
-from jaxrec.types import Data, DataError, Method, Reads, SettingError, Sizes, Text, Traits
+from jaxrec.types import (
+    Data,
+    DataError,
+    Method,
+    Reads,
+    SettingError,
+    Sizes,
+    Text,
+    Traits,
+    Unavailable,
+)
 
 
 def check_data(config: Config, data: Data) -> None:
@@ -129,6 +139,10 @@ def make(config: Config, sizes: Sizes, complete: Complete | None = None) -> Meth
         rank=rank,
         forecast=partial(forecast, config, sizes),
         account=account,
+        grow=Unavailable(
+            "its agents live through the log again from its beginning, where kept answers cost "
+            "nothing; train anew on all rows"
+        ),
     )
 
 
