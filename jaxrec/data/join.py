@@ -100,6 +100,8 @@ def _longer(old: pd.DataFrame, new: pd.DataFrame, name: str, column: str = "") -
     """A table longer by `new`, numbered in `column`; what describes and is not there is missing."""
     if new.empty:
         return old
+    if "raw_id" in old and "raw_id" not in new:
+        new = new.assign(raw_id=new[column])
     if lacking := [needed for needed in _NEEDED if needed in old and needed not in new]:
         raise DataError(
             f"{name}: no column '{lacking[0]}', which the data of the run have; add it to the "
