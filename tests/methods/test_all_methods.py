@@ -93,7 +93,10 @@ VARIANTS = {
         "llmd4rec", SHORT | TAUGHT | {"layers": 1, "epochs_down": 1, "epochs_up": 1}, 4
     ),
 }
-every_variant = pytest.mark.parametrize("name", VARIANTS)
+# Forms that others stand for: codecs, steps, samples and graphs have tests of their own.
+SLOW = "rqfedrec-float", "rqfedrec-average", "rqfedrec-sampled", "fedcia-lightgcn"
+names = [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in VARIANTS]
+every_variant = pytest.mark.parametrize("name", names)
 
 
 class Outcome(NamedTuple):
@@ -185,7 +188,7 @@ def test_every_method_has_a_variant():
     assert {variant.method for variant in VARIANTS.values()} == set(METHODS) - HOSTED
 
 
-@pytest.mark.parametrize("name", [name for name in VARIANTS if VARIANTS[name].margin])
+@pytest.mark.parametrize("name", [name for name in names if VARIANTS[name.values[0]].margin])
 def test_learns_the_planted_tastes(name):
     assert ndcg(trained(name).scores) > ndcg(trained("popularity").scores) + VARIANTS[name].margin
 

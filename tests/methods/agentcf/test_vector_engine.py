@@ -93,6 +93,7 @@ def test_at_test_time_the_agents_have_lived_through_the_validation_rows(how):
     np.testing.assert_array_equal(after.weights, state.weights)
 
 
+@pytest.mark.slow
 def test_frozen_items_keep_their_content_and_no_groups_weigh_nothing():
     state, _, _ = small(item_rate=0.0, groups=0, popularity=False)
     data, sizes = problem()
