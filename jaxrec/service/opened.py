@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
@@ -96,6 +97,11 @@ class Place:
                 act()
             except SettingError:  # the method has no such lists, and says so when it is asked
                 continue
+        # Else the collector looks through all that was imported, traced and compiled, now and then,
+        # and an answer waits for it for 60 ms. What the run before left is collected here.
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
         number = self.current.number + 1 if self.current else 1
         self.current = Opened(model, str(folder), number, time.time())
         self.counts.opened.labels("served").inc()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import signal
 import socket
@@ -73,10 +72,8 @@ def serve(run: Path, settings: Settings, data: str | None = None) -> None:
     Raises OSError where the address cannot be had, and what `jaxrec.open` raises for the run.
     """
     service = Service(run, settings, data)
-    # A thread that answers may keep the others waiting for 5 ms by default, and the collector looks
-    # through all that was imported for 100 ms: each is most of an answer's time.
+    # A thread that answers may keep the others waiting for 5 ms by default: most of an answer's time.
     sys.setswitchinterval(0.0005)
-    gc.freeze()
     service.run()
 
 
