@@ -72,7 +72,7 @@ def serve(run: Path, settings: Settings, data: str | None = None) -> None:
     Raises OSError where the address cannot be had, and what `jaxrec.open` raises for the run.
     """
     service = Service(run, settings, data)
-    # A thread that answers may keep the others waiting for 5 ms by default: most of an answer's time.
+    # A thread that answers may keep the others waiting for 5 ms by default, most of its time.
     sys.setswitchinterval(0.0005)
     service.run()
 
