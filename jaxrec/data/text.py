@@ -108,8 +108,8 @@ def extended(
         )
     whole = known.encoder.startswith(_TFIDF)
     found = vectors(dataset if whole else replace(dataset, items=new), encoder, progress=progress)
-    same = whole or found.encoder == known.encoder  # of TF-IDF the width may grow
-    if not same or not found.encoder.startswith(known.encoder.rpartition(" (")[0]):
+    # of TF-IDF the width may grow
+    if not (found.encoder.startswith(_TFIDF) if whole else found.encoder == known.encoder):
         raise DataError(
             f"the run's items were read by {known.encoder} and new ones would be by "
             f"{found.encoder}; set text to that encoder's name or folder, or train anew"

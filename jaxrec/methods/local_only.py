@@ -6,7 +6,6 @@ from one common initial item table.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -60,7 +59,7 @@ def make(config: Config, sizes: Sizes) -> Method:
         scoring.score,
         vectors=scoring.vectors,
         fold_in=Unavailable("clients share nothing that a new one could begin with"),
-        grow=partial(grow, partial(init, config, sizes)),
+        grow=partial(grow, config, sizes),
     )
 
 
@@ -84,13 +83,12 @@ def init(config: Config, sizes: Sizes, key: jax.Array, data: Data) -> State:
 
 
 def grow(
-    begin: Callable[..., State], state: State, was: Earlier, key: jax.Array, data: Data
+    config: Config, sizes: Sizes, state: State, was: Earlier, key: jax.Array, data: Data
 ) -> State:
-    """Clients' tables, new items and users as `begin` makes them; the optimisers start anew."""
-    fresh = begin(key, data)
-    (users, items), (old_users, old_items) = (
-        zip(*each.tables, strict=True) for each in (fresh, state)
-    )
+    """Clients' tables, new items and users as `init` makes them; the optimisers start anew."""
+    fresh = init(config, sizes, key, data)
+    users, items = zip(*fresh.tables, strict=True)
+    old_users, old_items = zip(*state.tables, strict=True)
     users = users_over(users, data, old_users, was)
     items = clients_over(items, data, old_items, was)
     return fresh._replace(tables=tuple(map(Tables, users, items)))
