@@ -240,3 +240,16 @@ def test_toy_story_is_next_to_its_sequel(minilm, data_root):
     movie = titles.index[titles == "Toy Story (1995)"][0]
     near = np.argsort(-found.vectors @ found.vectors[movie])[1:6]
     assert "Toy Story 2 (1999)" in set(titles[near])
+
+
+def test_new_items_get_vectors_and_the_known_ones_keep_theirs():
+    known = text.vectors(dataset(title=TITLES), "tfidf")
+    whole = dataset(title=[*TITLES, "Rye bread and butter", TITLES[3], ""])
+    found = text.extended(known, whole, "tfidf")
+    np.testing.assert_array_equal(found.vectors[:5], known.vectors)
+    assert found.vectors.shape == (8, known.vectors.shape[1]) and found.missing == 1
+    like = found.vectors[5:] @ known.vectors.T
+    assert like[0].argmax() == like[1].argmax() == 3 and like[1, 3] > 0.9
+    assert not found.vectors[7].any()
+    with pytest.raises(DataError, match=r"read by other .* would be by hashed TF-IDF"):
+        text.extended(known._replace(encoder="other (5)"), whole, "tfidf")
