@@ -29,7 +29,7 @@ class CohortConfig(AttackConfig, PrivacyConfig):
     dropped: float = setting(0.0, at_least=0, at_most=1)
     """Chance of a chosen client to fail before its upload arrives, 0 to 1."""
     block: int = setting(0, at_least=0)
-    """Clients computed at once, a bound on memory; 0 = a whole bucket."""
+    """Clients computed at once, a bound on memory; 0 = all of a bucket that take part."""
     aggregate: Literal["auto", "mean", "norm_bound", "median", "trimmed_mean", "multi_krum"] = (
         "auto"
     )
@@ -44,6 +44,11 @@ class CohortConfig(AttackConfig, PrivacyConfig):
     def __post_init__(self) -> None:
         check(self)
         check_cohort(self)
+
+    @property
+    def sampled(self) -> bool:
+        """Whether cohorts are Poisson samples, which an accountant may rely on."""
+        return self.noised and self.participation < 1
 
     @property
     def rule(self) -> str:
@@ -111,18 +116,18 @@ def releases(cohort: CohortConfig, rounds: int) -> tuple[Release, ...]:
 def draw(cohort: CohortConfig, clients: Clients, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Which clients of a bucket a round computes, and which of their uploads arrive.
 
-    Returns rows of the bucket, int32 [`places`], and bool of the same shape. Who is
-    drawn depends on the clients' ids, not on their order nor on padding.
+    Returns rows of the bucket, int32 [`places`], and bool of the same shape; a row beyond the
+    bucket's last one stands for nobody. Who is drawn depends on the clients' ids, not on their
+    order nor on padding.
     """
     count = len(clients.client)
     key_choice, key_last, key_drop = jax.random.split(key, 3)
     size = places(cohort, count)
     chosen, present = jnp.arange(count), jnp.ones(size, bool)
-    if cohort.participation < 1 and cohort.noised:
-        # A Poisson sample, which an accountant may rely on: every client decides by itself.
+    if cohort.sampled:  # every client decides by itself
         luck = jnp.where(clients.weight > 0, _uniform(key_choice, clients.client), 2.0)
-        chosen = jnp.argsort(luck)[:size]
-        present = luck[chosen] < cohort.participation
+        chosen = jnp.pad(jnp.argsort(luck)[:size], (0, max(0, size - count)), constant_values=count)
+        present = luck.at[chosen].get(mode="fill", fill_value=2.0) < cohort.participation
     elif cohort.participation < 1:
         real = clients.weight > 0
         chosen = jnp.argsort(jnp.where(real, _uniform(key_choice, clients.client), 2.0))[:size]
@@ -136,11 +141,24 @@ def draw(cohort: CohortConfig, clients: Clients, key: jax.Array) -> tuple[jax.Ar
 
 
 def places(cohort: CohortConfig, count: int) -> int:
-    """How many of a bucket's clients a round computes: those of a Poisson sample but for 1e-9."""
+    """How many of a bucket's clients a round can compute: a Poisson sample is larger with
+    a chance of 1e-9."""
     mean = cohort.participation * count
-    if not cohort.noised or cohort.participation == 1:
+    if not cohort.sampled:
         return math.ceil(mean)
-    return min(count, math.ceil(mean + 6 * math.sqrt(mean) + 12))
+    part = block(cohort, count)
+    return math.ceil(min(count, mean + 6 * math.sqrt(mean) + 12) / part) * part
+
+
+def block(cohort: CohortConfig, count: int) -> int:
+    """How many of a bucket's clients are computed at once.
+
+    Blocks of a Poisson sample have room for one deviation more than its mean: five samples in six
+    fill one block, and a block that nobody fills is not computed.
+    """
+    mean = cohort.participation * count
+    most = math.ceil(mean + math.sqrt(mean) if cohort.sampled else mean)
+    return max(1, min(cohort.block or most, most, count))
 
 
 def noise_key(key: jax.Array) -> jax.Array:

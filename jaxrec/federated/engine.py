@@ -51,7 +51,7 @@ class _Rules(NamedTuple):
     key_rounding: jax.Array  # of integers
     cohort: CohortConfig
     bounds: Bounds | None
-    addends: int  # clients that the round computes
+    addends: int  # clients that the round computes at most
     additive: bool
     bits: int
     product: Callable[[Factored], Any]
@@ -141,12 +141,12 @@ class _Counts(NamedTuple):
 
 
 def _bucket_round(rules: _Rules, local: Local, private: Any, clients: Clients, key: jax.Array):
-    """One bucket's uploads, weights, private states, and (metrics, weight, participants) sums."""
+    """One bucket's uploads and weights, or their `Total`; private states; sums of the metrics."""
     chex.assert_tree_shape_prefix((private, clients), clients.weight.shape)
     chosen, present = cohorts.draw(rules.cohort, clients, key)
     key_noise = cohorts.noise_key(key)
     size = len(chosen)
-    block = min(rules.cohort.block or size, size)
+    block = cohorts.block(rules.cohort, len(clients.client))
     everyone = rules.cohort.participation == 1 and block == len(clients.client)
 
     def pick(tree, index):
@@ -188,17 +188,39 @@ def _bucket_round(rules: _Rules, local: Local, private: Any, clients: Clients, k
         return put(private, index, kept), (uploads, weights, (sums, counts))
 
     whole = size // block * block
-    private, stacked = jax.lax.scan(run, private, jnp.arange(whole).reshape(-1, block))
-    merge = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
-    collect = (lambda leaf: leaf.sum(0, dtype=leaf.dtype)) if rules.additive else merge
-    uploads, weights = jax.tree.map(collect, stacked[0]), merge(stacked[1])
+    parts, rest = jnp.arange(whole).reshape(-1, block), jnp.arange(whole, size)
+    if not rules.additive:
+        return _side_by_side(run, private, parts, rest)
+    _, (total, _, sums) = jax.eval_shape(run, private, parts[0])
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (total, sums))
+
+    def add(carry, places):
+        private, so_far = carry
+        private, (total, _, sums) = run(private, places)
+        return private, jax.tree.map(jnp.add, so_far, (total, sums))
+
+    carry = private, nothing
+    if rules.cohort.sampled:  # the sample comes first
+        blocks = (jnp.max(jnp.where(present, jnp.arange(size), -1)) + block) // block
+        carry = jax.lax.fori_loop(0, blocks, lambda n, carry: add(carry, parts[n]), carry)
+    else:
+        carry, _ = jax.lax.scan(lambda carry, places: (add(carry, places), None), carry, parts)
+    if len(rest):
+        carry = add(carry, rest)
+    private, (total, sums) = carry
+    return total, total.weight, private, sums
+
+
+def _side_by_side(run: Callable, private: Any, parts: jax.Array, rest: jax.Array):
+    """The uploads [C, ...] of all blocks, for a server that looks at each."""
+    private, stacked = jax.lax.scan(run, private, parts)
+    uploads, weights = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), stacked[:2])
     sums = jax.tree.map(lambda leaf: leaf.sum(0), stacked[2])
-    if whole < size:
-        private, (rest, rest_weights, rest_sums) = run(private, jnp.arange(whole, size))
-        join = jnp.add if rules.additive else lambda *parts: jnp.concatenate(parts)
-        uploads = jax.tree.map(join, uploads, rest)
-        weights = jnp.concatenate([weights, rest_weights])
-        sums = jax.tree.map(jnp.add, sums, rest_sums)
+    if len(rest):
+        private, (more, more_weights, more_sums) = run(private, rest)
+        uploads = jax.tree.map(lambda *both: jnp.concatenate(both), uploads, more)
+        weights = jnp.concatenate([weights, more_weights])
+        sums = jax.tree.map(jnp.add, sums, more_sums)
     return uploads, weights, private, sums
 
 

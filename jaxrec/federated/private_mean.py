@@ -11,6 +11,7 @@ what the shares sum up to.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -186,7 +187,7 @@ def _integer_sum(uploads: Any, bounds: Bounds, most: int, keys: jax.Array) -> An
     """sum_c upload_c in integers of the bounds' units."""
     units = [reach / most for reach in bounds.reach]
     leaves, structure = jax.tree.flatten(uploads)
-    integers = _integers(leaves, units, most, keys)
+    integers = _integers(leaves, units, most, keys, secure_sum.spread_dither)
     if isinstance(uploads, Factored):
         left, right = (leaf.reshape(-1, leaf.shape[-1]) for leaf in integers)
         return Product(secure_sum.product_sum(left, right, most))
@@ -197,7 +198,8 @@ def _bounded_sum(clip: jax.Array, uploads: Any, keys: jax.Array) -> Any:
     """sum_c upload_c in integers, each upload of a bounded norm once rounded: noise covers any."""
     leaves, structure = jax.tree.flatten(uploads)
     unit, bound = _noise_grid(clip, uploads, axes=1)
-    rounded = _integers(leaves, [unit] * len(leaves), secure_sum.LARGEST, keys)
+    units, dither = [unit] * len(leaves), secure_sum.independent_dither  # as the bound wants it
+    rounded = _integers(leaves, units, secure_sum.LARGEST, keys, dither)
     long = norms([leaf.astype(jnp.float32) for leaf in rounded]) > bound
     # Towards zero no number grows.
     safe = [jnp.trunc(leaf / jnp.maximum(unit, 1e-30)).astype(jnp.int32) for leaf in leaves]
@@ -227,14 +229,18 @@ def _noisy(config: PrivacyConfig, bounds: Bounds, sums: Any, key: jax.Array, exp
 
 
 def _integers(
-    leaves: list[jax.Array], units: list[jax.Array], most: int, keys: jax.Array
+    leaves: list[jax.Array],
+    units: list[jax.Array],
+    most: int,
+    keys: jax.Array,
+    dither: Callable[[jax.Array, tuple[int, ...]], jax.Array],
 ) -> list[jax.Array]:
     """Leaves [C, ...] as integers; a client's rounding depends on its key [C] alone."""
 
     def one(number: int, leaf: jax.Array, unit: jax.Array) -> jax.Array:
         def client(own, key):
-            key = jax.random.fold_in(key, number)
-            return secure_sum.to_integers(own, _trailing(unit, own), most, key)
+            drawn = dither(jax.random.fold_in(key, number), own.shape)
+            return secure_sum.to_integers(own, _trailing(unit, own), most, drawn)
 
         return jax.vmap(client)(leaf, keys)
 

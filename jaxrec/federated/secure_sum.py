@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 LARGEST = 2**31 - 1
 EXACT = 2**24  # integers up to here are exact in float32, and so are sums that stay below
+GOLDEN = 0x9E3779B9  # the golden ratio's fraction phi, in units of 2^-32
 NORMAL = 2.0**20  # a Skellam variable of a larger variance is a rounded normal one to float32
 
 
@@ -30,15 +31,29 @@ def sum_bits(addends: int, most: int) -> int:
     return math.ceil(math.log2(2 * most * max(addends, 1) + 1))
 
 
-def to_integers(values: jax.Array, unit: jax.Array, most: int, key: jax.Array) -> jax.Array:
-    """Values f32 [...] as int32 numbers of units, rounded at random and at most `most` in size."""
+def to_integers(values: jax.Array, unit: jax.Array, most: int, dither: jax.Array) -> jax.Array:
+    """Values f32 [...] as int32 numbers of units, rounded at random and at most `most` in size.
+
+    Args:
+      dither: uniform numbers in [0, 1) of the values' shape, from a function below.
+    """
     steps = values / jnp.maximum(unit, 1e-30)
-    integers = jnp.floor(steps + _dither(key, values.shape)).astype(jnp.int32)
-    return jnp.clip(integers, -most, most)
+    return jnp.clip(jnp.floor(steps + dither).astype(jnp.int32), -most, most)
 
 
-def _dither(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Uniform numbers (k + 1/2) / 2^16 of a shape: two of each word that is drawn."""
+def spread_dither(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Uniform numbers (k + 1/2) / 2^16 of a shape from one draw: number n is frac(draw + n phi).
+
+    Each is uniform by itself, which is all that the expectation of a sum over clients needs. The
+    factors of one product need keys of their own.
+    """
+    places = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
+    words = jax.random.bits(key, (), jnp.uint32) + places * jnp.uint32(GOLDEN)
+    return ((words >> 16).astype(jnp.float32) + 0.5) / 2**16
+
+
+def independent_dither(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Independent uniform numbers (k + 1/2) / 2^16 of a shape: two of each word that is drawn."""
     number = math.prod(shape)
     words = jax.random.bits(key, (-(-number // 2),), jnp.uint32)
     halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[:number]

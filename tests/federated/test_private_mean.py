@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrec.federated import private_mean, secure_sum
-from jaxrec.federated.cohort import CohortConfig, check_rounds, draw, places
+from jaxrec.federated.cohort import CohortConfig, block, check_rounds, draw, places
 from jaxrec.federated.engine import federated_round
 from jaxrec.federated.private_mean import Bounds, first_bounds, mean, next_bounds, total
 from jaxrec.federated.secure_aggregation import aggregate_in_process, agree
@@ -60,7 +60,8 @@ def test_the_sum_has_the_bits_that_the_protocol_returns(bits):
     for client, weight in enumerate(np.asarray(weights())):  # a client by itself
         key = jax.random.fold_in(KEYS[client], 0)
         unit = (bounds.reach[0] / most)[:, None]
-        sent.append(secure_sum.to_integers(weight * upload[client], unit, most, key))
+        dither = secure_sum.spread_dither(key, (ROWS, WIDTH))
+        sent.append(secure_sum.to_integers(weight * upload[client], unit, most, dither))
     vectors = np.asarray(jnp.stack(sent)).reshape(CLIENTS, -1).astype(np.uint32)
     modulus = max(8, secure_sum.sum_bits(CLIENTS, most))
     terms = agree(CLIENTS, vectors.shape[1], modulus, seed=3)
@@ -92,20 +93,22 @@ def test_products_of_factors_are_sums_of_integer_products():
     expected = np.zeros((40, WIDTH), np.int64)
     for client, weight in enumerate(np.asarray(weights())):
         each = (weight * factors.left[client], 40 / 127), (factors.right[client], 4 / 127)
-        integers = [
-            np.asarray(secure_sum.to_integers(v, u, 127, jax.random.fold_in(KEYS[client], n)))
-            for n, (v, u) in enumerate(each)
-        ]
+        integers = []
+        for number, (values, unit) in enumerate(each):
+            key = jax.random.fold_in(KEYS[client], number)
+            dither = secure_sum.spread_dither(key, values.shape)
+            integers.append(np.asarray(secure_sum.to_integers(values, unit, 127, dither)))
         expected += integers[0].T.astype(np.int64) @ integers[1]
     np.testing.assert_array_equal(found.sum.table, expected)
     large = jnp.full((3000, 4), 127), jnp.full((3000, 2), -127)
     np.testing.assert_array_equal(secure_sum.product_sum(*large, 127), -3000 * 127**2)
 
 
-def test_rounding_keeps_the_expectation_and_the_largest_integer():
+@pytest.mark.parametrize("dither", [secure_sum.spread_dither, secure_sum.independent_dither])
+def test_rounding_keeps_the_expectation_and_the_largest_integer(dither):
     values = jnp.array([0.3, -0.7, 2.0, 9.0, -9.0, 0.001])
-    each = jax.vmap(lambda key: secure_sum.to_integers(values, jnp.float32(1), 5, key))
-    drawn = np.asarray(each(jax.random.split(jax.random.key(0), 5000)))
+    one = lambda key: secure_sum.to_integers(values, jnp.float32(1), 5, dither(key, (6,)))
+    drawn = np.asarray(jax.vmap(one)(jax.random.split(jax.random.key(0), 5000)))
     error = 4 * 0.5 / np.sqrt(5000) + 2**-16
     np.testing.assert_allclose(drawn.mean(0), [0.3, -0.7, 2, 5, -5, 0.001], atol=error)
     assert set(np.unique(drawn[:, 0])) == {0, 1}
@@ -189,7 +192,7 @@ def some_clients(weights=None):
     return Clients(rows, rows, rows == 0, number[:, None], number, weights)
 
 
-def play(upload, **settings):
+def play(upload, key=0, **settings):
     """One round in which client c sends `upload(c)` and keeps its number."""
     config = CohortConfig(**settings)
 
@@ -205,7 +208,7 @@ def play(upload, **settings):
             cohort=config, bounds=first_bounds(config, ()), additive=True,
         )  # fmt: skip
 
-    return run(jax.random.key(0))
+    return run(jax.random.key(key))
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
@@ -248,7 +251,22 @@ def test_a_cohort_under_a_budget_is_a_poisson_sample():
     np.testing.assert_allclose(real.mean(0), 0.3, atol=4 * np.sqrt(0.21 / 2000))
     variance = 0.21 * (CLIENTS - 1)  # of independent clients; a fixed size would have none
     assert real.sum(1).var() == pytest.approx(variance, rel=0.15)
-    assert places(cohort, 100_000) < 32_000
+    assert block(cohort, 100_000) < 30_200 < places(cohort, 100_000)
+
+
+@pytest.mark.parametrize("more", [{}, {"block": 2}, {"dropped": 0.2}], ids=str)
+def test_a_round_adds_all_of_a_poisson_sample_however_many_blocks_it_fills(more):
+    settings = {"privacy": "central_dp", "epsilon": 1.0, "clip": 100.0, "participation": 0.3} | more
+    sizes = set()
+    for key in range(12):
+        done = play(lambda client: client + 1.0, key=key, **settings)
+        drawn = np.asarray(done.private[0]) == 1
+        assert done.shared * 0.3 * CLIENTS == pytest.approx(
+            np.flatnonzero(drawn).sum() + drawn.sum()
+        )
+        assert done.participants == drawn.sum()
+        sizes.add(int(drawn.sum()))
+    assert min(sizes) <= block(CohortConfig(**settings), CLIENTS) < max(sizes)
 
 
 @pytest.mark.parametrize(

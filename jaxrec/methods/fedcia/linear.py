@@ -229,7 +229,8 @@ def _secure_sums(
             inner = jax.ops.segment_sum(weight[:, None] * right[item], row, users)
             part = weight[:, None] * inner[row]
             if unit is not None:
-                part = secure_sum.to_integers(part, jnp.float32(unit), secure_sum.LARGEST, key)
+                dither = secure_sum.independent_dither(key, part.shape)
+                part = secure_sum.to_integers(part, jnp.float32(unit), secure_sum.LARGEST, dither)
                 product = product.astype(jnp.int32)
             product = product.at[item].add(part)
             form += inner.T @ inner
