@@ -195,7 +195,7 @@ def print_membership(name: str, held: np.ndarray, splits: int, supports: tuple[i
         label = f"central_dp, eps {EPSILON:g}"
         rows.setdefault(label, []).append(_noisy(members, others, split))
     for label, values in rows.items():
-        mean, spread = np.mean(values, axis=0), np.std(values, axis=0)
+        mean, spread = np.mean(values, axis=0), np.std(values, axis=0, ddof=len(values) > 1)
         cells = [f"{a:.3f} ± {b:.3f}" for a, b in zip(mean, spread, strict=True)]
         print("| " + " | ".join([label, *cells]) + " |", flush=True)
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrec.data.sources import load
 from jaxrec.federated import attacks
 from jaxrec.federated.attacks import measure, membership, models, sums, uploads
 from jaxrec.methods.fedcia import linear, similarity
@@ -63,6 +64,17 @@ def test_few_and_pairs_solve_what_count_one_cannot(rows):
     crowd = np.random.default_rng(1).integers(0, 2, (200, 30))
     assert sums.full_rank(crowd.T @ crowd)
     assert not len(sums.few(crowd.T @ crowd, 200)[0]) and not len(sums.pairs(crowd.T @ crowd)[0])
+
+
+def test_a_real_sum_has_as_many_dimensions_as_users(data_root):
+    """Its least eigenvalue is a millionth of its largest; who cuts that off reads nothing."""
+    data = load(data_root / "fedcia-ml100k", progress=False)
+    train = data.interactions[data.interactions["split"] == 0]
+    rows = np.zeros((data.num_users, data.num_items), np.int8)
+    rows[train["user"], train["item"]] = 1
+    gram = sums.supported(rows.T.astype(np.int64) @ rows, 2)
+    live, rest = sums._live(gram)
+    assert sums._projector(rest)[1] == len(live) - len(rows)
 
 
 def test_the_served_weights_of_ease_invert_to_the_sum(rows):

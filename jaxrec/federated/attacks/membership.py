@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from jaxrec.federated.attacks.sums import ROUNDING
+
 
 def in_range(gram: np.ndarray, histories: np.ndarray) -> np.ndarray:
     """Scores from a sum G [I, I] of x x^T over members.
@@ -18,7 +20,7 @@ def in_range(gram: np.ndarray, histories: np.ndarray) -> np.ndarray:
     """
     rows = histories.astype(np.float64)
     values, vectors = np.linalg.eigh(gram.astype(np.float64))
-    kept = values > 1e-8 * len(gram) * values[-1]
+    kept = values > ROUNDING * len(gram) * values[-1]
     inside = rows @ vectors[:, kept]
     outside = np.maximum(np.sum(rows**2, axis=1) - np.sum(inside**2, axis=1), 0)
     outside = np.where(outside > 1e-6 * np.sum(rows**2, axis=1), outside, 0)

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxrec.types import DataError
 
+ROUNDING = 1e-12  # times the largest and their number: eigenvalues up to here are rounding
 EXACT = 1e-6  # an eigenvalue of a projector that is this near to 1 is 1
 
 
@@ -113,7 +114,7 @@ def _projector(gram: np.ndarray) -> tuple[np.ndarray, int]:
     if not len(gram):
         return gram.astype(np.float64), 0
     values, vectors = np.linalg.eigh(gram.astype(np.float64))
-    kept = values > 1e-8 * len(gram) * values[-1]
+    kept = values > ROUNDING * len(gram) * values[-1]
     return vectors[:, kept] @ vectors[:, kept].T, int(len(gram) - kept.sum())
 
 
