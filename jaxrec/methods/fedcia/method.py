@@ -182,14 +182,17 @@ def aggregate(
     weights: tuple[jax.Array, ...],
     key: jax.Array,
 ) -> Shared:
-    """The server's S, the mean similarity of the clients."""
+    """The server's S, the mean similarity of the clients.
+
+    Lies may leave a mean that no tables have, with a negative trace: S then stays what it was.
+    """
     config, old = fedcia.config, shared.similarity
     if fedcia.additive or config.rule != "mean":
         if config.rule != "mean":
             uploads, weights = comparable(fedcia, old.vectors, uploads, weights)
         sketch, trace = combine(config.rule, uploads, weights, config.malicious)
         new = similarity.nystrom(sketch, old.vectors)
-        energy = jnp.sum(new.values) / jnp.maximum(trace, 1e-30)
+        energy = jnp.sum(new.values) / trace
     else:
         total = jnp.maximum(sum(weight.sum() for weight in weights), 1e-30)
         mean = similarity.stacked(uploads, [weight / total for weight in weights])
@@ -198,8 +201,13 @@ def aggregate(
             noise = laplace_mean(key, clients, fedcia.sizes.items, config.noise)
             mean = similarity.add(mean, similarity.dense(noise))
         new, energy = similarity.top_eigenpairs(mean, old.vectors, config.server_iterations)
+    sound = (energy > 0) & jnp.isfinite(energy)
+    new, energy = jax.tree.map(
+        lambda fresh, kept: jnp.where(sound, fresh, kept), (new, energy), (old, shared.energy)
+    )
     table = similarity.procrustes(shared.table, new, 1.0) if fedcia.rebuilt else shared.table
-    return shared._replace(rounds=shared.rounds + 1, similarity=new, energy=energy, table=table)
+    rounds = shared.rounds + sound
+    return shared._replace(rounds=rounds, similarity=new, energy=energy, table=table)
 
 
 def comparable(

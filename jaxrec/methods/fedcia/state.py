@@ -15,7 +15,7 @@ from jaxrec.types import Sizes
 
 
 class Shared(NamedTuple):
-    rounds: jax.Array  # int32 []  rounds so far; before the first there is nothing to align to
+    rounds: jax.Array  # int32 []  that made an S; before the first there is nothing to align to
     similarity: Similarity  # S, vectors [I, R] and values [R]
     energy: jax.Array  # f32 []  share of S's trace that the R pairs hold
     table: jax.Array  # f32 [I, D]  S as an item table where clients rebuild theirs, else [I, 0]

@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,6 +154,15 @@ def test_rebuilt_tables_are_made_of_the_server_similarity_and_kept_nowhere():
     best = (vectors * np.maximum(values, 0))[:, -WIDTH:] @ vectors[:, -WIDTH:].T
     for table in aligned(served):
         assert relative(table @ table.T, best) < 1e-3
+
+
+def test_a_mean_that_no_tables_have_leaves_the_server_what_it_had():
+    lies = {"upload": "sketch", "attackers": 0.99, "attack": "scale", "attack_scale": -10.0}
+    before, _, _ = play(rounds=0, **lies)
+    state, metrics, served = play(rounds=3, **lies)
+    assert dense(state.shared.similarity) == pytest.approx(dense(before.shared.similarity))
+    assert state.shared.rounds == 0 and metrics.participants == 6
+    chex.assert_tree_all_finite((metrics, served))
 
 
 def test_noise_moves_the_similarity_by_its_scale():
