@@ -58,6 +58,16 @@ def weighted_sum(uploads: Any, weights: jax.Array) -> Any:
     return jax.lax.cond(sound, lambda: quick, careful)
 
 
+def descending(gradients: Uploads, weights: Weights, table: jax.Array) -> Weights:
+    """The weights, 0 for a gradient g [C, ...] with <g, table> > 0: fitted users have none such.
+
+    Scores E x_u are linear in the table E, so with residuals r_u, <g, E> = sum_u r_u . E x_u. At
+    the fit with an L2 penalty that is -l2 sum_u |x_u|^2, so a flipped sign shows.
+    """
+    along = [jnp.tensordot(each, table, table.ndim) for each in gradients]
+    return tuple(jnp.where(a > 0, 0, w) for a, w in zip(along, weights, strict=True))
+
+
 def norm_bound(uploads: Uploads, weights: Weights) -> Any:
     """The weighted mean of uploads, each no longer than the median of their norms.
 

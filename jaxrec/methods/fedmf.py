@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrec.federated import catalogue, local, scoring
-from jaxrec.federated.aggregate import combine
+from jaxrec.federated.aggregate import combine, descending
 from jaxrec.federated.catalogue import Catalogue
 from jaxrec.federated.cohort import CohortConfig, releases
 from jaxrec.federated.engine import federated_round
@@ -174,6 +174,8 @@ def aggregate(
     """The server's step by the mean gradient and the penalty on the items."""
     penalty = 2 * fedmf.config.l2_item / (shared.rows * fedmf.sizes.items)
     config = fedmf.config
+    if config.rule != "mean" and config.l2_user > 0:
+        weights = descending(uploads, weights, shared.item)
     gradient = combine(config.rule, uploads, weights, config.malicious) + penalty * shared.item
     updates, moments = fedmf.server.update(gradient, shared.moments, shared.item)
     item = jnp.asarray(optax.apply_updates(shared.item, updates))

@@ -8,11 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxrec.federated.aggregate import (
-    RULES,
-    combine,
-    trimmed_mean,
-)
+from jaxrec.federated.aggregate import RULES, combine, descending, trimmed_mean
+from jaxrec.ops import fold_in
 
 trimmed = jax.jit(trimmed_mean)
 
@@ -221,3 +218,26 @@ def test_a_fifth_of_liars_moves_no_robust_rule_beyond_the_honest(rule):
             assert np.linalg.norm(found - 0.8 * honest.mean(0)) < 1.1 * most
         else:
             assert (honest.min(0) <= found).all() and (found <= honest.max(0)).all()
+
+
+def test_the_gradient_of_a_fitted_user_points_down_the_table_by_its_penalty():
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(12, 3)).astype(np.float32)
+    chosen = (rng.random((6, 12)) < 0.3).astype(np.float32)
+    chosen[:, 0] = 1
+    shares = np.full(12, 1 / 12, np.float32)
+    nothing, l2 = np.zeros((6, 3), np.float32), 0.7
+    user = fold_in.fold_in(
+        nothing, table, chosen, np.float32(0), nothing[0], fold_in.curvature(table, shares),
+        l2=l2, damping=0.5, steps=200,
+    )  # fmt: skip
+    residuals = fold_in.residual(user @ table.T, chosen)
+    gradients = residuals[:, :, None] * user[:, None, :]  # of one user each
+    along = np.sum(gradients * table, axis=(1, 2))
+    np.testing.assert_allclose(along, -l2 * np.sum(user**2, axis=1), atol=1e-4)
+    assert (along < -1e-2).all()
+    weights = np.arange(1.0, 7.0)
+    sent, expected = np.asarray(gradients).copy(), weights.copy()
+    sent[[1, 4]] *= -10
+    expected[[1, 4]] = 0
+    np.testing.assert_array_equal(descending((sent,), (weights,), table)[0], expected)

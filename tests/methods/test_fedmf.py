@@ -190,3 +190,21 @@ def test_traffic_is_one_table_each_way_and_the_counts_once():
 def test_settings_that_cannot_work_are_refused_by_name(settings, message):
     with pytest.raises(SettingError, match=message):
         fedavg.make(fedavg.Config(**(SETTINGS | settings)), Sizes(16, 20, 16))
+
+
+@pytest.mark.parametrize("clients", [16, 4])
+def test_who_flips_the_sign_of_a_gradient_is_left_out(clients):
+    """The others' gradients count as if the liars had sent nothing."""
+    lies = {"attackers": 0.3, "aggregate": "norm_bound", "local_steps": 20}
+    items = []
+    for attack in ("sign_flip", "non_finite"):
+        start, step, _ = program(clients, attack=attack, **lies)
+        state = start(jax.random.key(0))[0]
+        for number in range(2):
+            state, metrics = step(state, jax.random.key(number))
+        items.append(state.shared.item)
+    assert 0 < metrics.non_finite < clients
+    np.testing.assert_array_equal(*items)
+    honest, step, _ = program(clients, aggregate="norm_bound", local_steps=20)
+    state, _ = step(honest(jax.random.key(0))[0], jax.random.key(0))
+    assert np.abs(state.shared.item - items[0]).max() > 1e-3

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrec.federated import catalogue, codecs
-from jaxrec.federated.aggregate import combine
+from jaxrec.federated.aggregate import combine, descending
 from jaxrec.federated.catalogue import Catalogue
 from jaxrec.federated.private_mean import first_bounds
 from jaxrec.methods.rqfedrec.codes import refreshed_codes, ungated
@@ -115,6 +115,9 @@ def mean_change(
     config: Config, shared: Shared, uploads: tuple[Any, ...], weights: tuple[jax.Array, ...]
 ) -> jax.Array:
     """The clients' mean gradient of the codebooks as broadcast, [P, K, D]."""
+    exact = config.uplink in ("float32", "int8") and config.codebook_steps == 1
+    if config.rule != "mean" and exact and not config.negatives:
+        weights = descending(uploads, weights, broadcast(config, shared).codebooks)
     mean = combine(config.rule, uploads, weights, config.malicious)
     if mean.ndim == 3:
         return mean

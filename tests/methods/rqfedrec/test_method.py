@@ -333,3 +333,14 @@ def test_what_the_set_up_costs():
     assert make(uplink="int8", downlink="int8", negatives=9).traffic.setup_down == (
         4 * 30 + 4 * numbers
     )
+
+
+@pytest.mark.parametrize("uplink", ["float32", "int8"])
+def test_who_flips_the_sign_of_a_gradient_is_left_out(uplink):
+    """The others' gradients count as if the liars had sent nothing."""
+    lies = {"attackers": 0.4, "aggregate": "norm_bound", "uplink": uplink, "user_steps": 8}
+    flipped, _, _ = played(2, "user", attack="sign_flip", **lies)
+    silent, metrics, _ = played(2, "user", attack="non_finite", **lies)
+    assert 0 < metrics[-1].non_finite < 36
+    np.testing.assert_array_equal(flipped[-1].shared.codebooks, silent[-1].shared.codebooks)
+    assert np.abs(silent[-1].shared.codebooks - silent[0].shared.codebooks).max() > 1e-3
