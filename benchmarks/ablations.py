@@ -181,13 +181,14 @@ def main() -> None:
             method, settings = resolved(table.config, variant, seed)
             key = json.dumps([jaxrec.__version__, method, settings], sort_keys=True)
             keys.add(key)
-            if options.only in name and key not in {row["key"] for row in read_rows(path)}:
+            kept = {row["key"] for row in read_rows(path, {"key": str})}
+            if options.only in name and key not in kept:
                 values, each = run(method, settings, table.metrics[0])
                 named = {"round": 0, "key": key, "variant": name, "seed": seed, "each": each}
                 append_row(path, named | values)
                 print(f"{name}, seed {seed}: {values[table.metrics[0]]:.4f}", flush=True)
     names = [name for name in table.variants if options.only in name]
-    rows = [row for row in read_rows(path) if row["key"] in keys]
+    rows = [row for row in read_rows(path, {"key": str}) if row["key"] in keys]
     print(markdown(rows, names, table.metrics))
 
 

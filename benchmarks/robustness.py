@@ -110,10 +110,10 @@ def main() -> None:
 
     def kept(settings: dict[str, Any]) -> dict[str, Any]:
         key = json.dumps([jaxrec.__version__, settings], sort_keys=True)
-        for row in read_rows(path):
+        for row in read_rows(path, {"key": str}):
             if row["key"] == key:
                 return row
-        row = {"round": 0, "key": key} | run(options.name, options.data, settings, target)
+        row = {"key": key} | run(options.name, options.data, settings, target)
         append_row(path, row)
         return row
 
@@ -130,7 +130,7 @@ def main() -> None:
                     clean, attacked = {"seed": seed}, believed | lying | {"seed": seed}
                     pair = (of_honest(kept(settings), share) for settings in (clean, attacked))
                     values.append(np.concatenate(list(pair)))
-                mean, spread = np.mean(values, axis=0), np.std(values, axis=0)
+                mean, spread = np.mean(values, axis=0), np.std(values, axis=0, ddof=len(values) > 1)
                 cells = [f"{mean[n]:.4f} ± {spread[n]:.4f}" for n in (0, 2, 1, 3)]
                 print(f"| {rule} | {attack} | {share:.0%} | {' | '.join(cells)} |", flush=True)
 
