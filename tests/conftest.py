@@ -44,22 +44,19 @@ def compiled_programs_end_with_their_file():
     jax.clear_caches()
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True, scope="session")
 def programs(tmp_path_factory):
-    """Each program is compiled once for all tests of a file, in other processes too."""
+    """A worker compiles each program once, for the processes that it starts too.
+
+    Workers do not share programs: one might read what another has written half of.
+    """
     settings = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
         "jax_persistent_cache_min_compile_time_secs": 0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
-    before = {name: getattr(jax.config, name) for name in settings}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name.upper(), str(value))
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        yield
-    for name, value in before.items():
+    for name, value in settings.items():
+        os.environ[name.upper()] = str(value)
         jax.config.update(name, value)
     compilation_cache.reset_cache()
 
