@@ -22,10 +22,12 @@ from scipy.stats import norm
 from benchmarks import seen
 from benchmarks.common import Bench
 from jaxrec.data.sources import load
+from jaxrec.federated import user_sums
 from jaxrec.federated.attacks import measure, membership, models, sums, uploads
 from jaxrec.methods import METHODS
 from jaxrec.methods.fedcia import linear
 from jaxrec.methods.fedcia.config import LinearConfig
+from jaxrec.methods.fedcia.gram import leading
 from jaxrec.training.prepared import Prepared, prepare
 from jaxrec.training.settings import read_settings
 from jaxrec.types import TEST, TRAIN, Reads
@@ -178,7 +180,9 @@ def ease(gram: np.ndarray) -> np.ndarray:
     return np.asarray(build(jnp.asarray(gram, jnp.float32)))
 
 
-def print_membership(name: str, held: np.ndarray, splits: int, supports: tuple[int, ...]) -> None:
+def print_membership(
+    name: str, held: np.ndarray, text: jax.Array, splits: int, supports: tuple[int, ...]
+) -> None:
     """AUC of users in training against as many others, from a sum and from what is served."""
     print(f"\n{name}: membership of users, AUC over {splits} splits (mean, spread)")
     print("| threat model | from the sum | from B inverted | error of B | fit of B | counts |")
@@ -192,8 +196,10 @@ def print_membership(name: str, held: np.ndarray, splits: int, supports: tuple[i
             label = f"secure_sum, min_support {least}"
             gram = sums.supported((members.T.astype(np.float32) @ members).astype(np.int64), least)
             rows.setdefault(label, []).append(_exact(gram, members, others))
-        label = f"central_dp, eps {EPSILON:g}"
+        label = f"central_dp, eps {EPSILON:g}, x x^T / n"
         rows.setdefault(label, []).append(_noisy(members, others, split))
+        label = f"central_dp, eps {EPSILON:g}, model gram"
+        rows.setdefault(label, []).append(_in_directions(members, others, text, split))
     for label, values in rows.items():
         mean, spread = np.mean(values, axis=0), np.std(values, axis=0, ddof=len(values) > 1)
         cells = [f"{a:.3f} ± {b:.3f}" for a, b in zip(mean, spread, strict=True)]
@@ -230,6 +236,35 @@ def _noisy(members: np.ndarray, others: np.ndarray, seed: int) -> list[float]:
     from_sum = _auc(lambda rows: membership.leverage(gram, share(rows), sigma), members, others)
     inside = _auc(lambda rows: membership.inside(gram, share(rows)), members, others)
     return [from_sum, inside, *_by_scores(filtered, np.diagonal(gram), members, others)]
+
+
+def _in_directions(members: np.ndarray, others: np.ndarray, text: jax.Array, seed: int):
+    """AUCs where the two sums of the model `gram` are seen, and its weights are served."""
+    config = LinearConfig(model="gram")
+    multiplier, spent = noise_multiplier(EPSILON, DELTA), config.popularity_share
+    sigma = multiplier / np.sqrt((spent, 1 - spent))  # of c and of M
+    number = user_sums.useful_directions(*members.shape, multiplier)
+    rng = np.random.default_rng(seed)
+    own = members / np.sqrt(np.maximum(members.sum(1, keepdims=True), 1))
+    c = own.sum(0) + sigma[0] * rng.normal(size=own.shape[1])
+    c = jnp.asarray(np.maximum(c, user_sums.FLOOR), jnp.float32)
+    basis = np.asarray(user_sums.basis_of(config.basis, number, c, text))
+    halved = np.r_[user_sums.HALVED, np.ones(number)]
+
+    def told(rows: np.ndarray) -> np.ndarray:
+        along = rows @ basis * halved
+        return along / np.maximum(np.linalg.norm(along, axis=1, keepdims=True), 1e-9)
+
+    noise = rng.normal(size=(number + 1, number + 1))
+    own = told(members)
+    M = own.T @ own + sigma[1] * (noise + noise.T) / 2
+    usual = np.trace(M) * float(jnp.sum(c**2) / jnp.sum(c) ** 2)
+    left, weights = leading(jnp.asarray(M, jnp.float32), sigma[1], usual)
+    left, scale = basis @ np.asarray(left), np.asarray(c)[:, None] ** 0.25
+    served = (left * np.asarray(weights) / scale) @ (left * scale).T
+    from_sum = _auc(lambda rows: membership.leverage(M, told(rows), sigma[1]), members, others)
+    inside = _auc(lambda rows: membership.inside(M, told(rows)), members, others)
+    return [from_sum, inside, *_by_scores(served, np.asarray(c), members, others)]
 
 
 def _by_scores(weights: np.ndarray, counts: np.ndarray, members, others) -> list[float]:
@@ -282,9 +317,11 @@ def main(bench: Bench, quick: bool) -> None:
         print_uploads(small, partition)
     held = histories(small)
     print_sums(small, held, COHORTS, deep=True)
-    print_membership(small, held, SPLITS, SUPPORTS)
+    text = federation(small).data.text
+    print_membership(small, held, text, SPLITS, SUPPORTS)
     print_interactions(small, 10)
     if not quick:
         held = histories("movielens-1m", None)
         print_sums("movielens-1m", held, (5, 50, 1000, len(held)), deep=False)
-        print_membership("movielens-1m", held, 1, (1, 5))
+        text = federation("movielens-1m").data.text
+        print_membership("movielens-1m", held, text, 1, (1, 5))
