@@ -128,19 +128,23 @@ class _Server:
     ) -> list[Answer]:
         """`ask_all`, in the loop that the client's connections belong to."""
         room = asyncio.Semaphore(self.concurrency)
+        errors: list[BaseException] = []
 
         async def ask(prompt: Prompt) -> Answer:
             async with room:
                 try:
                     return await self.ask(prompt, keep, Call(ended))
-                except BaseException:
+                except BaseException as error:
                     ended.set()
+                    errors.append(error)
                     raise
 
         tasks = [asyncio.create_task(ask(prompt)) for prompt in prompts]
         await asyncio.wait(tasks)
         failed = [task for task in tasks if task.exception()]
-        return [task.result() for task in failed or tasks]
+        if failed:
+            raise errors[0]  # the one that came first, whichever prompt it is of
+        return [task.result() for task in tasks]
 
     async def ask(self, prompt: Prompt, keep: Keep, call: Call) -> Answer:
         """One answer, kept as soon as it is there."""
