@@ -27,10 +27,10 @@ from jaxrec.federated.attacks import measure, membership, models, sums, uploads
 from jaxrec.methods import METHODS
 from jaxrec.methods.fedcia import linear
 from jaxrec.methods.fedcia.config import LinearConfig
-from jaxrec.methods.fedcia.gram import leading
+from jaxrec.methods.fedcia.gram import Gram, build, directions
 from jaxrec.training.prepared import Prepared, prepare
 from jaxrec.training.settings import read_settings
-from jaxrec.types import TEST, TRAIN, Reads
+from jaxrec.types import TEST, TRAIN, Reads, Sizes
 
 EPSILON, DELTA, ROUNDS, RIDGE = 8.0, 1e-6, 40, 500.0
 SUPPORTS, COHORTS, SPLITS = (1, 2, 5, 10, 20), (5, 10, 50, 200, 943), 3
@@ -225,46 +225,51 @@ def _exact(gram: np.ndarray, members: np.ndarray, others: np.ndarray) -> list[fl
 
 def _noisy(members: np.ndarray, others: np.ndarray, seed: int) -> list[float]:
     """AUCs where sum x x^T / n with a budget's noise is seen, and a spectral filter is served."""
-    share = lambda rows: rows / np.sqrt(np.maximum(rows.sum(1, keepdims=True), 1))
-    own = share(members)
+    own = _unit_rows(members)
     sigma = noise_multiplier(EPSILON, DELTA)
-    noise = np.random.default_rng(seed).normal(size=(held := own.shape[1], held))
-    gram = own.T @ own + sigma * (noise + noise.T) / 2  # 1/2 off the diagonal, 1 on it, as variance
+    gram = own.T @ own + sigma * _symmetric(np.random.default_rng(seed), held := own.shape[1])
     values, vectors = np.linalg.eigh(gram)
     kept = values > np.sqrt(2) * sigma * np.sqrt(held)
     filtered = vectors[:, kept] * (values[kept] / (values[kept] + 1)) @ vectors[:, kept].T
-    from_sum = _auc(lambda rows: membership.leverage(gram, share(rows), sigma), members, others)
-    inside = _auc(lambda rows: membership.inside(gram, share(rows)), members, others)
+    from_sum = _auc(
+        lambda rows: membership.leverage(gram, _unit_rows(rows), sigma), members, others
+    )
+    inside = _auc(lambda rows: membership.inside(gram, _unit_rows(rows)), members, others)
     return [from_sum, inside, *_by_scores(filtered, np.diagonal(gram), members, others)]
 
 
 def _in_directions(members: np.ndarray, others: np.ndarray, text: jax.Array, seed: int):
     """AUCs where the two sums of the model `gram` are seen, and its weights are served."""
-    config = LinearConfig(model="gram")
-    multiplier, spent = noise_multiplier(EPSILON, DELTA), config.popularity_share
-    sigma = multiplier / np.sqrt((spent, 1 - spent))  # of c and of M
-    number = user_sums.useful_directions(*members.shape, multiplier)
+    users, items = members.shape
+    multiplier = noise_multiplier(EPSILON, DELTA)
+    config = LinearConfig(
+        model="gram", privacy="central_dp", epsilon=EPSILON, noise_multiplier=multiplier
+    )
+    number = directions(config, sizes := Sizes(users, items, users))
+    sigma = Gram(config, sizes, number).noises  # of c and of M
     rng = np.random.default_rng(seed)
-    own = members / np.sqrt(np.maximum(members.sum(1, keepdims=True), 1))
-    c = own.sum(0) + sigma[0] * rng.normal(size=own.shape[1])
+    c = _unit_rows(members).sum(0) + sigma[0] * rng.normal(size=items)
     c = jnp.asarray(np.maximum(c, user_sums.FLOOR), jnp.float32)
-    basis = np.asarray(user_sums.basis_of(config.basis, number, c, text))
-    halved = np.r_[user_sums.HALVED, np.ones(number)]
-
-    def told(rows: np.ndarray) -> np.ndarray:
-        along = rows @ basis * halved
-        return along / np.maximum(np.linalg.norm(along, axis=1, keepdims=True), 1e-9)
-
-    noise = rng.normal(size=(number + 1, number + 1))
+    basis = user_sums.basis_of(config.basis, number, c, text)
+    told = lambda rows: np.asarray(user_sums.directed(jnp.asarray(rows, jnp.float32), basis))
     own = told(members)
-    M = own.T @ own + sigma[1] * (noise + noise.T) / 2
-    usual = np.trace(M) * float(jnp.sum(c**2) / jnp.sum(c) ** 2)
-    left, weights = leading(jnp.asarray(M, jnp.float32), sigma[1], usual)
-    left, scale = basis @ np.asarray(left), np.asarray(c)[:, None] ** 0.25
-    served = (left * np.asarray(weights) / scale) @ (left * scale).T
+    M = own.T @ own + sigma[1] * _symmetric(rng, own.shape[1])
+    model, _ = build(c, basis, jnp.asarray(M, jnp.float32), sigma[1])
+    served = np.asarray(model.left) @ np.asarray(model.right).T
     from_sum = _auc(lambda rows: membership.leverage(M, told(rows), sigma[1]), members, others)
     inside = _auc(lambda rows: membership.inside(M, told(rows)), members, others)
     return [from_sum, inside, *_by_scores(served, np.asarray(c), members, others)]
+
+
+def _unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Rows x of 0 and 1 as x / sqrt(n)."""
+    return rows / np.sqrt(np.maximum(rows.sum(1, keepdims=True), 1))
+
+
+def _symmetric(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Symmetric noise: 1/2 off the diagonal, 1 on it, as variance."""
+    noise = rng.normal(size=(size, size))
+    return (noise + noise.T) / 2
 
 
 def _by_scores(weights: np.ndarray, counts: np.ndarray, members, others) -> list[float]:

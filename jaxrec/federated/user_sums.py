@@ -105,14 +105,8 @@ def basis_of(kind: str, number: int, c: jax.Array, text: jax.Array | None) -> ja
 def similarity(sums: UserSums, data: Data, basis: jax.Array, key: jax.Array) -> jax.Array:
     """M f32 [r, r] with its noise."""
     sigma, units = sums.noises[1], sums.units[1]
-    weighted = basis.at[:, 0].multiply(HALVED)
-
-    def told(clients: Clients) -> jax.Array:  # y [U, r]
-        rows = dense_rows(clients, sums.items) @ weighted
-        length = jnp.linalg.norm(rows, axis=1, keepdims=True) * (1 + 1e-6)
-        return jnp.where(length > 1e-4, rows / jnp.maximum(length, 1e-4), 0)
-
     number = basis.shape[1]
+    told = lambda clients: directed(dense_rows(clients, sums.items), basis)
     parts = [over_clients(told, c, sums.items).reshape(-1, number) for c in data.clients]
     if not in_integers(sums.privacy):
         total = jnp.sum(jnp.stack([rows.T @ rows for rows in parts]), axis=0)
@@ -123,6 +117,13 @@ def similarity(sums: UserSums, data: Data, basis: jax.Array, key: jax.Array) -> 
     variance = secure_sum.skellam_variance(sigma, units**2) + 4  # off the diagonal it is half
     noise = _symmetric_skellam(key, number, variance) if sigma else 0
     return (total + noise) / units**2
+
+
+def directed(rows: jax.Array, basis: jax.Array) -> jax.Array:
+    """What users with `rows` [U, I] of 0 and 1 say in M: y f32 [U, r], no longer than 1."""
+    along = (rows @ basis).at[:, 0].multiply(HALVED)
+    length = jnp.linalg.norm(along, axis=1, keepdims=True) * (1 + 1e-6)
+    return jnp.where(length > 1e-4, along / jnp.maximum(length, 1e-4), 0)
 
 
 def over_clients(function, clients: Clients, items: int) -> jax.Array:

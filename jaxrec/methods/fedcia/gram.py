@@ -112,8 +112,13 @@ def step(gram: Gram, model: Model, data: Data, key: jax.Array) -> tuple[Model, M
     c = jnp.maximum(popularity(gram.sums, data, keys[0]), FLOOR)
     basis = basis_of(gram.config.basis, gram.directions, c, data.text)
     M = similarity(gram.sums, data, basis, keys[1])
+    return build(c, basis, M, gram.noises[1])
+
+
+def build(c: jax.Array, basis: jax.Array, M: jax.Array, sigma: float) -> tuple[Model, Metrics]:
+    """The model of both sums, c [I] and M [r, r] with noise of `sigma`, in directions [I, r]."""
     usual = jnp.trace(M) * jnp.sum(c**2) / jnp.sum(c) ** 2
-    left, weights = leading(M, gram.noises[1], usual)
+    left, weights = leading(M, sigma, usual)
     left, scale = basis @ left, c[:, None] ** 0.25
     return Model(left * weights / scale, left * scale), Metrics(jnp.sum(weights > 0))
 
