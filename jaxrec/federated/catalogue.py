@@ -25,7 +25,7 @@ class Catalogue(NamedTuple):
 
     codes: jax.Array  # int32 [J, P]
     popularity: jax.Array  # f32 [J]
-    features: jax.Array  # f32 [J, D + 1]  sum of code vectors, popularity
+    features: jax.Array  # f32 [J, D + T + 1]  sum of code vectors, text, popularity
     incidence: jax.Array | None = None  # f32 [J, P K]  1 where an item has a code
 
 
@@ -38,10 +38,14 @@ class View(NamedTuple):
     chosen: jax.Array  # f32 [U, J]  how much each choice of a user counts
 
 
-def describe(codebooks: jax.Array, codes: jax.Array, popularity: jax.Array) -> Catalogue:
-    """The items with `codes` [J, P] and `popularity` [J] under codebooks [P, K, D]."""
+def describe(
+    codebooks: jax.Array, codes: jax.Array, text: jax.Array, popularity: jax.Array
+) -> Catalogue:
+    """The items with `codes` [J, P], `text` [J, T] and `popularity` [J] under codebooks
+    [P, K, D]."""
     vectors = quantize.decode(codes, codebooks)
-    return Catalogue(codes, popularity, jnp.append(vectors, popularity[:, None], axis=1))
+    features = jnp.concatenate([vectors, text, popularity[:, None]], axis=1)
+    return Catalogue(codes, popularity, features)
 
 
 def whole(items: Catalogue, clients: Clients, weights: jax.Array) -> View:
@@ -53,6 +57,7 @@ def whole(items: Catalogue, clients: Clients, weights: jax.Array) -> View:
 def sampled(
     codebooks: jax.Array,
     codes: jax.Array,
+    text: jax.Array,
     popularity: jax.Array,
     clients: Clients,
     weights: jax.Array,
@@ -73,7 +78,7 @@ def sampled(
         [jnp.where(mine, 0, NO_RIVAL), jnp.broadcast_to(others, (len(users), number))], axis=1
     )
     item = jnp.concatenate([clients.item, rivals])
-    items = describe(codebooks, codes[item], popularity[item])
+    items = describe(codebooks, codes[item], text[item], popularity[item])
     slot = jnp.arange(clients.item.shape[-1])
     return View(items, slot, offset, _chosen(clients, slot, weights, len(item)))
 

@@ -3,10 +3,11 @@
 With Z_u [n, I] the rows of user u in order of time and K_u[a, b] = exp(-|a - b| / window) between
 the a-th and the b-th, each row and column of K_u divided by the root of its sum, the operator is
 
-    A = D^-1/2 (sum_u Z_u^T K_u Z_u) D^-1/2,       D = diag(item counts).
+    A = D^-1/2 (sum_u Z_u^T K_u Z_u) D^-1/2,       D = diag(item counts) + shrinkage x their mean.
 
-With window = 0 all pairs of a user's rows count alike: A = N^T N with N = D_u^-1/2 R D_i^-1/2. A
-pass sends a basis [I, R] down; every client applies its own part of A to it; the server sees the
+With window = 0 all pairs of a user's rows count alike: A = N^T N with N = D_u^-1/2 R D_i^-1/2.
+Without shrinkage the leading eigenvectors are spent on a few rare items of a few users (Amini et
+al., Pseudo-likelihood methods for community detection, 2013; they add to D too). A pass sends a basis [I, R] down; every client applies its own part of A to it; the server sees the
 sum alone. Item vectors are the leading eigenvectors but for the first, which is popularity, times
 the root of their eigenvalues.
 """
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrec.federated import codecs
+from jaxrec.federated.local import row_weights
 from jaxrec.models.collaborative import inverse_root
 from jaxrec.ops import linalg
 from jaxrec.types import Clients, Data, SettingError
@@ -32,6 +34,7 @@ class Upload(NamedTuple):
     rows: jax.Array  # f32 [C, N, ...]
 
 
+STEPS = 128  # of a row's weight
 DEVIATIONS = {8: 4.0, 32: 64.0}  # that the largest integer of so many bits is
 
 SecureSum = Callable[[Sequence[Upload], int], jax.Array]
@@ -52,6 +55,22 @@ def item_counts(data: Data, items: int, secure_sum: SecureSum = plain_sum) -> ja
     return secure_sum(uploads, items)
 
 
+def recent_counts(
+    data: Data, counts: jax.Array, recency: float, secure_sum: SecureSum = plain_sum
+) -> jax.Array:
+    """How often each item was chosen, [I], where a row with n newer ones of its user counts
+    1 / (1 + n / recency); as `counts` [I] where recency is 0.
+
+    What users chose last tells what they choose next: an item that was popular once counts less.
+    A row is sent in steps of 1 / `STEPS`, so that uploads are integers that add up.
+    """
+    if not recency:
+        return counts
+    steps = lambda clients: jnp.round(STEPS * row_weights(clients, recency))
+    uploads = [Upload(clients.item, steps(clients)) for clients in data.clients]
+    return secure_sum(uploads, len(counts)) / STEPS
+
+
 def item_vectors(
     data: Data,
     counts: jax.Array,
@@ -59,6 +78,7 @@ def item_vectors(
     *,
     width: int,
     window: float = 0.0,
+    shrinkage: float = 0.0,
     passes: int = 3,
     participation: float = 1.0,
     bits: int = 32,
@@ -66,11 +86,12 @@ def item_vectors(
     largest: int | None = None,
     secure_sum: SecureSum = plain_sum,
 ) -> jax.Array:
-    """Item vectors f32 [I, `width`], mean squared length 1; zero for items without train rows.
+    """Item vectors f32 [I, `width`], of variance 1; zero for items without train rows.
 
     Args:
       counts: [I], public, from `item_counts`.
       window: how many rows apart two rows of a user still belong together; 0: any.
+      shrinkage: what is added to the counts in D, as a multiple of the mean count.
       passes: secure sums of an array [I, `width` + 1].
       participation: a client's chance to be in a pass.
       bits: of a number: 32, or 8 (up: each user's rows on a public scale, rounded at random, so
@@ -82,12 +103,14 @@ def item_vectors(
     """
     items = len(counts)
     most = 127 if bits == 8 else largest
-    scaling = inverse_root(counts)[:, None]
+    known = counts > 0
+    mean = counts.sum() / jnp.maximum(known.sum(), 1)
+    scaling = inverse_root(jnp.where(known, counts + shrinkage * mean, 0))[:, None]
     key_start, key = jax.random.split(key)
     basis = jax.random.normal(key_start, (items, width + 1))
     if start is not None:  # the first eigenvector is D^1/2, whatever the data
         basis = jnp.concatenate([jnp.ones((items, 1)), start], axis=1) * jnp.sqrt(counts)[:, None]
-    basis = linalg.orthonormal(jnp.where(counts[:, None] > 0, basis, 0))
+    basis = linalg.orthonormal(jnp.where(known[:, None], basis, 0))
     ordered = [jax.vmap(_by_time, (0, None))(clients, window) for clients in data.clients]
 
     def multiply(basis: jax.Array, number: jax.Array) -> jax.Array:
@@ -120,7 +143,17 @@ def item_vectors(
     form = basis.T @ multiply(basis, jnp.int32(passes - 1))
     values, turn = linalg.eigh((form + form.T) / 2)
     vectors = basis @ (turn * jnp.sqrt(jnp.maximum(values, 0)))[:, ::-1][:, 1:]
-    return vectors / jnp.maximum(jnp.sqrt(jnp.mean(jnp.sum(vectors**2, axis=1))), 1e-30)
+    return of_variance_one(vectors, counts)
+
+
+def of_variance_one(vectors: jax.Array, counts: jax.Array) -> jax.Array:
+    """`vectors` [I, D] scaled so that over train rows their squared distance to the mean is 1.
+
+    The curvature of a user's loss then has trace 1 a row, on whatever data, so one penalty fits.
+    """
+    shares = counts / jnp.maximum(counts.sum(), 1e-30)
+    apart = vectors - shares @ vectors
+    return vectors * jax.lax.rsqrt(jnp.maximum(shares @ jnp.sum(apart**2, axis=1), 1e-30))
 
 
 class OrderedRows(NamedTuple):

@@ -24,13 +24,16 @@ def normals(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
+TEXT = normals(8, ITEMS, 3)
+
+
 def codes(seed=0, items=ITEMS):
     rng = np.random.default_rng(seed)
     return jnp.asarray(rng.integers(0, CODES - 1, (items, LEVELS)), jnp.int32)  # one is never used
 
 
 def described(codebooks, incidence=False):
-    items = catalogue.describe(codebooks, codes(), normals(9, ITEMS))
+    items = catalogue.describe(codebooks, codes(), TEXT, normals(9, ITEMS))
     return catalogue.with_incidence(items, CODES) if incidence else items
 
 
@@ -47,7 +50,8 @@ def test_an_item_is_the_sum_of_its_code_vectors_and_its_popularity():
     items = described(codebooks)
     for item in range(ITEMS):
         vector = sum(codebooks[level, items.codes[item, level]] for level in range(LEVELS))
-        np.testing.assert_allclose(items.features[item, :-1], vector, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(items.features[item, :WIDTH], vector, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(items.features[:, WIDTH:-1], TEXT)
     np.testing.assert_array_equal(items.features[:, -1], items.popularity)
 
 
@@ -58,7 +62,7 @@ def test_scores_by_table_are_those_of_gathered_vectors(incidence):
     table = jnp.einsum("ud,pkd->upk", user, codebooks)
     found = jax.jit(catalogue.look_up)(table, items)
     np.testing.assert_allclose(found, slow_look_up(table, items.codes), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(found, user @ items.features[:, :-1].T, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found, user @ items.features[:, :WIDTH].T, rtol=1e-4, atol=1e-4)
 
 
 @both_forms
@@ -140,6 +144,7 @@ def sampler(number, items=ITEMS):
             lambda key: catalogue.sampled(
                 normals(0, LEVELS, CODES, WIDTH),
                 codes(items=items),
+                normals(8, items, 3),
                 jnp.arange(items, dtype=jnp.float32),
                 clients,
                 weights,
@@ -235,8 +240,8 @@ MANY = 200
 
 @partial(jax.jit)
 def total(user, features, offset):
-    """The sum of exp(s) over what the softmax sees: features [..., J, D + 1] -> [..., U]."""
-    scores = jnp.einsum("ud,...jd->...uj", user, features[..., :-1]) + offset
+    """The sum of exp(s) over what the softmax sees: features [..., J, D + T + 1] -> [..., U]."""
+    scores = jnp.einsum("ud,...jd->...uj", user, features[..., :WIDTH]) + offset
     return jnp.exp(jax.nn.logsumexp(scores, axis=-1))
 
 
@@ -250,7 +255,9 @@ def sampled_totals(histories, number, draws):
     others[:, [item for rows in histories for item in rows]] = True
     for one, rows in enumerate(histories):
         others[one, rows] = False
-    whole = catalogue.describe(normals(0, LEVELS, CODES, WIDTH), codes(items=MANY), jnp.zeros(MANY))
+    whole = catalogue.describe(
+        normals(0, LEVELS, CODES, WIDTH), codes(items=MANY), jnp.zeros((MANY, 0)), jnp.zeros(MANY)
+    )
     expected = total(user, whole.features, jnp.where(others, -jnp.inf, 0))
     real = slice(0, len(histories))
     return np.asarray(found, float)[:, real], np.asarray(expected, float)[real]
@@ -282,7 +289,7 @@ def test_more_rivals_come_closer_to_the_whole_catalogue():
 def test_users_without_rows_or_rivals_do_no_harm(histories):
     clients = client(histories)
     view = jax.tree.map(lambda leaf: leaf[0], sampled(clients, draws=1))
-    user = normals(1, len(clients.users), WIDTH + 1)
+    user = normals(1, len(clients.users), WIDTH + TEXT.shape[1] + 1)
 
     def loss(user, features):
         return fold_in.loss(user @ features.T + view.offset, view.chosen)

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from jax.experimental import io_callback
 
-from jaxrec.federated.cooccurrence import item_counts, item_vectors, plain_sum
+from jaxrec.federated.cooccurrence import (
+    STEPS,
+    item_counts,
+    item_vectors,
+    plain_sum,
+    recent_counts,
+)
 from jaxrec.types import Clients, Data, SettingError
 
 ITEMS, KNOWN, WIDTH = 20, 17, 4  # the last three items have no train rows
@@ -70,7 +76,7 @@ def counts():
     return np.bincount(np.concatenate(histories()), minlength=ITEMS)
 
 
-def dense(window):
+def dense(window, shrinkage=0.0):
     """A [I, I] as the module states it."""
     total = np.zeros((ITEMS, ITEMS))
     for items in histories():
@@ -79,7 +85,8 @@ def dense(window):
         kernel = np.exp(-apart / window) if window else np.ones_like(apart, float)
         root = 1 / np.sqrt(kernel.sum(1))
         total += z.T @ (root[:, None] * kernel * root) @ z
-    root = np.where(counts() > 0, 1 / np.sqrt(np.maximum(counts(), 1)), 0)
+    shrunk = counts() + shrinkage * counts()[counts() > 0].mean()
+    root = np.where(counts() > 0, 1 / np.sqrt(np.maximum(shrunk, 1)), 0)
     return root[:, None] * total * root
 
 
@@ -87,7 +94,8 @@ def slow_vectors(operator, width=WIDTH):
     """The eigenvectors after the first, as long as the roots of their values, scaled."""
     values, vectors = np.linalg.eigh(operator)
     found = (vectors * np.sqrt(np.maximum(values, 0)))[:, ::-1][:, 1 : width + 1]
-    return found / np.sqrt(np.mean(np.sum(found**2, axis=1)))
+    rows = np.repeat(found, counts(), axis=0)
+    return found / np.sqrt(np.sum((rows - rows.mean(0)) ** 2) / len(rows))
 
 
 @cache
@@ -111,10 +119,24 @@ def test_counts_are_those_of_all_rows():
     np.testing.assert_array_equal(item_counts(federation(grouped()), ITEMS), counts())
 
 
-@pytest.mark.parametrize("window", [0.0, WINDOW])
-def test_many_passes_reach_the_leading_eigenvectors(window):
-    found = vectors(federation(grouped()), passes=MANY, window=window)
-    expected = slow_vectors(dense(window))
+@pytest.mark.parametrize("recency", [1.0, 2.5])
+def test_of_a_users_rows_the_newest_are_popular(recency):
+    expected = np.zeros(ITEMS)
+    for items in histories():
+        for newer, item in enumerate(items[::-1]):
+            expected[item] += 1 / (1 + newer / recency)
+    data = federation(grouped())
+    found = recent_counts(data, jnp.float32(counts()), recency)
+    assert (found * STEPS == jnp.round(found * STEPS)).all()  # sums of integers
+    np.testing.assert_allclose(found, expected, atol=counts().max() / STEPS / 2)
+    everywhere = recent_counts(data, jnp.float32(counts()), 0.0)
+    np.testing.assert_array_equal(everywhere, counts())
+
+
+@pytest.mark.parametrize(("window", "shrinkage"), [(0.0, 0.0), (WINDOW, 0.0), (WINDOW, 0.5)])
+def test_many_passes_reach_the_leading_eigenvectors(window, shrinkage):
+    found = vectors(federation(grouped()), passes=MANY, window=window, shrinkage=shrinkage)
+    expected = slow_vectors(dense(window, shrinkage))
     assert found.shape == (ITEMS, WIDTH)
     assert gap(found, expected) < 1e-3
     signs = np.sign(np.sum(found * expected, axis=0))  # largest eigenvalue first
@@ -163,7 +185,8 @@ def test_items_without_train_rows_get_zero(window, bits):
     assert (counts()[:KNOWN] > 0).all() and (counts()[KNOWN:] == 0).all()
     assert np.abs(found[KNOWN:]).max() < 1e-6
     assert (np.abs(found[:KNOWN]).max(1) > 1e-3).all()
-    assert np.mean(np.sum(found**2, axis=1)) == pytest.approx(1, rel=1e-5)
+    rows = np.repeat(found, counts(), axis=0)
+    assert np.sum((rows - rows.mean(0)) ** 2) / len(rows) == pytest.approx(1, rel=1e-5)
 
 
 @pytest.mark.parametrize("passes", [1, 3])
@@ -175,7 +198,8 @@ def test_items_without_train_rows_get_zero_where_the_data_have_fewer_axes(passes
     found = np.asarray(run(data, jnp.float32(own), jax.random.key(0)))
     assert np.isfinite(found).all()
     assert np.abs(found[own == 0]).max() < 1e-5
-    assert np.mean(np.sum(found**2, axis=1)) == pytest.approx(1, rel=1e-5)
+    rows = np.repeat(found, own, axis=0)
+    assert np.sum((rows - rows.mean(0)) ** 2) / len(rows) == pytest.approx(1, rel=1e-5)
 
 
 def test_without_any_rows_it_is_zero():

@@ -313,10 +313,11 @@ def test_rqfedrec_sends_codebooks_and_their_change(monkeypatch, secure_sums, set
     state = run(made.init, KEY, data)
     codebooks = jax.eval_shape(partial(rqfedrec_server.broadcast, config), state.shared).codebooks
     for upload, read in found:
-        assert set(read) <= {".codes.table", ".popularity"}  # known since the set-up
+        assert set(read) <= {".codes.table", ".text", ".popularity"}  # known since the set-up
         assert made.traffic.up == encoded(upload, config.uplink)
     assert made.traffic.down == encoded(codebooks, config.downlink)
-    assert made.traffic.codes_down == code_bytes(state.shared.codes.table, config.codes)
+    told = encoded(state.shared.text, "int4") if config.told else 0
+    assert made.traffic.codes_down == told + code_bytes(state.shared.codes.table, config.codes)
 
     counts, passes = ([s for s in secure_sums if len(s[0]) == axes] for axes in (1, 2))
     assert counts == [((ITEMS,), CLIENTS)]
@@ -327,7 +328,7 @@ def test_rqfedrec_sends_codebooks_and_their_change(monkeypatch, secure_sums, set
         up += summed_bytes(shape, config.sketch_bits)
         basis = jax.ShapeDtypeStruct(shape, jnp.float32)
         down += encoded(basis, "int8" if config.sketch_bits == 8 else "float32")
-    users = np.concatenate([user.reshape(-1, WIDTH + 1) for user in state.user])
+    users = np.concatenate([user.reshape(-1, user.shape[-1]) for user in state.user])
     if (users[:, :-1] != 0).any():  # they are fitted to the first codebooks
         down += made.traffic.down
     assert (made.traffic.setup_up, made.traffic.setup_down) == (up, down)

@@ -15,12 +15,12 @@ from jaxrec.methods.rqfedrec.state import Broadcast, Shared
 from jaxrec.ops import fold_in
 from jaxrec.types import Clients
 
-Private = tuple[jax.Array, jax.Array]  # users [U, D + 1], what was rounded off [P, K, D]
+Private = tuple[jax.Array, jax.Array]  # users [U, D + T + 1], what was rounded off [P, K, D]
 
 
 def prior(config: Config) -> jax.Array:
-    """The user vector [D + 1] that knows nothing: it ranks by popularity."""
-    return jnp.zeros(config.width + 1).at[-1].set(1.0)
+    """The user vector [D + T + 1] that knows nothing: it ranks by popularity."""
+    return jnp.zeros(config.width + config.told + 1).at[-1].set(1.0)
 
 
 def view(config: Config, items: Catalogue, clients: Clients) -> View:
@@ -35,6 +35,7 @@ def sampled_view(
     return catalogue.sampled(
         sent.codebooks,
         shared.codes.table,
+        shared.text,
         shared.popularity,
         clients,
         local.row_weights(clients, config.recency),
@@ -46,7 +47,7 @@ def sampled_view(
 def fit(
     config: Config, start: jax.Array, seen: View, sent: Broadcast, clients: Clients
 ) -> tuple[jax.Array, View]:
-    """The client's users [U, D + 1], and the view of the rows that it believes."""
+    """The client's users [U, D + T + 1], and the view of the rows that it believes."""
     follow = partial(
         fold_in.fold_in,
         prior=prior(config),
@@ -97,9 +98,9 @@ def train(
     loss = fold_in.loss(scores, seen.chosen).sum() / number
     residual = fold_in.residual(scores, seen.chosen) / number
     if config.factored:
-        return Factored(residual, user[:, :-1]), (user, error), loss
+        return Factored(residual, user[:, : config.width]), (user, error), loss
     if config.codebook_steps == 1:
-        change = codebook_gradient(config, residual, user[:, :-1], seen.items)
+        change = codebook_gradient(config, residual, user[:, : config.width], seen.items)
     else:
         change = descend(config, user, sent.codebooks, seen, number)
     if config.privacy != "plain":  # its integers are everybody's
@@ -113,13 +114,14 @@ def descend(
     config: Config, user: jax.Array, codebooks: jax.Array, seen: View, number: jax.Array
 ) -> jax.Array:
     """The mean gradient [P, K, D] of several steps on the client's own codebooks."""
+    coded, rest = user[:, : config.width], user[:, config.width :]
+    fixed = rest @ seen.items.features[:, config.width :].T + seen.offset  # of texts, popularity
 
     def step(own, _):
-        table = jnp.einsum("ud,pkd->upk", user[:, :-1], own)
-        scores = catalogue.look_up(table, seen.items) + seen.offset
-        scores += user[:, -1:] * seen.items.popularity
+        table = jnp.einsum("ud,pkd->upk", coded, own)
+        scores = catalogue.look_up(table, seen.items) + fixed
         residual = fold_in.residual(scores, seen.chosen) / number
-        gradient = codebook_gradient(config, residual, user[:, :-1], seen.items)
+        gradient = codebook_gradient(config, residual, coded, seen.items)
         return own - config.codebook_learning_rate * gradient, None
 
     last, _ = jax.lax.scan(step, codebooks, length=config.codebook_steps)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrec.federated import cooccurrence, secure_sum
+from jaxrec.federated import codecs, cooccurrence, secure_sum
 from jaxrec.federated.private_mean import in_integers
 from jaxrec.methods.rqfedrec.config import CodesConfig
 from jaxrec.ops import linalg, quantize
@@ -114,6 +114,7 @@ def _vectors(config: CodesConfig, data: Data, counts, key, start=None) -> jax.Ar
         key,
         width=config.width,
         window=config.window,
+        shrinkage=config.shrinkage,
         passes=config.passes if start is None else 1,
         participation=config.sketch_participation,
         bits=config.sketch_bits,
@@ -149,6 +150,19 @@ def _coded(config: CodesConfig, text, vectors, counts, key) -> Codes:
     return Codes(table, jax.tree.map(lambda *values: jnp.stack(values), *each))
 
 
+def text_vectors(config: CodesConfig, text: jax.Array | None, items: int) -> jax.Array:
+    """The items' texts as scores read them, f32 [I, T], as they come down in 4 bits; zero without.
+
+    The texts are public, and what a user makes of them stays with the client: nothing is sent.
+    """
+    if not config.told:
+        return jnp.zeros((items, 0))
+    found = _principal(text, jnp.any(text != 0, axis=1), config.told)
+    found = jnp.pad(found, ((0, 0), (0, config.told - found.shape[1])))
+    length = jnp.linalg.norm(found, axis=1, keepdims=True)
+    return codecs.round_trip(config.text_scale * found / jnp.maximum(length, 1e-9), "int4")
+
+
 def _principal(text: jax.Array, given: jax.Array, width: int) -> jax.Array:
     """Centred text vectors [I, T] on their leading `width` axes; zero for items without text."""
     centred = jnp.where(given[:, None], text - text.sum(0) / jnp.maximum(given.sum(), 1), 0)
@@ -156,10 +170,15 @@ def _principal(text: jax.Array, given: jax.Array, width: int) -> jax.Array:
     return centred @ axes[:, ::-1][:, :width]
 
 
-def traffic(config: CodesConfig, sizes: Sizes, *, refreshes: bool) -> Traffic:
-    """Bytes of the set-up, of a code table and of a refresh; nothing per round."""
+def traffic(config: CodesConfig, sizes: Sizes, *, weighed: bool, refreshes: bool) -> Traffic:
+    """Bytes of the set-up, of a code table and of a refresh; nothing per round.
+
+    Where rows are `weighed`, there is a second sum of counts.
+    """
     narrow = config.sketch_bits == 8
     counts = 4.0 * sizes.items  # to the server as a secure sum, back as the popularity term
+    recent = counts if weighed else 0.0
+    told = codecs.message_bytes("int4", sizes.items, config.told) if config.told else 0.0
     numbers = sizes.items * (config.width + 1)
     basis = numbers * config.sketch_bits / 8
     # Masked integers travel modulo the largest possible sum: a row of 8 bits from each user.
@@ -169,9 +188,9 @@ def traffic(config: CodesConfig, sizes: Sizes, *, refreshes: bool) -> Traffic:
     passes = config.passes * config.sketch_participation if config.needs_vectors else 0
     bits = config.codebook_levels * max(1, math.ceil(math.log2(config.codes)))  # of an item's codes
     return Traffic(
-        setup_up=counts + passes * summed,
-        setup_down=counts + passes * (basis + scales),
-        codes_down=sizes.items * bits / 8,
+        setup_up=counts + recent + passes * summed,
+        setup_down=counts + recent + passes * (basis + scales),
+        codes_down=sizes.items * bits / 8 + told,
         refresh_up=summed if refreshes else 0.0,
         refresh_down=basis + scales if refreshes else 0.0,
     )

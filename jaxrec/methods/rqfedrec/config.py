@@ -28,16 +28,23 @@ class CodesConfig(PrivacyConfig):
     """warm: codebooks fitted to the collaborative vectors; cold: random codebooks."""
     window: float = setting(0.0, at_least=0)
     """Rows of a user that count as near in the collaborative vectors, in rows; 0: all of them."""
+    shrinkage: float = setting(0.2, at_least=0)
+    """How little the co-occurrences of rare items say in the collaborative vectors: what is added
+    to each item's count, in mean counts."""
     passes: int = setting(4, at_least=1)
     """Secure sums [I, D + 1] for the collaborative vectors."""
-    sketch_participation: float = setting(0.2, above=0, at_most=1)
-    """Chance of a client to be in one of those sums, 0 to 1."""
+    sketch_participation: float = setting(0.0, at_least=0, at_most=1)
+    """Chance of a client to be in one of those sums, 0 to 1; 0: .2, or as much as brings 2,000
+    users into a sum."""
     sketch_bits: Literal[8, 32] = 8
     """Bits of a number in those sums."""
     setup_noise: float = setting(0.1, above=0)
     """Noise of the set-up's sums, as a fraction of a round's, where the run has a budget."""
-    text_width: int = setting(64, at_least=1)
-    """Principal components of the text vectors that are quantised."""
+    text_width: int = setting(128, at_least=1)
+    """T, principal components of the text vectors that are quantised and scored with."""
+    text_scale: float = setting(1.0, at_least=0)
+    """Length of an item's text vector in scores, where collaborative vectors have variance 1;
+    0: text is in the codes alone."""
 
     @property
     def semantic(self) -> bool:
@@ -48,6 +55,11 @@ class CodesConfig(PrivacyConfig):
     def collaborative(self) -> bool:
         """Whether there is a channel of collaborative codes."""
         return self.channels in ("dual", "collaborative")
+
+    @property
+    def told(self) -> int:
+        """T, the numbers of an item's text in scores."""
+        return self.text_width if self.semantic and self.text_scale else 0
 
     @property
     def number_of_channels(self) -> int:
@@ -70,6 +82,8 @@ class Config(CohortConfig, CodesConfig):
 
     popularity: bool = True
     """Whether scores have the public popularity term."""
+    popularity_prior: float = setting(10.0, above=0)
+    """Rows that are added to each item's in that term, so that it does not bury new items."""
     recency: float = setting(0.0, at_least=0)
     """A train row with n newer ones of its user counts 1 / (1 + n / recency); 0: all count 1."""
     l2: float = setting(1.0, above=0)
@@ -84,6 +98,11 @@ class Config(CohortConfig, CodesConfig):
     """Step size of those steps, where there are more than one."""
     server_learning_rate: float = setting(0.003, above=0)
     """Step size of the server's Adam."""
+    rare_code_steps: float = setting(0.25, at_least=0, at_most=1)
+    """A code with a share s of the mean code's train rows takes steps of s to the power of minus
+    this, at most three times as large; 0: all codes take the same."""
+    start_decay: float = setting(0.03, at_least=0, below=1)
+    """Part of the way back to where they started that codebooks go each round, 0 to 1."""
     negatives: int = setting(0, at_least=0)
     """Sampled rivals of a client per round; 0: the full catalogue."""
     uplink: Codec = "int8"
@@ -125,11 +144,12 @@ class Config(CohortConfig, CodesConfig):
     @property
     def unread(self) -> dict[str, tuple[str, ...]]:
         """The settings that a choice leaves unread."""
-        sketch = "window", "passes", "sketch_participation", "sketch_bits"
-        texts = () if self.semantic else ("text_width",)
+        sketch = "window", "shrinkage", "passes", "sketch_participation", "sketch_bits"
+        texts = () if self.semantic else ("text_width", "text_scale")
         moves = self.curriculum in ("linear", "sigmoid")
         return {
             "channels": texts if self.needs_vectors else (*texts, *sketch),
+            "popularity": () if self.popularity else ("popularity_prior",),
             "curriculum": () if moves else ("curriculum_rounds", "curriculum_floor"),
             "codebook_steps": () if self.codebook_steps > 1 else ("codebook_learning_rate",),
         }

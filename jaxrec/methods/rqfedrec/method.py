@@ -2,11 +2,12 @@
 
 An item is a list of codes [P], P = channels x levels, made by residual k-means on the vectors of
 its text (semantic channel) and on collaborative vectors (collaborative channel). With codebooks C
-[P, K, D], channel gates w, private user vectors u and a private popularity weight a,
+[P, K, D], channel gates w, text vectors t, private user vectors u and s and a private popularity
+weight a,
 
-    score(u, i) = u . sum_p w_p C[p, code(i, p)] + a log popularity(i).
+    score(u, i) = u . sum_p w_p C[p, code(i, p)] + s . t_i + a log popularity(i).
 
-A client fits u to its own history (`ops/fold_in.py`), takes gradient steps on the codebooks and
+A client fits u, s and a to its own history (`ops/fold_in.py`), takes gradient steps on the codebooks and
 uploads the change; a round's traffic depends on P, K and D, never on the number of items.
 
 The abstracts are all of the paper that we could read, so the rest is ours:
@@ -18,7 +19,11 @@ The abstracts are all of the paper that we could read, so the rest is ours:
 - Gates act at the server, on what it broadcasts: their gradient follows from the codebooks'. The
   curriculum moves weight from the semantic to the collaborative channel; with a warm start it
   gains nothing (README), so the gates are constant by default.
-- `recency`: a client may weigh its newest rows most. It knows their order, nobody else does.
+- `recency`: a client may weigh its newest rows most. It knows their order, nobody else does. Where
+  it does, popularity is the sum of those weights: what users chose last.
+- Items that hardly anybody has yet are found by their texts: s . t_i costs no upload.
+- Codebooks go back towards their start a part of the way each round, and codes that few rows use
+  take larger steps: without either, validation falls again soon after its best round.
 - A refresh passes the learned item table once more over the co-occurrences, codes the result
   anew and re-expresses the codebooks in the new codes by least squares.
 """
@@ -26,6 +31,7 @@ The abstracts are all of the paper that we could read, so the rest is ours:
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,6 +40,7 @@ import jax.numpy as jnp
 
 from jaxrec.federated import catalogue, codecs, cohort, scoring
 from jaxrec.federated.catalogue import Catalogue
+from jaxrec.federated.cooccurrence import recent_counts
 from jaxrec.federated.engine import federated_round
 from jaxrec.federated.malicious import RENAMED, with_attackers
 from jaxrec.federated.privacy import check_user_sums
@@ -46,6 +53,8 @@ from jaxrec.methods.rqfedrec.state import Metrics, Shared, State
 from jaxrec.models.collaborative import Tables
 from jaxrec.ops import quantize
 from jaxrec.types import Attendance, Data, Earlier, Method, Reads, Release, Sizes, Traffic, Traits
+
+SKETCHED = 2000  # users that a sum of the set-up needs
 
 TRAITS = Traits(
     run={
@@ -66,7 +75,7 @@ TRAITS = Traits(
 def make(config: Config, sizes: Sizes) -> Method:
     """Build the method for `sizes`; raises SettingError on settings that cannot work."""
     check_items(config, sizes)
-    config = cohort.with_enough(config, sizes)
+    config = with_sketch(cohort.with_enough(config, sizes), sizes)
     cohort.check_rounds(config, sizes)
     check_user_sums(config, sizes)
     method = Method(
@@ -84,6 +93,12 @@ def make(config: Config, sizes: Sizes) -> Method:
     return with_attackers(config, sizes, method)
 
 
+def with_sketch(config: Config, sizes: Sizes) -> Config:
+    """The settings with the chance of a client to be in a sum of the set-up, where none is set."""
+    chance = config.sketch_participation or min(1.0, max(0.2, SKETCHED / max(sizes.users, 1)))
+    return replace(config, sketch_participation=chance)
+
+
 def traffic(config: Config, sizes: Sizes) -> Traffic:
     """Codebooks each round; counts, passes and the code table at set-up. Gates stay at home."""
     levels, number, width = config.codebook_shape
@@ -97,13 +112,14 @@ def traffic(config: Config, sizes: Sizes) -> Traffic:
         down += 4.0 * rows
     else:
         up = 4.0 * rows * width
-    once = codes.traffic(config, sizes, refreshes=config.refresh > 0)
+    weighed, refreshes = config.recency > 0, config.refresh > 0
+    once = codes.traffic(config, sizes, weighed=weighed, refreshes=refreshes)
     if config.noised:
         setup_up, setup_down = private_setup.traffic(config, sizes)
         once = once._replace(setup_up=setup_up, setup_down=setup_down)
     if not config.negatives:  # every client fits its users to the first codebooks
         once = once._replace(setup_down=once.setup_down + down)
-    setup = 2 if config.noised else 1 + config.passes * config.needs_vectors
+    setup = 2 if config.noised else 1 + weighed + config.passes * config.needs_vectors
     every = once._replace(up=up, down=down)
     return with_protocol(config, every, sizes.clients, cohort=config.participation, setup=setup)
 
@@ -126,14 +142,17 @@ def init(
     if config.noised:
         key_codes, key_sums = jax.random.split(key_codes)
         counts, vectors = private_setup.counts_and_vectors(config, sizes, data, key_sums)
+        recent = counts
     else:
         counts = supported_counts(config, data, sizes.items)
         data = known(config, counts, data)
+        recent = recent_counts(data, counts, config.recency)
     if learned is None:
         coded, codebooks = codes.initial_codes(config, data, counts, key_codes, vectors)
     else:
         coded, codebooks = codes.grown_codes(config, data, counts, key_codes, learned)
-    shared = server.initial_shared(config, coded, codebooks, counts, key_anchors)
+    text = codes.text_vectors(config, data.text, sizes.items)
+    shared = server.initial_shared(config, coded, codebooks, counts, recent, text, key_anchors)
     prior = client.prior(config)
     users = tuple(jnp.broadcast_to(prior, (*c.users.shape, len(prior))) for c in data.clients)
     width = config.codebook_shape if config.keeps_error else (0,)

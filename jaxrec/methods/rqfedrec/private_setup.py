@@ -14,6 +14,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from jaxrec.federated.cooccurrence import of_variance_one
 from jaxrec.federated.user_sums import (
     FLOOR,
     UserSums,
@@ -56,7 +57,7 @@ def traffic(config: Config, sizes: Sizes) -> tuple[float, float]:
 def counts_and_vectors(
     config: Config, sizes: Sizes, data: Data, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """About how many users each item has [I], and item vectors [I, D] of mean squared length 1."""
+    """About how many users each item has [I], and item vectors [I, D] of variance 1."""
     key_popularity, key_similarity = jax.random.split(key)
     sums = UserSums(config, sizes.users, sizes.items, noises(config))
     c = jnp.maximum(popularity(sums, data, key_popularity), FLOOR)
@@ -69,6 +70,5 @@ def counts_and_vectors(
     leading = (turn * jnp.sqrt(values))[:, ::-1][:, 1 : 1 + config.width]
     vectors = basis @ leading / c[:, None] ** 0.25
     vectors = jnp.pad(vectors, ((0, 0), (0, config.width - vectors.shape[1])))
-    length = jnp.sqrt(jnp.mean(jnp.sum(vectors**2, axis=1)))
     rows = c.sum() / max(sizes.users, 1)  # about the root of a user's number of rows
-    return c * rows, vectors / jnp.maximum(length, 1e-30)
+    return c * rows, of_variance_one(vectors, c)

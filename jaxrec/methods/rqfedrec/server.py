@@ -21,6 +21,7 @@ from jaxrec.methods.rqfedrec.state import Broadcast, Shared
 from jaxrec.ops import fold_in
 from jaxrec.types import Data
 
+MOST_STEPS = 3.0  # of a rare code, in those of a code of the mean share
 ANCHORS = 4096  # items that the curvature is taken on, whatever the catalogue
 
 
@@ -36,10 +37,19 @@ def initial_gates(config: Config) -> jax.Array:
 
 
 def initial_shared(
-    config: Config, codes: Any, codebooks: jax.Array, counts: jax.Array, key: jax.Array
+    config: Config,
+    codes: Any,
+    codebooks: jax.Array,
+    counts: jax.Array,
+    recent: jax.Array,
+    text: jax.Array,
+    key: jax.Array,
 ) -> Shared:
-    """What the server knows before the first round; codebooks [P, K, D] are as they are served."""
-    popularity = jnp.log1p(counts) * config.popularity
+    """What the server knows before the first round; codebooks [P, K, D] are as they are served.
+
+    `counts` [I] are of all train rows, `recent` [I] of rows by what they count; `text` is [I, T].
+    """
+    popularity = jnp.log(recent + config.popularity_prior) * config.popularity
     gates = initial_gates(config)
     if config.channels == "dual":
         codebooks = ungated(codebooks, code_gates(config, jnp.int32(0), gates))
@@ -49,8 +59,10 @@ def initial_shared(
         jnp.int32(0),
         codes,
         codebooks,
+        codebooks,
         gates,
         optimizer(config).init((codebooks, gates)),
+        text,
         popularity - popularity.mean(),
         counts,
         anchors,
@@ -79,14 +91,17 @@ def broadcast(config: Config, shared: Shared) -> Broadcast:
     gates = code_gates(config, shared.round, shared.gates)
     sent = codecs.round_trip(gates[:, None, None] * shared.codebooks, config.downlink)
     met = shared.anchors
-    anchors = catalogue.describe(sent, shared.codes.table[met], shared.popularity[met]).features
-    curvature = fold_in.curvature(anchors, jnp.full(len(met), 1 / len(met)))
+    items = catalogue.describe(
+        sent, shared.codes.table[met], shared.text[met], shared.popularity[met]
+    )
+    curvature = fold_in.curvature(items.features, jnp.full(len(met), 1 / len(met)))
     return Broadcast(sent, curvature)
 
 
 def all_items(shared: Shared, sent: Broadcast) -> Catalogue:
     """The whole catalogue under the codebooks as they were sent."""
-    return catalogue.describe(sent.codebooks, shared.codes.table, shared.popularity)
+    codes = shared.codes.table
+    return catalogue.describe(sent.codebooks, codes, shared.text, shared.popularity)
 
 
 def aggregate(
@@ -96,7 +111,11 @@ def aggregate(
     weights: tuple[jax.Array, ...],
     key: jax.Array,
 ) -> Shared:
-    """Adam's step on codebooks and gates by the mean change [P, K, D]."""
+    """Adam's step on codebooks and gates by the mean change [P, K, D], and back towards the start.
+
+    The way back is weight decay towards the start (L2-SP: Li et al., 2018): the codebooks begin
+    near the end, and rounds on users' own rows would lead ever further from it.
+    """
     change = mean_change(config, shared, uploads, weights)
     gates = gates_at(config, shared.round, shared.gates)
     # d/dw and d/dC of a loss that depends on w C alone, from its gradient in w C.
@@ -104,11 +123,22 @@ def aggregate(
     wanted = wanted if config.curriculum == "learned" else jnp.zeros_like(wanted)
     gradient = change * jnp.repeat(gates, config.levels)[:, None, None], wanted
     parameters = shared.codebooks, shared.gates
-    updates, moments = optimizer(config).update(gradient, shared.moments, parameters)
-    codebooks, new_gates = jax.tree.map(optax.apply_updates, parameters, updates)
+    (step, turn), moments = optimizer(config).update(gradient, shared.moments, parameters)
+    codebooks = shared.codebooks + step_sizes(config, shared)[..., None] * step
+    codebooks += config.start_decay * (shared.start - codebooks)
+    new_gates = shared.gates + turn
     return shared._replace(
         round=shared.round + 1, codebooks=codebooks, gates=new_gates, moments=moments
     )
+
+
+def step_sizes(config: Config, shared: Shared) -> jax.Array:
+    """How large a step each code takes, [P, K], in steps of Adam: larger where it is rare."""
+    if not config.rare_code_steps:
+        return jnp.ones(config.codebook_shape[:2])
+    rows = lambda codes: jax.ops.segment_sum(shared.counts, codes, config.codes)
+    share = jax.vmap(rows, in_axes=1)(shared.codes.table) * config.codes / shared.counts.sum()
+    return jnp.minimum(jnp.maximum(share, 1e-9) ** -config.rare_code_steps, MOST_STEPS)
 
 
 def mean_change(
@@ -132,4 +162,4 @@ def refresh(config: Config, shared: Shared, data: Data, key: jax.Array) -> Share
         config, shared.codes, shared.codebooks, gates, data, shared.counts, key
     )
     moments = optimizer(config).init((codebooks, shared.gates))
-    return shared._replace(codes=codes, codebooks=codebooks, moments=moments)
+    return shared._replace(codes=codes, codebooks=codebooks, start=codebooks, moments=moments)

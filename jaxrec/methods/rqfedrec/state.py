@@ -16,9 +16,11 @@ class Shared(NamedTuple):
     round: jax.Array  # int32 []
     codes: Codes
     codebooks: jax.Array  # f32 [P, K, D]
+    start: jax.Array  # f32 [P, K, D]  the codebooks as the codes were made
     gates: jax.Array  # f32 [channels]
     moments: Any  # the server optimiser's, of codebooks and gates
-    popularity: jax.Array  # f32 [I]  centred log counts
+    text: jax.Array  # f32 [I, T]  the items' text vectors, of one length
+    popularity: jax.Array  # f32 [I]  centred log counts, of which recent rows count most
     counts: jax.Array  # f32 [I]  train interactions
     anchors: jax.Array  # int32 [A]  items drawn by popularity
     bounds: Bounds | None  # what uploads are measured with
@@ -26,7 +28,7 @@ class Shared(NamedTuple):
 
 class State(NamedTuple):
     shared: Shared
-    user: tuple[jax.Array, ...]  # a bucket: f32 [C, U, D + 1], the last is the popularity weight
+    user: tuple[jax.Array, ...]  # a bucket: f32 [C, U, D + T + 1], the last is the popularity weight
     error: tuple[jax.Array, ...]  # a bucket: f32 [C, P, K, D], what sign rounded off; else [C, 0]
 
 

@@ -20,9 +20,10 @@ from jaxrec.ops import quantize
 from jaxrec.types import SettingError
 
 EXACT = {"uplink": "float32", "downlink": "float32", "sketch_bits": 32}
+WIDTH, TOLD = 4, 3
 SMALL = {
-    "width": 4, "levels": 2, "codes": 5, "participation": 1.0, "sketch_participation": 1.0,
-    "privacy": "plain",
+    "width": WIDTH, "text_width": TOLD, "levels": 2, "codes": 5, "participation": 1.0, "sketch_participation": 1.0,
+    "privacy": "plain", "l2": 1.0, "start_decay": 0.0, "rare_code_steps": 0.0,
 }  # fmt: skip
 
 
@@ -63,7 +64,7 @@ def played(rounds=1, how="given", undescribed=(), **settings):
 
 
 def histories(data, users):
-    """(fitted user vector [D + 1], its train items) of every user, by a loop."""
+    """(fitted user vector [D + T + 1], its train items) of every user, by a loop."""
     for clients, fitted in zip(data.clients, users, strict=True):
         for line, ids in enumerate(clients.users):
             for row in range(len(ids)):
@@ -77,7 +78,7 @@ def mean_gradient(data, shared, users, codebooks):
 
     def loss(codebooks, user, items):
         table = sum(codebooks[p, shared.codes.table[:, p]] for p in range(len(codebooks)))
-        scores = table @ user[:-1] + user[-1] * shared.popularity
+        scores = table @ user[:WIDTH] + shared.text @ user[WIDTH:-1] + user[-1] * shared.popularity
         return -jnp.sum(jax.nn.log_softmax(scores)[items])
 
     gradients = [jax.grad(loss)(codebooks, *one) for one in histories(data, users)]
@@ -243,7 +244,9 @@ def test_the_rows_left_out_are_those_of_the_highest_loss_rounded_down(share):
     data, _ = problem("user")
     (_, after), _, _ = played(how="user")
     shared, clients = after.shared, jax.tree.map(lambda leaf: leaf[:3], data.clients[-1])
-    items = catalogue.describe(shared.codebooks, shared.codes.table, shared.popularity)
+    items = catalogue.describe(
+        shared.codebooks, shared.codes.table, shared.text, shared.popularity
+    )
     config = rqfedrec.Config(drop_loss=share)
     for line in range(3):
         one = jax.tree.map(lambda leaf, n=line: leaf[n], clients)
@@ -284,13 +287,13 @@ def test_scores_follow_the_formula():
         sum(np.asarray(shared.codebooks)[p, code] for p, code in enumerate(codes))
         for codes in np.asarray(shared.codes.table)
     ])  # fmt: skip
-    popularity = np.log1p(np.bincount(
+    popularity = np.log(10 + np.bincount(
         np.concatenate([items for _, items in histories(data, after.user)]), minlength=30
     ))  # fmt: skip
-    features = np.append(table, (popularity - popularity.mean())[:, None], axis=1)
+    features = np.column_stack([table, shared.text, popularity - popularity.mean()])
     # Every row of scores is some user's vector on these features.
     solved, _, rank, _ = np.linalg.lstsq(features, np.asarray(scores).T, rcond=None)
-    assert rank == 5
+    assert rank == WIDTH + TOLD + 1
     np.testing.assert_allclose(features @ solved, np.asarray(scores).T, atol=1e-4)
 
 
