@@ -236,6 +236,7 @@ class Reads(NamedTuple):
 
     history: bool = False  # `Data.history`, the rows by time
     text: bool = False  # `Data.text`, vectors of the items' texts
+    any_text: bool = False  # the same, where any item has a text
     titles: bool = False  # `Data.written`, the texts themselves
 
 
@@ -250,6 +251,8 @@ class Traits:
     run: Mapping[str, Any] = field(default_factory=dict)  # its own defaults of settings of a run
     reads: Callable[[Any], Reads] = lambda config: Reads()
     check_data: Callable[[Any, Data], None] = lambda config, data: None  # refuses what cannot work
+    settled: Callable[[Any, Data], tuple[Any, str]] = lambda config, data: (config, "")
+    """The config with what it leaves to the data, and what to say of that."""
     resumable: tuple[str, ...] = ()  # own settings that may change when a run is resumed
     needs: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()

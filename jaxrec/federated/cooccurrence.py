@@ -7,9 +7,10 @@ the a-th and the b-th, each row and column of K_u divided by the root of its sum
 
 With window = 0 all pairs of a user's rows count alike: A = N^T N with N = D_u^-1/2 R D_i^-1/2.
 Without shrinkage the leading eigenvectors are spent on a few rare items of a few users (Amini et
-al., Pseudo-likelihood methods for community detection, 2013; they add to D too). A pass sends a basis [I, R] down; every client applies its own part of A to it; the server sees the
-sum alone. Item vectors are the leading eigenvectors but for the first, which is popularity, times
-the root of their eigenvalues.
+al., Pseudo-likelihood methods for community detection, 2013, add to D for the same reason). A pass
+sends a basis [I, R] down; every client applies its own part of A to it; the server sees the sum
+alone. Item vectors are the leading eigenvectors but for the first, which is popularity, times the
+root of their eigenvalues.
 """
 
 from __future__ import annotations

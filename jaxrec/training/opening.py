@@ -17,6 +17,7 @@ from jaxrec.training import budget, checkpoint, kept_data
 from jaxrec.training.compiled_rounds import starter
 from jaxrec.training.job import Job, Progress, identity_of
 from jaxrec.training.prepared import Prepared, prepare
+from jaxrec.training.progress import say
 from jaxrec.training.result import Result, result_of
 from jaxrec.training.run_folder import (
     check_record,
@@ -39,12 +40,15 @@ def job_of(
     track: Callable[[str, files.Row], None] | None = None,
     progress: bool = True,
 ) -> Job:
-    """The job of a method, with the noise that its budget asks for.
+    """The job of a method, with what its config leaves to the data, and the noise that its budget
+    asks for.
 
     Raises SettingError where its settings do not go with the data's sizes, or where no noise keeps
     within the budget.
     """
     make = lambda config: method_module(name).make(config, prepared.sizes)
+    config, note = method_module(name).TRAITS.settled(config, prepared.data)
+    say(f"{name}: {note}", shown=bool(note) and progress)
     config = budget.solved(config, run.rounds, make)
     method = make(config)
     init_key, key = jax.random.split(jax.random.key(run.seed))

@@ -26,7 +26,7 @@ from jaxrec.data.pack import pack
 from jaxrec.data.partition import partition
 from jaxrec.data.sources import load, located
 from jaxrec.data.split import How, core, settled, split, with_random_positives
-from jaxrec.data.text import ItemText, titled, vectors
+from jaxrec.data.text import ItemText, texts, titled, vectors
 from jaxrec.evaluation.plan import Plan, held_out, make_plan
 from jaxrec.federated import byte_ledger
 from jaxrec.ops import strings
@@ -93,13 +93,14 @@ def prepare(
     devices = mesh.make(run.mesh)
     divided = divided or divide(run, dataset, progress=progress)
     dataset = divided.dataset
-    if reads.text and not divided.text:
+    wanted = reads.text or (reads.any_text and any(texts(dataset.items)))
+    if wanted and not divided.text:
         divided = divided._replace(text=vectors(dataset, run.text, progress=progress))
     data, sizes = pack(dataset, multiple=run.client_devices, by_time=reads.history)
     members = byte_ledger.members(data)
     real = [(len(b.client), int((b.client < sizes.clients).sum())) for b in data.clients]
     buckets = dict(sorted(real, reverse=True))  # of one length, the one with the fewest
-    if reads.text and divided.text:
+    if (reads.text or reads.any_text) and divided.text:
         data = data._replace(text=jnp.asarray(divided.text.vectors))
     if reads.titles:
         written = strings.pack(titled(dataset.items), TITLED)

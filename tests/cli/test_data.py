@@ -246,6 +246,7 @@ def refusal(method, dataset, **settings):
     given = {"complete": lambda *args: ""} if method == "agentcf_text" else {}
     try:
         prepared = prepare(run, dataset, reads({method: config}), progress=False)
+        config, _ = module.TRAITS.settled(config, prepared.data)
         made = module.make(config, prepared.sizes, **given)
         module.TRAITS.check_data(config, prepared.data)
         init = made.init if not made.compiled else lambda *args: jax.eval_shape(made.init, *args)
@@ -274,7 +275,6 @@ def test_what_a_method_needs_is_what_it_cannot_start_without(method):
     [
         ("agentcf", "domains", {"ranking": "rows"}),
         ("agentcf_text", "domains", {"ranking": "rows"}),
-        ("rqfedrec", "text", {"channels": "collaborative"}),
         ("llmd4rec", "text", {"texts": False}),
     ],
 )

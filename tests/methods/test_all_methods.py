@@ -493,7 +493,7 @@ def test_new_users_get_lists_worth_having_or_there_is_a_reason(name):
             ("negatives", 81),
             ("malicious", 0.5),
             ("drop_loss", 1.0),
-            ("sketch_participation", 0.0),
+            ("sketch_participation", -0.1),
             ("participation", 0.0),
             ("attackers", 1.0),
         ]

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,6 +50,20 @@ def folder(dataset, tmp_path_factory):
 
 def fit(dataset, **settings):
     return train("toy", dataset, progress=False, **settings)
+
+
+def test_what_the_data_settle_is_said_and_recorded(dataset, tmp_path, capsys):
+    """RQFedRec takes its codes from texts too, where there are any."""
+    settings = {"codes": 8, "rounds": 1, "evaluate_every": 1, "baselines": (), "text": "tfidf"}
+    bare = replace(dataset, items=dataset.items[["item", "raw_id"]])
+    channels = {}
+    for name, data in (("titled", dataset), ("bare", bare)):
+        train("rqfedrec", data, out=tmp_path / name, **settings)
+        assert ("no texts" in capsys.readouterr().err) == (name == "bare")
+        channels[name] = read_record(tmp_path / name)["settings"]["channels"]
+    assert channels == {"titled": "dual", "bare": "collaborative"}
+    again = train(resume=tmp_path / "bare", data=bare, rounds=2)
+    assert again.values["rounds"] == 2
 
 
 def command(*words):

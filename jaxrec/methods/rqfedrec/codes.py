@@ -10,6 +10,7 @@ a warm start and is never trained.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxrec.federated import codecs, cooccurrence, secure_sum
 from jaxrec.federated.private_mean import in_integers
-from jaxrec.methods.rqfedrec.config import CodesConfig
+from jaxrec.methods.rqfedrec.config import CodesConfig, Config
 from jaxrec.ops import linalg, quantize
 from jaxrec.types import Data, SettingError, Sizes, Traffic
 
@@ -155,7 +156,7 @@ def text_vectors(config: CodesConfig, text: jax.Array | None, items: int) -> jax
 
     The texts are public, and what a user makes of them stays with the client: nothing is sent.
     """
-    if not config.told:
+    if text is None or not config.told:
         return jnp.zeros((items, 0))
     found = _principal(text, jnp.any(text != 0, axis=1), config.told)
     found = jnp.pad(found, ((0, 0), (0, config.told - found.shape[1])))
@@ -194,6 +195,16 @@ def traffic(config: CodesConfig, sizes: Sizes, *, weighed: bool, refreshes: bool
         refresh_up=summed if refreshes else 0.0,
         refresh_down=basis + scales if refreshes else 0.0,
     )
+
+
+def settled(config: Config, data: Data) -> tuple[Config, str]:
+    """The settings with the channels that the data have, and what to say where one is missing."""
+    if config.channels != "auto":
+        return config, ""
+    if data.text is not None:
+        return replace(config, channels="dual"), ""
+    note = "the items have no texts, so their codes are collaborative alone"
+    return replace(config, channels="collaborative"), note
 
 
 def check_data(config: CodesConfig, data: Data) -> None:

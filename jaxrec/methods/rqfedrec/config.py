@@ -16,8 +16,9 @@ from jaxrec.types import SettingError, Sizes
 class CodesConfig(PrivacyConfig):
     """Settings of codes and of where codebooks start."""
 
-    channels: Literal["dual", "semantic", "collaborative", "random"] = "dual"
-    """Where codes come from: item text, collaborative vectors, both, or (as a control) chance."""
+    channels: Literal["auto", "dual", "semantic", "collaborative", "random"] = "auto"
+    """Where codes come from: item text, collaborative vectors, both, or (as a control) chance;
+    auto: both where the items have texts, else collaborative vectors."""
     levels: int = setting(3, at_least=1)
     """Q, quantiser levels of a channel."""
     codes: int = setting(256, at_least=1)
@@ -49,12 +50,12 @@ class CodesConfig(PrivacyConfig):
     @property
     def semantic(self) -> bool:
         """Whether there is a channel of text codes."""
-        return self.channels in ("dual", "semantic")
+        return self.channels in ("auto", "dual", "semantic")
 
     @property
     def collaborative(self) -> bool:
         """Whether there is a channel of collaborative codes."""
-        return self.channels in ("dual", "collaborative")
+        return self.channels in ("auto", "dual", "collaborative")
 
     @property
     def told(self) -> int:
@@ -63,7 +64,7 @@ class CodesConfig(PrivacyConfig):
 
     @property
     def number_of_channels(self) -> int:
-        return 2 if self.channels == "dual" else 1
+        return self.semantic + self.collaborative or 1
 
     @property
     def codebook_levels(self) -> int:
@@ -96,12 +97,12 @@ class Config(CohortConfig, CodesConfig):
     """Gradient steps on a client's codebooks per round; 1: FedSGD, more: FedAvg."""
     codebook_learning_rate: float = setting(0.1, above=0)
     """Step size of those steps, where there are more than one."""
-    server_learning_rate: float = setting(0.003, above=0)
+    server_learning_rate: float = setting(0.006, above=0)
     """Step size of the server's Adam."""
     rare_code_steps: float = setting(0.25, at_least=0, at_most=1)
     """A code with a share s of the mean code's train rows takes steps of s to the power of minus
     this, at most three times as large; 0: all codes take the same."""
-    start_decay: float = setting(0.03, at_least=0, below=1)
+    start_decay: float = setting(0.1, at_least=0, below=1)
     """Part of the way back to where they started that codebooks go each round, 0 to 1."""
     negatives: int = setting(0, at_least=0)
     """Sampled rivals of a client per round; 0: the full catalogue."""
@@ -130,7 +131,8 @@ class Config(CohortConfig, CodesConfig):
     def __post_init__(self) -> None:
         check(self)
         check_cohort(self)
-        if self.channels != "dual" and (self.curriculum != "constant" or self.semantic_weight != 1):
+        one = self.number_of_channels == 1
+        if one and (self.curriculum != "constant" or self.semantic_weight != 1):
             raise SettingError(
                 f"channels = {self.channels!r}: one channel has no curriculum; leave curriculum = "
                 f"{self.curriculum!r} at 'constant' and semantic_weight = {self.semantic_weight} "

@@ -7,8 +7,9 @@ weight a,
 
     score(u, i) = u . sum_p w_p C[p, code(i, p)] + s . t_i + a log popularity(i).
 
-A client fits u, s and a to its own history (`ops/fold_in.py`), takes gradient steps on the codebooks and
-uploads the change; a round's traffic depends on P, K and D, never on the number of items.
+A client fits u, s and a to its own history (`ops/fold_in.py`), takes gradient steps on the
+codebooks and uploads the change; a round's traffic depends on P, K and D, never on the number of
+items.
 
 The abstracts are all of the paper that we could read, so the rest is ours:
 - Set-up by secure sums (`federated/cooccurrence.py`): item counts, then a few passes of subspace
@@ -63,9 +64,11 @@ TRAITS = Traits(
         "patience": 4,
         "baselines": ("fedavg", "popularity"),
     },
-    reads=lambda config: Reads(text=config.semantic),
-    needs=("text",),
-    uses=("order",),
+    reads=lambda config: Reads(
+        text=config.semantic and config.channels != "auto", any_text=config.channels == "auto"
+    ),
+    settled=codes.settled,
+    uses=("order", "text"),
     renamed={"dropout": "dropped", "trim": "malicious"} | RENAMED,
     unread=lambda config: config.unread,
     smaller=({"uplink": "int4"},),

@@ -33,7 +33,7 @@ def optimizer(config: Config) -> optax.GradientTransformation:
 def initial_gates(config: Config) -> jax.Array:
     """Gates [channels] before the first round, as they are stored."""
     gates = jnp.ones(config.number_of_channels)
-    return gates.at[0].set(config.semantic_weight) if config.channels == "dual" else gates
+    return gates.at[0].set(config.semantic_weight) if len(gates) > 1 else gates
 
 
 def initial_shared(
@@ -51,7 +51,7 @@ def initial_shared(
     """
     popularity = jnp.log(recent + config.popularity_prior) * config.popularity
     gates = initial_gates(config)
-    if config.channels == "dual":
+    if len(gates) > 1:
         codebooks = ungated(codebooks, code_gates(config, jnp.int32(0), gates))
     number = min(ANCHORS, len(counts))
     anchors = jax.random.choice(key, len(counts), (number,), p=counts + 1e-9)
@@ -72,7 +72,7 @@ def initial_shared(
 
 def gates_at(config: Config, number: jax.Array, gates: jax.Array) -> jax.Array:
     """Gates [channels] in round `number`, from the stored ones."""
-    if config.channels != "dual" or config.curriculum in ("constant", "learned"):
+    if len(gates) == 1 or config.curriculum in ("constant", "learned"):
         return gates
     time = jnp.clip(number / config.curriculum_rounds, 0, 1)
     if config.curriculum == "sigmoid":

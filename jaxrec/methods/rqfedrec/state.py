@@ -28,7 +28,7 @@ class Shared(NamedTuple):
 
 class State(NamedTuple):
     shared: Shared
-    user: tuple[jax.Array, ...]  # a bucket: f32 [C, U, D + T + 1], the last is the popularity weight
+    user: tuple[jax.Array, ...]  # a bucket: f32 [C, U, D + T + 1], the last weighs popularity
     error: tuple[jax.Array, ...]  # a bucket: f32 [C, P, K, D], what sign rounded off; else [C, 0]
 
 

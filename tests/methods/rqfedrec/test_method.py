@@ -17,13 +17,14 @@ from jaxrec.federated import catalogue
 from jaxrec.methods import rqfedrec
 from jaxrec.methods.rqfedrec import client
 from jaxrec.ops import quantize
-from jaxrec.types import SettingError
+from jaxrec.types import SettingError, Sizes
 
 EXACT = {"uplink": "float32", "downlink": "float32", "sketch_bits": 32}
 WIDTH, TOLD = 4, 3
 SMALL = {
-    "width": WIDTH, "text_width": TOLD, "levels": 2, "codes": 5, "participation": 1.0, "sketch_participation": 1.0,
-    "privacy": "plain", "l2": 1.0, "start_decay": 0.0, "rare_code_steps": 0.0,
+    "width": WIDTH, "text_width": TOLD, "levels": 2, "codes": 5, "privacy": "plain",
+    "participation": 1.0, "sketch_participation": 1.0, "l2": 1.0, "start_decay": 0.0,
+    "rare_code_steps": 0.0,
 }  # fmt: skip
 
 
@@ -85,7 +86,7 @@ def mean_gradient(data, shared, users, codebooks):
     return sum(gradients) / sum(clients.weight.sum() for clients in data.clients)
 
 
-def stepped(shared, gradient, rate=0.003):
+def stepped(shared, gradient, rate=0.006):
     optimizer = optax.adam(rate)
     parameters = shared.codebooks, shared.gates
     gradient = gradient if isinstance(gradient, tuple) else (gradient, jnp.zeros_like(shared.gates))
@@ -113,6 +114,37 @@ def test_a_round_is_the_loop_over_users_with_gathered_code_vectors(uplink):
         np.asarray(after.shared.codebooks), np.asarray(expected),
         np.asarray(before.shared.codebooks), gradient,
     )  # fmt: skip
+
+
+def test_rare_codes_take_larger_steps_and_all_go_back_towards_their_start():
+    data, _ = problem()
+    (_, before, after), _, _ = played(rounds=2, rare_code_steps=0.5, start_decay=0.25)
+    gradient = mean_gradient(data, before.shared, after.user, before.shared.codebooks)
+    expected = np.array(stepped(before.shared, gradient)[0] - before.shared.codebooks)
+    rows = np.concatenate([items for _, items in histories(data, after.user)])
+    codes = np.asarray(before.shared.codes.table)[rows]
+    sizes = np.full(expected.shape[:2], 3.0)
+    for level, code in np.ndindex(sizes.shape):
+        if number := np.sum(codes[:, level] == code):
+            sizes[level, code] = min(3, (number / (len(rows) / SMALL["codes"])) ** -0.5)
+    assert sizes.min() < 0.9 and sizes.max() > 1.1
+    moved = np.asarray(before.shared.codebooks) + sizes[..., None] * expected
+    expected = 0.75 * moved + 0.25 * np.asarray(before.shared.start)
+    np.testing.assert_allclose(after.shared.codebooks, expected, atol=2e-4)
+    assert (np.asarray(after.shared.start) != np.asarray(after.shared.codebooks)).any()
+
+
+def test_texts_in_scores_are_of_one_length_and_zero_where_there_are_none():
+    bare = (3, 11, 20)
+    (start, _), _, _ = played(undescribed=bare, text_scale=2.0)
+    length = np.linalg.norm(start.shared.text, axis=1)
+    assert start.shared.text.shape == (30, TOLD)
+    assert (length[list(bare)] == 0).all()
+    # 4 bits: each number is within half a step, a seventh of the largest one, and TOLD of them.
+    described = np.delete(length, bare)
+    np.testing.assert_allclose(described, 2.0, atol=2.0 * np.sqrt(TOLD) / 14)
+    (start, _), _, _ = played(channels="collaborative")
+    assert start.shared.text.shape == (30, 0)
 
 
 def test_the_product_of_all_users_equals_one_upload_a_client():
@@ -244,9 +276,7 @@ def test_the_rows_left_out_are_those_of_the_highest_loss_rounded_down(share):
     data, _ = problem("user")
     (_, after), _, _ = played(how="user")
     shared, clients = after.shared, jax.tree.map(lambda leaf: leaf[:3], data.clients[-1])
-    items = catalogue.describe(
-        shared.codebooks, shared.codes.table, shared.text, shared.popularity
-    )
+    items = catalogue.describe(shared.codebooks, shared.codes.table, shared.text, shared.popularity)
     config = rqfedrec.Config(drop_loss=share)
     for line in range(3):
         one = jax.tree.map(lambda leaf, n=line: leaf[n], clients)
@@ -307,7 +337,7 @@ def test_the_order_of_rows_must_be_known_where_it_is_used(setting):
 
 def test_an_empty_semantic_channel_is_refused():
     data, _ = problem()
-    with pytest.raises(SettingError, match=r"'dual'.*no item text.*channels = 'collaborative'"):
+    with pytest.raises(SettingError, match=r"'auto'.*no item text.*channels = 'collaborative'"):
         make().init(jax.random.key(0), data._replace(text=None))
 
 
@@ -347,3 +377,19 @@ def test_who_flips_the_sign_of_a_gradient_is_left_out(uplink):
     assert 0 < metrics[-1].non_finite < 36
     np.testing.assert_array_equal(flipped[-1].shared.codebooks, silent[-1].shared.codebooks)
     assert np.abs(silent[-1].shared.codebooks - silent[0].shared.codebooks).max() > 1e-3
+
+
+@pytest.mark.parametrize(("users", "chance"), [(100, 1.0), (4000, 0.5), (10**6, 0.2)])
+def test_few_users_are_all_in_the_sums_of_the_set_up(users, chance):
+    """Vectors of a fifth of 1,200 users halve what those of all are worth on lastfm."""
+    sizes = Sizes(users=users, items=30, clients=users)
+    settings = SMALL | {"sketch_participation": 0.0}
+    few, many = (
+        rqfedrec.make(rqfedrec.Config(**settings, passes=passes), sizes).traffic
+        for passes in (1, 2)
+    )
+    whole = [
+        rqfedrec.make(rqfedrec.Config(**SMALL, passes=passes), sizes).traffic for passes in (1, 2)
+    ]
+    down = lambda pair: pair[1].setup_down - pair[0].setup_down
+    assert down((few, many)) == pytest.approx(chance * down(whole))
