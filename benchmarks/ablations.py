@@ -60,6 +60,7 @@ AGENTS = {
     "SASRec": {"method": "sequential", "rounds": 15, "evaluate_every": 3},
 }  # fmt: skip
 OF_ROWS = ("test/MRR(9 negatives)", "test/NDCG@10(9 negatives)", NEW_TO_DOMAIN)
+COLD = {"start": "cold", "rounds": 60}
 GUARDED = {"clip": 0.02, "drop_loss": 0.1, "semantic_weight": 1.5}
 
 TABLES = {
@@ -68,6 +69,11 @@ TABLES = {
         FULL,
         {
             "dual": {},
+            "warm start, one step of no length": {"rounds": 1, "server_learning_rate": 1e-9},
+            "codebooks do not go back to their start": {"start_decay": 0.0, "rounds": 50},
+            "all codes take the same steps": {"rare_code_steps": 0.0},
+            "no text in scores": {"text_scale": 0.0},
+            "no shrinkage": {"shrinkage": 0.0},
             "semantic only": {"channels": "semantic"},
             "collaborative only": {"channels": "collaborative"},
             "random codes": {"channels": "random"},
@@ -76,9 +82,9 @@ TABLES = {
             "curriculum sigmoid": {"curriculum": "sigmoid"},
             "curriculum learned": {"curriculum": "learned"},
             "refresh every 10 rounds": {"refresh": 10},
-            "cold start": {"start": "cold"},
-            "cold start, semantic only": {"start": "cold", "channels": "semantic"},
-            "cold start, curriculum linear": {"start": "cold", "curriculum": "linear"},
+            "cold start": COLD,
+            "cold start, semantic only": COLD | {"channels": "semantic"},
+            "cold start, curriculum linear": COLD | {"curriculum": "linear"},
             "no order (recency, window)": {"recency": 0.0, "window": 0.0, "l2": 3.0},
             "FedAvg, 3 codebook steps": {"codebook_steps": 3},
             "1,024 sampled negatives": {"negatives": 1024},

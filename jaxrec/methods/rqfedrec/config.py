@@ -103,7 +103,7 @@ class Config(CohortConfig, CodesConfig):
     """A code with a share s of the mean code's train rows takes steps of s to the power of minus
     this, at most three times as large; 0: all codes take the same."""
     start_decay: float = setting(0.1, at_least=0, below=1)
-    """Part of the way back to where they started that codebooks go each round, 0 to 1."""
+    """Part of the way back to a warm start that codebooks go each round, 0 to 1."""
     negatives: int = setting(0, at_least=0)
     """Sampled rivals of a client per round; 0: the full catalogue."""
     uplink: Codec = "int8"
@@ -151,6 +151,7 @@ class Config(CohortConfig, CodesConfig):
         moves = self.curriculum in ("linear", "sigmoid")
         return {
             "channels": texts if self.needs_vectors else (*texts, *sketch),
+            "start": () if self.start == "warm" else ("start_decay",),
             "popularity": () if self.popularity else ("popularity_prior",),
             "curriculum": () if moves else ("curriculum_rounds", "curriculum_floor"),
             "codebook_steps": () if self.codebook_steps > 1 else ("codebook_learning_rate",),

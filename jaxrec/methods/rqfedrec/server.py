@@ -113,7 +113,7 @@ def aggregate(
 ) -> Shared:
     """Adam's step on codebooks and gates by the mean change [P, K, D], and back towards the start.
 
-    The way back is weight decay towards the start (L2-SP: Li et al., 2018): the codebooks begin
+    The way back is weight decay towards the start (L2-SP: Li et al., 2018): warm codebooks begin
     near the end, and rounds on users' own rows would lead ever further from it.
     """
     change = mean_change(config, shared, uploads, weights)
@@ -125,7 +125,8 @@ def aggregate(
     parameters = shared.codebooks, shared.gates
     (step, turn), moments = optimizer(config).update(gradient, shared.moments, parameters)
     codebooks = shared.codebooks + step_sizes(config, shared)[..., None] * step
-    codebooks += config.start_decay * (shared.start - codebooks)
+    if config.start == "warm":
+        codebooks += config.start_decay * (shared.start - codebooks)
     new_gates = shared.gates + turn
     return shared._replace(
         round=shared.round + 1, codebooks=codebooks, gates=new_gates, moments=moments
