@@ -69,7 +69,7 @@ TABLES = {
         FULL,
         {
             "dual": {},
-            "warm start, one step of no length": {"rounds": 1, "server_learning_rate": 1e-9},
+            "warm start, not trained": {"rounds": 1, "server_learning_rate": 1e-9},
             "codebooks do not go back to their start": {"start_decay": 0.0, "rounds": 50},
             "all codes take the same steps": {"rare_code_steps": 0.0},
             "no text in scores": {"text_scale": 0.0},

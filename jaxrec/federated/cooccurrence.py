@@ -109,7 +109,7 @@ def item_vectors(
     scaling = inverse_root(jnp.where(known, counts + shrinkage * mean, 0))[:, None]
     key_start, key = jax.random.split(key)
     basis = jax.random.normal(key_start, (items, width + 1))
-    if start is not None:  # the first eigenvector is D^1/2, whatever the data
+    if start is not None:  # the first eigenvector is near D^1/2, whatever the data
         basis = jnp.concatenate([jnp.ones((items, 1)), start], axis=1) * jnp.sqrt(counts)[:, None]
     basis = linalg.orthonormal(jnp.where(known[:, None], basis, 0))
     ordered = [jax.vmap(_by_time, (0, None))(clients, window) for clients in data.clients]
@@ -150,7 +150,8 @@ def item_vectors(
 def of_variance_one(vectors: jax.Array, counts: jax.Array) -> jax.Array:
     """`vectors` [I, D] scaled so that over train rows their squared distance to the mean is 1.
 
-    The curvature of a user's loss then has trace 1 a row, on whatever data, so one penalty fits.
+    The curvature of a user's loss in these vectors then has a trace near 1 a row, whatever the
+    data, so one penalty fits.
     """
     shares = counts / jnp.maximum(counts.sum(), 1e-30)
     apart = vectors - shares @ vectors

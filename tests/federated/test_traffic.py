@@ -108,6 +108,7 @@ def secure_sums(monkeypatch):
         return cooccurrence.plain_sum(uploads, items)
 
     monkeypatch.setattr(cooccurrence.item_counts, "__defaults__", (noting,))
+    monkeypatch.setattr(cooccurrence.recent_counts, "__defaults__", (noting,))
     monkeypatch.setitem(cooccurrence.item_vectors.__kwdefaults__, "secure_sum", noting)
     return noted
 
@@ -297,7 +298,7 @@ def summed_bytes(shape, bits) -> float:
         {"uplink": "float32", "downlink": "float32", "sketch_bits": 32},
         {"uplink": "float32", "attackers": 0.5},
         {"uplink": "float32", "clip": 0.1},
-        {"uplink": "int4"},
+        {"uplink": "int4", "recency": 2.0},
         {"uplink": "sign", "channels": "collaborative"},
         {"codebook_steps": 2, "channels": "semantic", "start": "cold"},
         {"negatives": 9, "channels": "random", "start": "cold"},
@@ -316,13 +317,13 @@ def test_rqfedrec_sends_codebooks_and_their_change(monkeypatch, secure_sums, set
         assert set(read) <= {".codes.table", ".text", ".popularity"}  # known since the set-up
         assert made.traffic.up == encoded(upload, config.uplink)
     assert made.traffic.down == encoded(codebooks, config.downlink)
-    told = encoded(state.shared.text, "int4") if config.told else 0
-    assert made.traffic.codes_down == told + code_bytes(state.shared.codes.table, config.codes)
+    assert made.traffic.codes_down == code_bytes(state.shared.codes.table, config.codes)
 
     counts, passes = ([s for s in secure_sums if len(s[0]) == axes] for axes in (1, 2))
-    assert counts == [((ITEMS,), CLIENTS)]
+    assert counts == [((ITEMS,), CLIENTS)] * (1 + (config.recency > 0))
     assert len(passes) == (config.passes if config.needs_vectors else 0)
-    up, down = 4 * ITEMS, nbytes(state.shared.popularity)
+    up = down = len(counts) * nbytes(state.shared.popularity)
+    down += encoded(state.shared.text, "int4") if config.told else 0
     for shape, present in passes:
         assert present == CLIENTS
         up += summed_bytes(shape, config.sketch_bits)

@@ -18,7 +18,8 @@ class CodesConfig(PrivacyConfig):
 
     channels: Literal["auto", "dual", "semantic", "collaborative", "random"] = "auto"
     """Where codes come from: item text, collaborative vectors, both, or (as a control) chance;
-    auto: both where the items have texts, else collaborative vectors."""
+    auto: both where the items have texts, else collaborative vectors. Without text codes there is
+    no text in scores either."""
     levels: int = setting(3, at_least=1)
     """Q, quantiser levels of a channel."""
     codes: int = setting(256, at_least=1)
@@ -30,13 +31,13 @@ class CodesConfig(PrivacyConfig):
     window: float = setting(0.0, at_least=0)
     """Rows of a user that count as near in the collaborative vectors, in rows; 0: all of them."""
     shrinkage: float = setting(0.2, at_least=0)
-    """How little the co-occurrences of rare items say in the collaborative vectors: what is added
-    to each item's count, in mean counts."""
+    """Added to each item's count in the collaborative vectors, in mean counts: the co-occurrences
+    of rare items say less."""
     passes: int = setting(4, at_least=1)
     """Secure sums [I, D + 1] for the collaborative vectors."""
     sketch_participation: float = setting(0.0, at_least=0, at_most=1)
     """Chance of a client to be in one of those sums, 0 to 1; 0: .2, or as much as brings 2,000
-    users into a sum."""
+    users and 20 clients into a sum."""
     sketch_bits: Literal[8, 32] = 8
     """Bits of a number in those sums."""
     setup_noise: float = setting(0.1, above=0)
@@ -102,7 +103,7 @@ class Config(CohortConfig, CodesConfig):
     rare_code_steps: float = setting(0.25, at_least=0, at_most=1)
     """A code with a share s of the mean code's train rows takes steps of s to the power of minus
     this, at most three times as large; 0: all codes take the same."""
-    start_decay: float = setting(0.1, at_least=0, below=1)
+    start_decay: float = setting(0.2, at_least=0, below=1)
     """Part of the way back to a warm start that codebooks go each round, 0 to 1."""
     negatives: int = setting(0, at_least=0)
     """Sampled rivals of a client per round; 0: the full catalogue."""

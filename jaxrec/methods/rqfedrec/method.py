@@ -19,9 +19,10 @@ The abstracts are all of the paper that we could read, so the rest is ours:
   users of the same client have is nobody's rival there.
 - Gates act at the server, on what it broadcasts: their gradient follows from the codebooks'. The
   curriculum moves weight from the semantic to the collaborative channel; with a warm start it
-  gains nothing (README), so the gates are constant by default.
+  gains nothing (docs/rqfedrec.md), so the gates are constant by default.
 - `recency`: a client may weigh its newest rows most. It knows their order, nobody else does. Where
-  it does, popularity is the sum of those weights: what users chose last.
+  it does, popularity is the sum of those weights, what users chose last; under a budget it is not,
+  as its sum is over all rows.
 - Items that hardly anybody has yet are found by their texts: s . t_i costs no upload.
 - Codebooks go back towards their start a part of the way each round, and codes that few rows use
   take larger steps: without either, validation falls again soon after its best round.
@@ -55,7 +56,7 @@ from jaxrec.models.collaborative import Tables
 from jaxrec.ops import quantize
 from jaxrec.types import Attendance, Data, Earlier, Method, Reads, Release, Sizes, Traffic, Traits
 
-SKETCHED = 2000  # users that a sum of the set-up needs
+SKETCHED, SKETCHING = 2000, 20  # users and clients that a sum of the set-up needs
 
 TRAITS = Traits(
     run={
@@ -97,8 +98,9 @@ def make(config: Config, sizes: Sizes) -> Method:
 
 
 def with_sketch(config: Config, sizes: Sizes) -> Config:
-    """The settings with the chance of a client to be in a sum of the set-up, where none is set."""
-    chance = config.sketch_participation or min(1.0, max(0.2, SKETCHED / max(sizes.users, 1)))
+    """The settings, with a chance for the set-up's sums where none is set."""
+    least = max(0.2, SKETCHED / max(sizes.users, 1), SKETCHING / max(sizes.clients, 1))
+    chance = config.sketch_participation or min(1.0, least)
     return replace(config, sketch_participation=chance)
 
 
@@ -119,6 +121,7 @@ def traffic(config: Config, sizes: Sizes) -> Traffic:
     once = codes.traffic(config, sizes, weighed=weighed, refreshes=refreshes)
     if config.noised:
         setup_up, setup_down = private_setup.traffic(config, sizes)
+        setup_down += codes.text_bytes(config, sizes)
         once = once._replace(setup_up=setup_up, setup_down=setup_down)
     if not config.negatives:  # every client fits its users to the first codebooks
         once = once._replace(setup_down=once.setup_down + down)

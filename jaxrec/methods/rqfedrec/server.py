@@ -49,6 +49,7 @@ def initial_shared(
 
     `counts` [I] are of all train rows, `recent` [I] of rows by what they count; `text` is [I, T].
     """
+    start = codebooks
     popularity = jnp.log(recent + config.popularity_prior) * config.popularity
     gates = initial_gates(config)
     if len(gates) > 1:
@@ -59,7 +60,7 @@ def initial_shared(
         jnp.int32(0),
         codes,
         codebooks,
-        codebooks,
+        start,
         gates,
         optimizer(config).init((codebooks, gates)),
         text,
@@ -126,7 +127,8 @@ def aggregate(
     (step, turn), moments = optimizer(config).update(gradient, shared.moments, parameters)
     codebooks = shared.codebooks + step_sizes(config, shared)[..., None] * step
     if config.start == "warm":
-        codebooks += config.start_decay * (shared.start - codebooks)
+        start = ungated(shared.start, code_gates(config, shared.round, shared.gates))
+        codebooks += config.start_decay * (start - codebooks)
     new_gates = shared.gates + turn
     return shared._replace(
         round=shared.round + 1, codebooks=codebooks, gates=new_gates, moments=moments
@@ -138,7 +140,8 @@ def step_sizes(config: Config, shared: Shared) -> jax.Array:
     if not config.rare_code_steps:
         return jnp.ones(config.codebook_shape[:2])
     rows = lambda codes: jax.ops.segment_sum(shared.counts, codes, config.codes)
-    share = jax.vmap(rows, in_axes=1)(shared.codes.table) * config.codes / shared.counts.sum()
+    share = jax.vmap(rows, in_axes=1)(shared.codes.table) * config.codes
+    share /= jnp.maximum(shared.counts.sum(), 1)  # no item may have the support it needs
     return jnp.minimum(jnp.maximum(share, 1e-9) ** -config.rare_code_steps, MOST_STEPS)
 
 
@@ -163,4 +166,5 @@ def refresh(config: Config, shared: Shared, data: Data, key: jax.Array) -> Share
         config, shared.codes, shared.codebooks, gates, data, shared.counts, key
     )
     moments = optimizer(config).init((codebooks, shared.gates))
-    return shared._replace(codes=codes, codebooks=codebooks, start=codebooks, moments=moments)
+    start = gates[:, None, None] * codebooks
+    return shared._replace(codes=codes, codebooks=codebooks, start=start, moments=moments)

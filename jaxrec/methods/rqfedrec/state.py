@@ -16,7 +16,7 @@ class Shared(NamedTuple):
     round: jax.Array  # int32 []
     codes: Codes
     codebooks: jax.Array  # f32 [P, K, D]
-    start: jax.Array  # f32 [P, K, D]  the codebooks as the codes were made
+    start: jax.Array  # f32 [P, K, D]  as served, when the codes were made
     gates: jax.Array  # f32 [channels]
     moments: Any  # the server optimiser's, of codebooks and gates
     text: jax.Array  # f32 [I, T]  the items' text vectors, of one length

@@ -134,6 +134,24 @@ def test_rare_codes_take_larger_steps_and_all_go_back_towards_their_start():
     assert (np.asarray(after.shared.start) != np.asarray(after.shared.codebooks)).any()
 
 
+def test_without_any_item_that_enough_users_have_codebooks_stay_finite():
+    data, sizes = problem("user")
+    settings = SMALL | {"privacy": "secure_sum", "rare_code_steps": 0.5, "start_decay": 0.2}
+    method = rqfedrec.make(rqfedrec.Config(**settings, min_support=10**6), sizes)
+    state = jax.jit(method.init)(jax.random.key(0), data)
+    assert (state.shared.counts == 0).all()
+    state, _ = jax.jit(method.step)(state, data, jax.random.key(1))
+    assert np.isfinite(state.shared.codebooks).all()
+
+
+def test_the_way_back_leads_to_what_was_served_whatever_the_gates_are_now():
+    almost = {"start_decay": 1 - 1e-6}
+    states, _, _ = played(rounds=2, curriculum="linear", curriculum_rounds=1, **almost)
+    first, last = states[0].shared, states[-1].shared
+    moved = np.repeat([0.5, 1.0], SMALL["levels"])  # the semantic channel's gate went down from 1
+    np.testing.assert_allclose(moved[:, None, None] * last.codebooks, first.start, atol=1e-4)
+
+
 def test_texts_in_scores_are_of_one_length_and_zero_where_there_are_none():
     bare = (3, 11, 20)
     (start, _), _, _ = played(undescribed=bare, text_scale=2.0)
@@ -379,10 +397,13 @@ def test_who_flips_the_sign_of_a_gradient_is_left_out(uplink):
     assert np.abs(silent[-1].shared.codebooks - silent[0].shared.codebooks).max() > 1e-3
 
 
-@pytest.mark.parametrize(("users", "chance"), [(100, 1.0), (4000, 0.5), (10**6, 0.2)])
-def test_few_users_are_all_in_the_sums_of_the_set_up(users, chance):
-    """Vectors of a fifth of 1,200 users halve what those of all are worth on lastfm."""
-    sizes = Sizes(users=users, items=30, clients=users)
+@pytest.mark.parametrize(
+    ("users", "clients", "chance"),
+    [(100, 100, 1.0), (4000, 4000, 0.5), (10**6, 10**6, 0.2), (10**6, 40, 0.5)],
+)
+def test_few_users_or_clients_are_all_in_the_sums_of_the_set_up(users, clients, chance):
+    """What a client expects to download for a pass tells its chance to be in one."""
+    sizes = Sizes(users=users, items=30, clients=clients)
     settings = SMALL | {"sketch_participation": 0.0}
     few, many = (
         rqfedrec.make(rqfedrec.Config(**settings, passes=passes), sizes).traffic
