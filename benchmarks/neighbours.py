@@ -1,4 +1,4 @@
-"""ItemKNN and EASE, centralised and tuned on validation, on the rows of a config's run.
+"""ItemKNN and EASE, centralised and tuned on validation, on a config's leave-one-out split.
 
     python -m benchmarks.neighbours rqfedrec-ml1m [rqfedrec-movietweetings ...] [--ease]
 
@@ -103,10 +103,10 @@ def main() -> None:
     for name in options.config:
         divided = divide(build(*read_toml(CONFIGS / f"{name}.toml"))[0])
         train, made = matrix(divided, VALID), {}
-        ordered = "timestamp" in divided.dataset.interactions
-        weighed = {recency: recent(divided, recency) for recency in RECENCY if ordered} or {
-            0.0: train
-        }
+        if "timestamp" in divided.dataset.interactions:
+            weighed = {recency: recent(divided, recency) for recency in RECENCY}
+        else:
+            weighed = {0.0: train}
         for shrink, nearest in itertools.product(SHRINK, NEAREST):
             alike = neighbours(train, shrink, nearest)
             for recency, own in weighed.items():
