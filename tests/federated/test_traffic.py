@@ -323,7 +323,7 @@ def test_rqfedrec_sends_codebooks_and_their_change(monkeypatch, secure_sums, set
     assert counts == [((ITEMS,), CLIENTS)] * (1 + (config.recency > 0))
     assert len(passes) == (config.passes if config.needs_vectors else 0)
     up = down = len(counts) * nbytes(state.shared.popularity)
-    down += encoded(state.shared.text, "int4") if config.told else 0
+    down += encoded(state.shared.text, "int4") if config.text_numbers else 0
     for shape, present in passes:
         assert present == CLIENTS
         up += summed_bytes(shape, config.sketch_bits)

@@ -20,7 +20,7 @@ Private = tuple[jax.Array, jax.Array]  # users [U, D + T + 1], what was rounded 
 
 def prior(config: Config) -> jax.Array:
     """The user vector [D + T + 1] that knows nothing: it ranks by popularity."""
-    return jnp.zeros(config.width + config.told + 1).at[-1].set(1.0)
+    return jnp.zeros(config.width + config.text_numbers + 1).at[-1].set(1.0)
 
 
 def view(config: Config, items: Catalogue, clients: Clients) -> View:

@@ -156,10 +156,10 @@ def text_vectors(config: CodesConfig, text: jax.Array | None, items: int) -> jax
 
     The texts are public, and what a user makes of them stays with the client: nothing is sent.
     """
-    if text is None or not config.told:
+    if text is None or not config.text_numbers:
         return jnp.zeros((items, 0))
-    found = _principal(text, jnp.any(text != 0, axis=1), config.told)
-    found = jnp.pad(found, ((0, 0), (0, config.told - found.shape[1])))
+    found = _principal(text, jnp.any(text != 0, axis=1), config.text_numbers)
+    found = jnp.pad(found, ((0, 0), (0, config.text_numbers - found.shape[1])))
     length = jnp.linalg.norm(found, axis=1, keepdims=True)
     apart = jnp.where(length > 1e-4, found / jnp.maximum(length, 1e-4), 0)  # from the mean text
     return codecs.round_trip(config.text_scale * apart, "int4")
@@ -180,7 +180,7 @@ def traffic(config: CodesConfig, sizes: Sizes, *, weighed: bool, refreshes: bool
     narrow = config.sketch_bits == 8
     counts = 4.0 * sizes.items  # to the server as a secure sum, back as the popularity term
     recent = counts if weighed else 0.0
-    told = text_bytes(config, sizes)
+    text = text_bytes(config, sizes)
     numbers = sizes.items * (config.width + 1)
     basis = numbers * config.sketch_bits / 8
     # Masked integers travel modulo the largest possible sum: a row of 8 bits from each user.
@@ -191,7 +191,7 @@ def traffic(config: CodesConfig, sizes: Sizes, *, weighed: bool, refreshes: bool
     bits = config.codebook_levels * max(1, math.ceil(math.log2(config.codes)))  # of an item's codes
     return Traffic(
         setup_up=counts + recent + passes * summed,
-        setup_down=counts + recent + told + passes * (basis + scales),
+        setup_down=counts + recent + text + passes * (basis + scales),
         codes_down=sizes.items * bits / 8,
         refresh_up=summed if refreshes else 0.0,
         refresh_down=basis + scales if refreshes else 0.0,
@@ -210,7 +210,8 @@ def settled(config: Config, data: Data) -> tuple[Config, str]:
 
 def text_bytes(config: CodesConfig, sizes: Sizes) -> float:
     """Bytes of `text_vectors`, which come down once."""
-    return codecs.message_bytes("int4", sizes.items, config.told) if config.told else 0.0
+    numbers = config.text_numbers
+    return codecs.message_bytes("int4", sizes.items, numbers) if numbers else 0.0
 
 
 def check_data(config: CodesConfig, data: Data) -> None:

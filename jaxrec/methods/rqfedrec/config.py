@@ -59,7 +59,7 @@ class CodesConfig(PrivacyConfig):
         return self.channels in ("auto", "dual", "collaborative")
 
     @property
-    def told(self) -> int:
+    def text_numbers(self) -> int:
         """T, the numbers of an item's text in scores."""
         return self.text_width if self.semantic and self.text_scale else 0
 

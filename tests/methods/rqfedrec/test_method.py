@@ -378,12 +378,16 @@ def test_what_the_set_up_costs():
     numbers = 4 * 30 * (4 + 1)  # passes, items, columns
     # A sum of up to 36 users' integers of 8 bits: 2 * 127 * 36 + 1 values, 14 bits.
     assert found.setup_up == 4 * 30 + numbers * 14 / 8
-    assert found.setup_down == 4 * 30 + numbers + 4 * 2 * 30 + codebook
+    text = 30 * (2 + 2)  # three numbers of 4 bits, and a scale an item
+    assert found.setup_down == 4 * 30 + numbers + 4 * 2 * 30 + text + codebook
     assert (found.up, found.down) == (codebook, codebook)
     assert sizes.users == 36
     assert make(uplink="int8", downlink="int8", negatives=9).traffic.setup_down == (
-        4 * 30 + 4 * numbers
+        4 * 30 + 4 * numbers + text
     )
+    weighed = make(uplink="int8", downlink="int8", sketch_bits=8, recency=1.0).traffic
+    assert weighed.setup_up == found.setup_up + 4 * 30  # a second sum of counts
+    assert weighed.setup_down == found.setup_down + 4 * 30
 
 
 @pytest.mark.parametrize("uplink", ["float32", "int8"])
