@@ -38,7 +38,7 @@ COHORT, USERS, ITEMS, TEXT = 600, 6_040, 3_706, 64
 SAMPLED_USERS, NEGATIVES, CATALOGUES = 2_000, 1_024, (3_706, 37_060, 370_600, 1_000_000)
 NAIVE = 3  # clients of each bucket that the naive form is timed on
 CONFIG = rqfedrec.Config(
-    codes=64, start="cold", passes=1, participation=COHORT / USERS, privacy="plain", text_scale=0
+    codes=64, start="cold", passes=1, participation=COHORT / USERS, privacy="plain", text_scale=0.0
 )
 FEDMF = fedavg.Config(
     width=CONFIG.width, loss="softmax", layers=0, upload="gradient", damping=CONFIG.damping,
