@@ -36,6 +36,7 @@ from jaxrec.types import TEST, TRAIN, VALID, Data, Dataset, Reads, SettingError,
 from jaxrec.version import __version__
 
 NOTHING = Reads()
+RARE = ("no train rows", 0, 0), ("1-5 train rows", 1, 5), ("6-20 train rows", 6, 20)
 TITLED = 1024  # bytes that are kept of an item's title, category and text
 
 
@@ -167,13 +168,16 @@ def split_of(run: RunConfig, dataset: Dataset) -> How:
 
 
 def _apart(dataset: Dataset, run: RunConfig) -> dict[str, np.ndarray]:
-    """Rows to report by themselves, bool [R]: of cold items, of users new to the row's domain."""
+    """Rows to report by themselves, bool [R]: of rare items, of users new to the row's domain."""
     rows = dataset.interactions
     train = rows["split"] == TRAIN
     found = {}
     if run.cold:
         number = np.bincount(rows.loc[train, "item"], minlength=dataset.num_items)
-        found["cold"] = number[rows["item"]] <= run.cold
+        of_row = number[rows["item"]]
+        found["cold"] = of_row <= run.cold
+        for name, low, high in RARE:
+            found[name] = (of_row >= low) & (of_row <= high)
     if run.ranking == "domains" and "domain" in dataset.items:
         domain = dataset.items["domain"].to_numpy()[rows["item"]]
         pair = rows["user"].to_numpy() * (domain.max() + 1) + domain

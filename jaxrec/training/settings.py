@@ -78,7 +78,8 @@ class RunConfig(Reading):
     """known: rank no item, and hold out none, that has no row in an earlier split. A log holds such
     items only because somebody takes them later, which gives them away."""
     cold: int = setting(0, at_least=0)
-    """Also report test metrics on items with at most this many train rows; 0: do not."""
+    """Also report test metrics on items with at most this many train rows, and on those with none,
+    1 to 5 and 6 to 20; 0: do not."""
     baselines: tuple[str, ...] = ("fedavg", "local_only", "popularity")
     """Methods trained after this one on the same data, each with its own defaults."""
     mesh: str = ""

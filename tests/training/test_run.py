@@ -209,6 +209,22 @@ def test_the_seed_decides_every_bit(dataset):
     assert not np.array_equal(first.state.item, other.state.item)
 
 
+def test_items_of_few_train_rows_are_reported_by_themselves():
+    few = synthetic(users=40, items=60, clients=4, length=8)
+    result = train("popularity", few, baselines=(), cold=3, ranking="rows", progress=False)
+    rows = result.dataset.interactions
+    number = np.bincount(rows.loc[rows["split"] == 0, "item"], minlength=result.sizes.items)
+    of_test = number[rows.loc[rows["split"] == 2, "item"]]
+    expected = {
+        "cold": (of_test <= 3).sum(),
+        "no train rows": (of_test == 0).sum(),
+        "1-5 train rows": ((of_test >= 1) & (of_test <= 5)).sum(),
+        "6-20 train rows": ((of_test >= 6) & (of_test <= 20)).sum(),
+    }
+    found = {name: result.values.get(f"test/rows/{name}", 0) for name in expected}
+    assert found == expected and min(expected["cold"], expected["6-20 train rows"]) > 0
+
+
 def test_baselines_stand_beside_the_method(dataset, tmp_path):
     result = fit(dataset, baselines=["popularity", "toy"], out=tmp_path / "run")
     assert list(result.baselines) == ["popularity"]
