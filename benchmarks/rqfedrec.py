@@ -10,8 +10,9 @@ Work counted. FLOP of the products as computed: two for each user step and one f
 [J, D + 1] features; each client's sums by code, with the 0/1 matrix [I, P K]; or, where plain
 gradients are averaged, one product for the gradient of the item table. Bytes: what users chose
 [C, J], written once and read in every user step and at the end; features gathered in the sampled
-mode; uploads [P, K, D], written and read. All of it may stay in a large cache. `--quick` leaves out
-the larger catalogues, the naive form and most codecs.
+mode; uploads [P, K, D], written and read. A context adds the fit of users to older rows and, for
+each row that is predicted, its scores and their way back. All of it may stay in a large cache.
+`--quick` leaves out the larger catalogues, the naive form and most codecs.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ COHORT, USERS, ITEMS, TEXT = 600, 6_040, 3_706, 64
 SAMPLED_USERS, NEGATIVES, CATALOGUES = 2_000, 1_024, (3_706, 37_060, 370_600, 1_000_000)
 NAIVE = 3  # clients of each bucket that the naive form is timed on
 CONFIG = rqfedrec.Config(
-    codes=64, start="cold", passes=1, participation=COHORT / USERS, privacy="plain", text_scale=0.0
-)
+    codes=64, start="cold", passes=1, participation=COHORT / USERS, privacy="plain", text_scale=0.0,
+    next_rows=0,
+)  # fmt: skip
 FEDMF = fedavg.Config(
     width=CONFIG.width, loss="softmax", layers=0, upload="gradient", damping=CONFIG.damping,
     local_steps=CONFIG.user_steps, participation=COHORT / USERS, privacy="plain",
@@ -69,6 +71,7 @@ def problem(users: int, items: int) -> Problem:
 
     rows = pd.DataFrame({"user": np.repeat(np.arange(users), number), "split": 0})
     rows["item"], rows["client"] = np.concatenate([draw(n) for n in number]), rows.user
+    rows["timestamp"] = np.arange(len(rows))
     tables = pd.DataFrame({"item": range(items)}), pd.DataFrame({"user": range(users)})
     data, sizes = pack(Dataset("random", rows, *tables))
     return Problem(data._replace(text=jnp.asarray(rng.standard_normal((items, TEXT)), "f4")), sizes)
@@ -104,6 +107,11 @@ def work(config: rqfedrec.Config, items: int) -> Work:
     products = 1 if config.codebook_steps == 1 else 2 * config.codebook_steps
     uploads = COHORT * levels * config.codes * config.width
     flop += products * 2.0 * scores * levels * config.codes
+    if config.next_rows:  # users fitted to older rows in twice the steps, then two products a row
+        flop += 2.0 * scores * (config.width + 1) * 4 * config.user_steps
+        flop += 2.0 * scores * config.width * 2 * config.next_rows
+        moved += 4.0 * scores * (2 * config.user_steps + 2 * config.next_rows)
+        uploads *= 2
     return Work(flop, moved + 2 * 4.0 * config.codebook_steps * uploads)
 
 
@@ -128,14 +136,15 @@ def full_catalogue(bench: Bench, quick: bool) -> None:
         "K=64, sign uplink": {"uplink": "sign"},
         "K=64, int8 uplink, 3 steps on each client's own codebooks": {"codebook_steps": 3},
         "K=256, int8 uplink": {"codes": 256},
+        "K=64, int8 uplink, context learned from 16 rows": {"next_rows": 16},
     }
     start, timings = {}, []
     for name, settings in list(forms.items())[: 2 if quick else None]:
         config = replace(CONFIG, **settings)
         method = rqfedrec.make(config, sizes)
-        if config.codes not in start:
-            start[config.codes] = first_state(setting, method)
-        state = start[config.codes]
+        if (size := (config.codes, config.next_rows)) not in start:
+            start[size] = first_state(setting, method)
+        state = start[size]
         if config.uplink == "sign":  # the one form whose clients keep what was rounded off
             shape = state.shared.codebooks.shape
             error = tuple(jnp.zeros((len(c.client), *shape)) for c in data.clients)
@@ -157,7 +166,7 @@ def full_catalogue(bench: Bench, quick: bool) -> None:
     flop, moved = 2.0 * user.size * ITEMS, 4.0 * (user.size + table.size + COHORT * ITEMS)
     bench.report("the product of users and features alone", timing, Work(flop, moved))
     if not quick:
-        compare_naive(setting, start[CONFIG.codes], timings[0], bench)
+        compare_naive(setting, start[CONFIG.codes, 0], timings[0], bench)
 
 
 def compare_naive(setting: Problem, state: rqfedrec.State, ours: Timing, bench: Bench) -> None:

@@ -53,8 +53,9 @@ PAIRS = fedavg.Config(
     width=16, loss="bpr", upload="change", local_steps=1, block=256, privacy="plain"
 )
 CODES = rqfedrec.Config(
-    width=16, codes=16, levels=2, negatives=256, start="cold", passes=1, block=256
-)
+    width=16, codes=16, levels=2, negatives=256, start="cold", passes=1, block=256,
+    next_rows=0,
+)  # fmt: skip
 FACTORS = fedcia.Config(width=16, rank=16, local_steps=1, privacy="plain", upload="factor")
 NEXT = sequential.Config(width=32, length=10, batch=2_560, heads=1)
 AGENTS = agentcf.Config(groups=4)

@@ -110,7 +110,7 @@ def of_fedmf(data: Data, sizes: Sizes, rounds: int) -> Seen:
 
 def of_rqfedrec(data: Data, sizes: Sizes, rounds: int, **settings: Any) -> Seen:
     """Codebook gradients [P, K, D]; public: the items' codes [I, P]."""
-    config = rqfedrec.Config(privacy="plain", participation=1.0, **settings)
+    config = rqfedrec.Config(privacy="plain", participation=1.0, next_rows=0, **settings)
     state = trained(rqfedrec.make(config, sizes), data, rounds)
     sent = rqfedrec_server.broadcast(config, state.shared)
     items = catalogue.with_incidence(rqfedrec_server.all_items(state.shared, sent), config.codes)

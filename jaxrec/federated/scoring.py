@@ -101,14 +101,24 @@ def folding(
 
 
 def fit_new_users(
-    refit: Callable[[tuple[jax.Array, ...]], tuple[Tables, ...]], start: jax.Array, data: Data
+    refit: Callable[[tuple[jax.Array, ...]], tuple[jax.Array, ...]],
+    served: Callable[[tuple[jax.Array, ...]], tuple[Tables, ...]],
+    start: jax.Array,
+    data: Data,
 ) -> Served:
-    """The users of `data` as they serve, each fitted from `start` [D] by `refit` (user tables)."""
-    users = tuple(jnp.broadcast_to(start, (*c.users.shape, len(start))) for c in data.clients)
-    tables = refit(users)
+    """The users of `data` as they serve, each fitted from `start` [D].
+
+    `refit` makes users [C, U, D] of those before it, `served` does so the last time.
+    """
+    users = new_users(start, data)
     for _ in range(FITS - 1):
-        tables = refit(tuple(table.user for table in tables))
-    return serve(data, tables, user_places(data))
+        users = refit(users)
+    return serve(data, served(users), user_places(data))
+
+
+def new_users(start: jax.Array, data: Data) -> tuple[jax.Array, ...]:
+    """The users of all buckets [C, U, D] before their first fit, at `start` [D]."""
+    return tuple(jnp.broadcast_to(start, (*c.users.shape, len(start))) for c in data.clients)
 
 
 def fold_in(item: jax.Array, clients: Clients, config: LocalConfig) -> jax.Array:

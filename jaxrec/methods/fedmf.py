@@ -224,5 +224,6 @@ def prepare(fedmf: FedMF, state: State, data: Data) -> scoring.Served:
 
 def fold_in_users(fedmf: FedMF, state: State, data: Data) -> scoring.Served:
     """New users, fitted and laid out for scoring."""
-    refit = lambda users: fitted(fedmf.config, state.shared, users, data)
-    return scoring.fit_new_users(refit, jnp.zeros(fedmf.config.width), data)
+    served = lambda users: fitted(fedmf.config, state.shared, users, data)
+    refit = lambda users: tuple(table.user for table in served(users))
+    return scoring.fit_new_users(refit, served, jnp.zeros(fedmf.config.width), data)

@@ -312,11 +312,12 @@ def test_rqfedrec_sends_codebooks_and_their_change(monkeypatch, secure_sums, set
     found = crossings(monkeypatch, rqfedrec_method, made)
     secure_sums.clear()
     state = run(made.init, KEY, data)
-    codebooks = jax.eval_shape(partial(rqfedrec_server.broadcast, config), state.shared).codebooks
+    sent = jax.eval_shape(partial(rqfedrec_server.broadcast, config), state.shared)
     for upload, read in found:
         assert set(read) <= {".codes.table", ".text", ".popularity"}  # known since the set-up
         assert made.traffic.up == encoded(upload, config.uplink)
-    assert made.traffic.down == encoded(codebooks, config.downlink)
+    first = encoded(sent.codebooks, config.downlink)
+    assert made.traffic.down == first + encoded(sent.context, config.downlink) == 2 * first
     assert made.traffic.codes_down == code_bytes(state.shared.codes.table, config.codes)
 
     counts, passes = ([s for s in secure_sums if len(s[0]) == axes] for axes in (1, 2))
@@ -331,7 +332,7 @@ def test_rqfedrec_sends_codebooks_and_their_change(monkeypatch, secure_sums, set
         down += encoded(basis, "int8" if config.sketch_bits == 8 else "float32")
     users = np.concatenate([user.reshape(-1, user.shape[-1]) for user in state.user])
     if (users[:, :-1] != 0).any():  # they are fitted to the first codebooks
-        down += made.traffic.down
+        down += first
     assert (made.traffic.setup_up, made.traffic.setup_down) == (up, down)
     assert made.traffic.refresh_up == made.traffic.refresh_down == 0
 

@@ -93,7 +93,7 @@ def test_least_squares_finds_the_vector_of_the_least_loss():
         ("fedavg", {"partition": "user", "l2_user": 2.0}, 4.0, 0.0),
         pytest.param(
             "rqfedrec",
-            {"codes": 8, "levels": 2, "width": 8, "text": "tfidf"},
+            {"codes": 8, "levels": 2, "width": 8, "text": "tfidf", "next_rows": 0},
             1.0,
             1.0,
             marks=pytest.mark.slow,

@@ -1,8 +1,10 @@
-"""What a client of RQFedRec does: it fits its users to the codebooks, then sends their gradient."""
+"""What a client of RQFedRec does: it fits its users to the codebooks, then sends their gradient.
+
+The upload [P, K, D] of the codebooks' gradient is followed by that of the context codebooks, where
+there are any: [2 P, K, D].
+"""
 
 from __future__ import annotations
-
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +12,13 @@ import jax.numpy as jnp
 from jaxrec.federated import catalogue, codecs, local
 from jaxrec.federated.catalogue import Catalogue, View
 from jaxrec.federated.uploads import Factored
+from jaxrec.methods.rqfedrec import context
 from jaxrec.methods.rqfedrec.config import Config
 from jaxrec.methods.rqfedrec.state import Broadcast, Shared
 from jaxrec.ops import fold_in
 from jaxrec.types import Clients
 
-Private = tuple[jax.Array, jax.Array]  # users [U, D + T + 1], what was rounded off [P, K, D]
+Private = tuple[jax.Array, jax.Array]  # users [U, D + T + 1], what was rounded off of uploads
 
 
 def prior(config: Config) -> jax.Array:
@@ -48,19 +51,37 @@ def fit(
     config: Config, start: jax.Array, seen: View, sent: Broadcast, clients: Clients
 ) -> tuple[jax.Array, View]:
     """The client's users [U, D + T + 1], and the view of the rows that it believes."""
-    follow = partial(
-        fold_in.fold_in,
-        prior=prior(config),
-        curvature=sent.curvature,
-        l2=config.l2,
-        damping=config.damping,
-        steps=config.user_steps,
-    )
-    user = follow(start, seen.items.features, seen.chosen, seen.offset)
+    user = follow(config, start, seen, sent)
     if config.drop_loss:
         seen = without_doubtful(config, user, seen, clients)
-        user = follow(user, seen.items.features, seen.chosen, seen.offset)
+        user = follow(config, user, seen, sent)
     return user, seen
+
+
+def follow(
+    config: Config, start: jax.Array, seen: View, sent: Broadcast, times: int = 1
+) -> jax.Array:
+    """The users [U, D + T + 1] after `times` times `user_steps` Newton steps."""
+    return fold_in.fold_in(
+        start,
+        seen.items.features,
+        seen.chosen,
+        seen.offset,
+        prior(config),
+        sent.curvature,
+        l2=config.l2,
+        damping=config.damping,
+        steps=times * config.user_steps,
+    )
+
+
+def context_gradient(config: Config, seen: View, sent: Broadcast, clients: Clients) -> jax.Array:
+    """The gradient [P, K, D] in the context codebooks of the loss of the newest rows."""
+    older = context.before(clients, context.targets(config, clients)[clients.user] - 1)
+    earlier = catalogue.choose(seen, older, local.row_weights(older, config.recency))
+    unfitted = jnp.broadcast_to(prior(config), (*clients.users.shape, len(prior(config))))
+    user = follow(config, unfitted, earlier, sent, times=2)
+    return context.gradient(config, sent.context, user, seen, clients)
 
 
 def without_doubtful(config: Config, user: jax.Array, seen: View, clients: Clients) -> View:
@@ -82,7 +103,7 @@ def train(
     clients: Clients,
     key: jax.Array,
 ) -> tuple[Factored | jax.Array, Private, jax.Array]:
-    """One client's round; uploads the codebooks' gradient [P, K, D] as the server reads it.
+    """One client's round; uploads the gradient in all codebooks as the server reads it.
 
     Args:
       items: the whole catalogue; None where rivals are sampled.
@@ -103,6 +124,9 @@ def train(
         change = codebook_gradient(config, residual, user[:, : config.width], seen.items)
     else:
         change = descend(config, user, sent.codebooks, seen, number)
+    if config.next_rows:
+        of_context = context_gradient(config, seen, sent, clients) / number
+        change = jnp.concatenate([change, of_context])
     if config.privacy != "plain":  # its integers are everybody's
         return change, (user, error), loss
     upload = codecs.round_trip(change + error if config.keeps_error else change, config.uplink)

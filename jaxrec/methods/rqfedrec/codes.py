@@ -65,8 +65,17 @@ def grown_codes(
     if config.needs_vectors:
         vectors = _vectors(config, data, counts, key_pass, start=table)
     codes = _coded(config, data.text, vectors, counts, key_codes)
-    weights = jnp.sqrt(counts).at[known:].set(0)
-    return codes, quantize.refine(table, codes.table, config.codes, weights=weights)
+    return codes, keeping(config, learned, codes.table, counts)
+
+
+def keeping(
+    config: CodesConfig, learned: jax.Array, table: jax.Array, counts: jax.Array
+) -> jax.Array:
+    """Codebooks [P, K, D] in the codes `table` [I, P] that keep vectors `learned` of the first."""
+    first = len(learned)
+    vectors = jnp.zeros((len(table), config.width)).at[:first].set(learned)
+    weights = jnp.sqrt(counts).at[first:].set(0)
+    return quantize.refine(vectors, table, config.codes, weights=weights)
 
 
 def refreshed_codes(
@@ -199,13 +208,20 @@ def traffic(config: CodesConfig, sizes: Sizes, *, weighed: bool, refreshes: bool
 
 
 def settled(config: Config, data: Data) -> tuple[Config, str]:
-    """The settings with the channels that the data have, and what to say where one is missing."""
-    if config.channels != "auto":
-        return config, ""
-    if data.text is not None:
-        return replace(config, channels="dual"), ""
-    note = "the items have no texts, so their codes are collaborative alone"
-    return replace(config, channels="collaborative"), note
+    """The settings as the data allow them, and what to say of what is missing."""
+    notes = []
+    if config.channels == "auto" and data.text is not None:
+        config = replace(config, channels="dual")
+    elif config.channels == "auto":
+        config = replace(config, channels="collaborative")
+        notes.append("the items have no texts, so their codes are collaborative alone")
+    if config.next_rows and all(clients.age is None for clients in data.clients):
+        config = replace(config, next_rows=0)
+        notes.append("the rows have no order, so next_rows is 0 and no context is learned")
+    if config.next_rows and config.noised:
+        config = replace(config, next_rows=0)
+        notes.append("noise would cover a context, so next_rows is 0 and none is learned")
+    return config, "; ".join(notes)
 
 
 def text_bytes(config: CodesConfig, sizes: Sizes) -> float:
@@ -214,11 +230,16 @@ def text_bytes(config: CodesConfig, sizes: Sizes) -> float:
     return codecs.message_bytes("int4", sizes.items, numbers) if numbers else 0.0
 
 
-def check_data(config: CodesConfig, data: Data) -> None:
+def check_data(config: Config, data: Data) -> None:
     """Refuse data that lack what the settings need; raises SettingError naming it."""
     if config.semantic and data.text is None:
         raise SettingError(
             f"channels = {config.channels!r}: the data carry no item text vectors, so the semantic "
             "channel is empty; give the items a title, or set channels = 'collaborative', as "
             "jaxrec.train does where channels = 'auto'"
+        )
+    if config.next_rows and all(clients.age is None for clients in data.clients):
+        raise SettingError(
+            f"next_rows = {config.next_rows}: the data have no timestamps, so nobody knows which "
+            "rows are the newest; set next_rows = 0, as jaxrec.train does"
         )

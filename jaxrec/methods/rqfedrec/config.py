@@ -36,7 +36,7 @@ class CodesConfig(PrivacyConfig):
     passes: int = setting(4, at_least=1)
     """Secure sums [I, D + 1] for the collaborative vectors."""
     sketch_participation: float = setting(0.0, at_least=0, at_most=1)
-    """Chance of a client to be in one of those sums, 0 to 1; 0: .2, or as much as brings 2,000
+    """Chance of a client to be in one of those sums, 0 to 1; 0: .2, or as much as brings 1,200
     users and 20 clients into a sum."""
     sketch_bits: Literal[8, 32] = 8
     """Bits of a number in those sums."""
@@ -44,7 +44,7 @@ class CodesConfig(PrivacyConfig):
     """Noise of the set-up's sums, as a fraction of a round's, where the run has a budget."""
     text_width: int = setting(128, at_least=1)
     """T, principal components of the text vectors that are quantised and scored with."""
-    text_scale: float = setting(1.0, at_least=0)
+    text_scale: float = setting(1.5, at_least=0)
     """Length of an item's text vector in scores, where collaborative vectors have variance 1;
     0: text is in the codes alone."""
 
@@ -105,6 +105,16 @@ class Config(CohortConfig, CodesConfig):
     this, at most three times as large; 0: all codes take the same."""
     start_decay: float = setting(0.2, at_least=0, below=1)
     """Part of the way back to a warm start that codebooks go each round, 0 to 1."""
+    next_rows: int = setting(16, at_least=0)
+    """The newest rows of a user, at most half of all, that a round predicts from those before them;
+    context codebooks learn from it. 0: no context. jaxrec.train sets 0 where the rows have no
+    order, and under a budget, whose noise would cover it."""
+    context_recency: float = setting(1.0, above=0)
+    """A row with n newer ones of its user counts 1 / (1 + n / context_recency) in the context."""
+    context_learning_rate: float = setting(0.05, above=0)
+    """Step size of the server's Adam on the context codebooks."""
+    context_decay: float = setting(0.05, at_least=0, below=1)
+    """Part of the way back to zero that context codebooks go each round, 0 to 1."""
     negatives: int = setting(0, at_least=0)
     """Sampled rivals of a client per round; 0: the full catalogue."""
     uplink: Codec = "int8"
@@ -124,8 +134,8 @@ class Config(CohortConfig, CodesConfig):
     refresh: int = setting(0, at_least=0)
     """Rounds between two refreshes of the collaborative codes; 0: never."""
     drop_loss: float = setting(0.0, at_least=0, below=1)
-    """Fraction of its interactions, those of the highest loss, that a client leaves out; rounded
-    down."""
+    """Fraction of its interactions, those of the highest loss, that a client leaves out of its fit
+    and of the codebooks' gradient; rounded down."""
     participation: float = setting(0.1, above=0, at_most=1)
     """Chance of a client to be in a round, 0 to 1."""
 
@@ -155,6 +165,13 @@ class Config(CohortConfig, CodesConfig):
             "start": () if self.start == "warm" else ("start_decay",),
             "popularity": () if self.popularity else ("popularity_prior",),
             "curriculum": () if moves else ("curriculum_rounds", "curriculum_floor"),
+            "next_rows": ()
+            if self.next_rows
+            else (
+                "context_recency",
+                "context_learning_rate",
+                "context_decay",
+            ),
             "codebook_steps": () if self.codebook_steps > 1 else ("codebook_learning_rate",),
         }
 
@@ -162,6 +179,12 @@ class Config(CohortConfig, CodesConfig):
     def codebook_shape(self) -> tuple[int, int, int]:
         """[P, K, D] of the codebooks of all channels."""
         return self.codebook_levels, self.codes, self.width
+
+    @property
+    def upload_shape(self) -> tuple[int, int, int]:
+        """[P, K, D] of an upload: the codebooks' gradient and, below it, the context's."""
+        levels, codes, width = self.codebook_shape
+        return levels * (2 if self.next_rows else 1), codes, width
 
     @property
     def keeps_error(self) -> bool:
@@ -173,7 +196,7 @@ class Config(CohortConfig, CodesConfig):
         """The shapes of what bounds the integers of an upload, leaf by leaf."""
         if self.factored:
             return (), ()
-        return (self.codebook_shape[:2] if self.uplink != "float32" else (),)
+        return (self.upload_shape[:2] if self.uplink != "float32" else (),)
 
     @property
     def factored(self) -> bool:
@@ -181,7 +204,8 @@ class Config(CohortConfig, CodesConfig):
 
         Then it is a product of factors: no client needs codebooks of its own.
         """
-        return self.uplink == "float32" and self.codebook_steps == 1 and not self.negatives
+        one = self.codebook_steps == 1 and not self.negatives and not self.next_rows
+        return self.uplink == "float32" and one
 
 
 def check_items(config: Config, sizes: Sizes) -> None:

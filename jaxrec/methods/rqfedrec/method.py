@@ -5,11 +5,11 @@ its text (semantic channel) and on collaborative vectors (collaborative channel)
 [P, K, D], channel gates w, text vectors t, private user vectors u and s and a private popularity
 weight a,
 
-    score(u, i) = u . sum_p w_p C[p, code(i, p)] + s . t_i + a log popularity(i).
+    score(u, i) = (u + h) . sum_p w_p C[p, code(i, p)] + s . t_i + a log popularity(i).
 
-A client fits u, s and a to its own history (`ops/fold_in.py`), takes gradient steps on the
-codebooks and uploads the change; a round's traffic depends on P, K and D, never on the number of
-items.
+A client fits u, s and a to its own history (`ops/fold_in.py`), reads the user's context h off a
+second set of codebooks (`context.py`), and uploads the gradient in both; a round's traffic depends
+on P, K and D, never on the number of items.
 
 The abstracts are all of the paper that we could read, so the rest is ours:
 - Set-up by secure sums (`federated/cooccurrence.py`): item counts, then a few passes of subspace
@@ -23,6 +23,8 @@ The abstracts are all of the paper that we could read, so the rest is ours:
 - `recency`: a client may weigh its newest rows most. It knows their order, nobody else does. Where
   it does, popularity is the sum of those weights, what users chose last; under a budget it is not,
   as its sum is over all rows.
+- What users chose last says what comes next: context codebooks start at zero, and rounds learn
+  them from the users' newest rows.
 - Items that hardly anybody has yet are found by their texts: s . t_i costs no upload.
 - Codebooks go back towards their start a part of the way each round, and codes that few rows use
   take larger steps: without either, validation falls again soon after its best round.
@@ -49,14 +51,14 @@ from jaxrec.federated.privacy import check_user_sums
 from jaxrec.federated.sum_bytes import masked_bytes, with_protocol
 from jaxrec.federated.support import supported, supported_counts
 from jaxrec.federated.uploads import Factored
-from jaxrec.methods.rqfedrec import client, codes, private_setup, server
+from jaxrec.methods.rqfedrec import client, codes, context, private_setup, server
 from jaxrec.methods.rqfedrec.config import Config, check_items
 from jaxrec.methods.rqfedrec.state import Metrics, Shared, State
 from jaxrec.models.collaborative import Tables
 from jaxrec.ops import quantize
 from jaxrec.types import Attendance, Data, Earlier, Method, Reads, Release, Sizes, Traffic, Traits
 
-SKETCHED, SKETCHING = 2000, 20  # users and clients that a sum of the set-up needs
+SKETCHED, SKETCHING = 1200, 20  # users and clients that a sum of the set-up needs
 
 TRAITS = Traits(
     run={
@@ -72,7 +74,7 @@ TRAITS = Traits(
     uses=("order", "text"),
     renamed={"dropout": "dropped", "trim": "malicious"} | RENAMED,
     unread=lambda config: config.unread,
-    smaller=({"uplink": "int4"},),
+    smaller=({"uplink": "int4"}, {"next_rows": 0}),
 )
 
 
@@ -105,9 +107,10 @@ def with_sketch(config: Config, sizes: Sizes) -> Config:
 
 
 def traffic(config: Config, sizes: Sizes) -> Traffic:
-    """Codebooks each round; counts, passes and the code table at set-up. Gates stay at home."""
-    levels, number, width = config.codebook_shape
-    rows = levels * number
+    """Codebooks and context each round; counts, passes and the code table at set-up. Gates stay
+    at home, and the first context is zero, so nobody sends it."""
+    first, rows = (math.prod(shape[:2]) for shape in (config.codebook_shape, config.upload_shape))
+    width = config.width
     down = codecs.message_bytes(config.downlink, rows, width)
     addends = math.ceil(config.participation * sizes.clients)
     if config.privacy == "plain" or config.uplink == "float32":
@@ -124,7 +127,8 @@ def traffic(config: Config, sizes: Sizes) -> Traffic:
         setup_down += codes.text_bytes(config, sizes)
         once = once._replace(setup_up=setup_up, setup_down=setup_down)
     if not config.negatives:  # every client fits its users to the first codebooks
-        once = once._replace(setup_down=once.setup_down + down)
+        start = codecs.message_bytes(config.downlink, first, width)
+        once = once._replace(setup_down=once.setup_down + start)
     setup = 2 if config.noised else 1 + weighed + config.passes * config.needs_vectors
     every = once._replace(up=up, down=down)
     return with_protocol(config, every, sizes.clients, cohort=config.participation, setup=setup)
@@ -159,12 +163,11 @@ def init(
         coded, codebooks = codes.grown_codes(config, data, counts, key_codes, learned)
     text = codes.text_vectors(config, data.text, sizes.items)
     shared = server.initial_shared(config, coded, codebooks, counts, recent, text, key_anchors)
-    prior = client.prior(config)
-    users = tuple(jnp.broadcast_to(prior, (*c.users.shape, len(prior))) for c in data.clients)
-    width = config.codebook_shape if config.keeps_error else (0,)
+    users = scoring.new_users(client.prior(config), data)
+    width = config.upload_shape if config.keeps_error else (0,)
     error = tuple(jnp.zeros((len(c.client), *width)) for c in data.clients)
     if not config.negatives:  # else the whole catalogue is to be met at evaluations alone
-        users = tuple(table.user for table in fitted(config, shared, users, data))
+        users = fitted(config, shared, users, data)
     return State(shared, users, error)
 
 
@@ -176,7 +179,12 @@ def grow(
     shared = state.shared
     gates = server.code_gates(config, shared.round, shared.gates)
     learned = quantize.decode(shared.codes.table, gates[:, None, None] * shared.codebooks)
-    return init(config, sizes, key, data, learned)
+    grown = init(config, sizes, key, data, learned)
+    if not config.next_rows:
+        return grown
+    said = quantize.decode(shared.codes.table, shared.context)
+    kept = codes.keeping(config, said, grown.shared.codes.table, grown.shared.counts)
+    return grown._replace(shared=grown.shared._replace(context=kept))
 
 
 def step(config: Config, state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
@@ -235,8 +243,8 @@ def sent_gradient(config: Config, items: Catalogue, upload: Factored) -> jax.Arr
 
 def fitted(
     config: Config, shared: Shared, users: tuple[jax.Array, ...], data: Data
-) -> tuple[Tables, ...]:
-    """Every client's users, fitted to the newest codebooks."""
+) -> tuple[jax.Array, ...]:
+    """Every client's users [C, U, D + T + 1], fitted to the newest codebooks."""
     data = known(config, shared.counts, data)
     sent = server.broadcast(config, shared)
     items = server.all_items(shared, sent)
@@ -245,16 +253,35 @@ def fitted(
         user, clients = pair
         return client.fit(config, user, client.view(config, items, clients), sent, clients)[0]
 
-    users = catalogue.each_client(one, users, data, len(shared.counts))
+    return catalogue.each_client(one, users, data, len(shared.counts))
+
+
+def served(
+    config: Config, shared: Shared, users: tuple[jax.Array, ...], data: Data
+) -> tuple[Tables, ...]:
+    """Every client's users, fitted and with what they chose last, and the items."""
+    users = fitted(config, shared, users, data)
+    sent = server.broadcast(config, shared)
+    if config.next_rows:
+        said = quantize.decode(shared.codes.table, sent.context)
+
+        def add(pair: Any) -> jax.Array:
+            user, clients = pair
+            return user.at[:, : config.width].add(context.of_users(config, said, clients))
+
+        data = known(config, shared.counts, data)
+        users = catalogue.each_client(add, users, data, len(said))
+    items = server.all_items(shared, sent)
     return tuple(Tables(user, items.features) for user in users)
 
 
 def prepare(config: Config, sizes: Sizes, state: State, data: Data) -> scoring.Served:
     """Every user of the federation, fitted and laid out for scoring."""
-    return scoring.serve(data, fitted(config, state.shared, state.user, data), sizes.users)
+    return scoring.serve(data, served(config, state.shared, state.user, data), sizes.users)
 
 
 def fold_in_users(config: Config, state: State, data: Data) -> scoring.Served:
     """New users, fitted and laid out for scoring."""
     refit = lambda users: fitted(config, state.shared, users, data)
-    return scoring.fit_new_users(refit, client.prior(config), data)
+    finish = lambda users: served(config, state.shared, users, data)
+    return scoring.fit_new_users(refit, finish, client.prior(config), data)

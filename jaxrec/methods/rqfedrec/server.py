@@ -18,7 +18,7 @@ from jaxrec.federated.private_mean import first_bounds
 from jaxrec.methods.rqfedrec.codes import refreshed_codes, ungated
 from jaxrec.methods.rqfedrec.config import Config
 from jaxrec.methods.rqfedrec.state import Broadcast, Shared
-from jaxrec.ops import fold_in
+from jaxrec.ops import fold_in, quantize
 from jaxrec.types import Data
 
 MOST_STEPS = 3.0  # of a rare code, in those of a code of the mean share
@@ -26,7 +26,7 @@ ANCHORS = 4096  # items that the curvature is taken on, whatever the catalogue
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
-    """The server's, of codebooks and gates."""
+    """The server's, of codebooks, gates and context."""
     return optax.adam(config.server_learning_rate)
 
 
@@ -54,6 +54,8 @@ def initial_shared(
     gates = initial_gates(config)
     if len(gates) > 1:
         codebooks = ungated(codebooks, code_gates(config, jnp.int32(0), gates))
+    levels, *rest = codebooks.shape
+    context = jnp.zeros((levels if config.next_rows else 0, *rest))
     number = min(ANCHORS, len(counts))
     anchors = jax.random.choice(key, len(counts), (number,), p=counts + 1e-9)
     return Shared(
@@ -61,8 +63,9 @@ def initial_shared(
         codes,
         codebooks,
         start,
+        context,
         gates,
-        optimizer(config).init((codebooks, gates)),
+        optimizer(config).init((codebooks, gates, context)),
         text,
         popularity - popularity.mean(),
         counts,
@@ -91,12 +94,13 @@ def broadcast(config: Config, shared: Shared) -> Broadcast:
     """What clients get: codebooks through the downlink's codec, and the users' curvature."""
     gates = code_gates(config, shared.round, shared.gates)
     sent = codecs.round_trip(gates[:, None, None] * shared.codebooks, config.downlink)
+    context = codecs.round_trip(shared.context, config.downlink)
     met = shared.anchors
     items = catalogue.describe(
         sent, shared.codes.table[met], shared.text[met], shared.popularity[met]
     )
     curvature = fold_in.curvature(items.features, jnp.full(len(met), 1 / len(met)))
-    return Broadcast(sent, curvature)
+    return Broadcast(sent, context, curvature)
 
 
 def all_items(shared: Shared, sent: Broadcast) -> Catalogue:
@@ -112,26 +116,35 @@ def aggregate(
     weights: tuple[jax.Array, ...],
     key: jax.Array,
 ) -> Shared:
-    """Adam's step on codebooks and gates by the mean change [P, K, D], and back towards the start.
+    """Adam's step on codebooks, gates and context by the mean change, and back towards the start.
 
     The way back is weight decay towards the start (L2-SP: Li et al., 2018): warm codebooks begin
-    near the end, and rounds on users' own rows would lead ever further from it.
+    near the end, and rounds on users' own rows would lead ever further from it. A context starts at
+    zero, and goes back there.
     """
-    change = mean_change(config, shared, uploads, weights)
+    both = mean_change(config, shared, uploads, weights)
+    change, of_context = jnp.split(both, [config.codebook_levels])
     gates = gates_at(config, shared.round, shared.gates)
     # d/dw and d/dC of a loss that depends on w C alone, from its gradient in w C.
     wanted = (change * shared.codebooks).reshape(len(gates), -1).sum(axis=1)
     wanted = wanted if config.curriculum == "learned" else jnp.zeros_like(wanted)
-    gradient = change * jnp.repeat(gates, config.levels)[:, None, None], wanted
-    parameters = shared.codebooks, shared.gates
-    (step, turn), moments = optimizer(config).update(gradient, shared.moments, parameters)
+    gradient = change * jnp.repeat(gates, config.levels)[:, None, None], wanted, of_context
+    parameters = shared.codebooks, shared.gates, shared.context
+    (step, gates_step, context_step), moments = optimizer(config).update(
+        gradient, shared.moments, parameters
+    )
     codebooks = shared.codebooks + step_sizes(config, shared)[..., None] * step
     if config.start == "warm":
         start = ungated(shared.start, code_gates(config, shared.round, shared.gates))
         codebooks += config.start_decay * (start - codebooks)
-    new_gates = shared.gates + turn
+    ratio = config.context_learning_rate / config.server_learning_rate
+    context = shared.context + ratio * context_step
     return shared._replace(
-        round=shared.round + 1, codebooks=codebooks, gates=new_gates, moments=moments
+        round=shared.round + 1,
+        codebooks=codebooks,
+        context=(1 - config.context_decay) * context,
+        gates=shared.gates + gates_step,
+        moments=moments,
     )
 
 
@@ -148,10 +161,14 @@ def step_sizes(config: Config, shared: Shared) -> jax.Array:
 def mean_change(
     config: Config, shared: Shared, uploads: tuple[Any, ...], weights: tuple[jax.Array, ...]
 ) -> jax.Array:
-    """The clients' mean gradient of the codebooks as broadcast, [P, K, D]."""
+    """The clients' mean gradient of what was broadcast, [P, K, D] or with context [2 P, K, D].
+
+    A sign that no fitted user sends shows in the first half; norms are those of both.
+    """
     exact = config.uplink in ("float32", "int8") and config.codebook_steps == 1
     if config.rule != "mean" and exact and not config.negatives:
-        weights = descending(uploads, weights, broadcast(config, shared).codebooks)
+        fitted = [upload[:, : config.codebook_levels] for upload in uploads]
+        weights = descending(tuple(fitted), weights, broadcast(config, shared).codebooks)
     mean = combine(config.rule, uploads, weights, config.malicious)
     if mean.ndim == 3:
         return mean
@@ -165,6 +182,14 @@ def refresh(config: Config, shared: Shared, data: Data, key: jax.Array) -> Share
     codes, codebooks = refreshed_codes(
         config, shared.codes, shared.codebooks, gates, data, shared.counts, key
     )
-    moments = optimizer(config).init((codebooks, shared.gates))
+    context = shared.context
+    if config.next_rows:
+        weights = jnp.sqrt(shared.counts)
+        context = quantize.reexpress(
+            context, shared.codes.table, codes.table, config.codes, weights=weights
+        )
+    moments = optimizer(config).init((codebooks, shared.gates, context))
     start = gates[:, None, None] * codebooks
-    return shared._replace(codes=codes, codebooks=codebooks, start=start, moments=moments)
+    return shared._replace(
+        codes=codes, codebooks=codebooks, start=start, context=context, moments=moments
+    )

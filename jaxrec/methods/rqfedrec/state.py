@@ -17,8 +17,9 @@ class Shared(NamedTuple):
     codes: Codes
     codebooks: jax.Array  # f32 [P, K, D]
     start: jax.Array  # f32 [P, K, D]  as served, when the codes were made
+    context: jax.Array  # f32 [P, K, D]  what items say of those chosen next; [0, K, D] without
     gates: jax.Array  # f32 [channels]
-    moments: Any  # the server optimiser's, of codebooks and gates
+    moments: Any  # the server optimiser's, of codebooks, gates and context
     text: jax.Array  # f32 [I, T]  the items' text vectors, of one length
     popularity: jax.Array  # f32 [I]  centred log counts, of which recent rows count most
     counts: jax.Array  # f32 [I]  train interactions
@@ -29,7 +30,7 @@ class Shared(NamedTuple):
 class State(NamedTuple):
     shared: Shared
     user: tuple[jax.Array, ...]  # a bucket: f32 [C, U, D + T + 1], the last weighs popularity
-    error: tuple[jax.Array, ...]  # a bucket: f32 [C, P, K, D], what sign rounded off; else [C, 0]
+    error: tuple[jax.Array, ...]  # a bucket: what sign rounded off of uploads; else [C, 0]
 
 
 class Metrics(NamedTuple):
@@ -45,4 +46,5 @@ class Broadcast(NamedTuple):
     """What a client downloads, and what follows from it for everybody who knows the codes."""
 
     codebooks: jax.Array  # f32 [P, K, D]  gated
+    context: jax.Array  # f32 [P, K, D] or [0, K, D]
     curvature: Curvature

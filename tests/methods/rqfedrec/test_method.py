@@ -24,7 +24,7 @@ WIDTH, TOLD = 4, 3
 SMALL = {
     "width": WIDTH, "text_width": TOLD, "levels": 2, "codes": 5, "privacy": "plain",
     "participation": 1.0, "sketch_participation": 1.0, "l2": 1.0, "start_decay": 0.0,
-    "rare_code_steps": 0.0,
+    "rare_code_steps": 0.0, "next_rows": 0,
 }  # fmt: skip
 
 
@@ -88,8 +88,8 @@ def mean_gradient(data, shared, users, codebooks):
 
 def stepped(shared, gradient, rate=0.006):
     optimizer = optax.adam(rate)
-    parameters = shared.codebooks, shared.gates
-    gradient = gradient if isinstance(gradient, tuple) else (gradient, jnp.zeros_like(shared.gates))
+    parameters = shared.codebooks, shared.gates, shared.context
+    gradient = gradient, jnp.zeros_like(shared.gates), jnp.zeros_like(shared.context)
     return optax.apply_updates(parameters, optimizer.update(gradient, shared.moments)[0])
 
 
@@ -105,7 +105,7 @@ def test_a_round_is_the_loop_over_users_with_gathered_code_vectors(uplink):
     data, _ = problem()
     (before, after), _, _ = played(uplink=uplink)
     gradient = np.asarray(mean_gradient(data, before.shared, after.user, before.shared.codebooks))
-    expected, _ = stepped(before.shared, gradient)
+    expected, *_ = stepped(before.shared, gradient)
     # int8 takes rounding of up to half a step of each row's largest entry into the sign.
     gradient = gradient * (
         np.abs(gradient) > (0.02 * np.abs(gradient).max() if uplink == "int8" else 0)
@@ -403,7 +403,7 @@ def test_who_flips_the_sign_of_a_gradient_is_left_out(uplink):
 
 @pytest.mark.parametrize(
     ("users", "clients", "chance"),
-    [(100, 100, 1.0), (4000, 4000, 0.5), (10**6, 10**6, 0.2), (10**6, 40, 0.5)],
+    [(100, 100, 1.0), (4000, 4000, 0.3), (10**6, 10**6, 0.2), (10**6, 40, 0.5)],
 )
 def test_few_users_or_clients_are_all_in_the_sums_of_the_set_up(users, clients, chance):
     """What a client expects to download for a pass tells its chance to be in one."""
