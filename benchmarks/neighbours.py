@@ -1,6 +1,7 @@
 """ItemKNN and EASE, centralised and tuned on validation, on a config's leave-one-out split.
 
     python -m benchmarks.neighbours rqfedrec-ml1m [rqfedrec-movietweetings ...] [--ease]
+    python -m benchmarks.neighbours rqfedrec-ml1m --data lastfm     # another data set, split alike
 
 Both score with rows weighed as the methods may weigh them, 1 / (1 + newer rows / recency), and rank
 all items but a user's own, ties against the target. Settings that are tried: `RECENCY`, `SHRINK`,
@@ -99,9 +100,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", nargs="+", help="files of configs/, without .toml")
     parser.add_argument("--ease", action="store_true", help="also EASE")
+    parser.add_argument("--data", help="a data set in place of the configs' own")
     options = parser.parse_args()
     for name in options.config:
-        divided = divide(build(*read_toml(CONFIGS / f"{name}.toml"))[0])
+        method, settings = read_toml(CONFIGS / f"{name}.toml")
+        data = {"data": options.data} if options.data else {}
+        divided = divide(build(method, dict(settings) | data)[0])
         train, made = matrix(divided, VALID), {}
         if "timestamp" in divided.dataset.interactions:
             weighed = {recency: recent(divided, recency) for recency in RECENCY}
