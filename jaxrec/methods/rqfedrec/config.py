@@ -159,19 +159,14 @@ class Config(CohortConfig, CodesConfig):
         """The settings that a choice leaves unread."""
         sketch = "window", "shrinkage", "passes", "sketch_participation", "sketch_bits"
         texts = () if self.semantic else ("text_width", "text_scale")
+        context = "context_recency", "context_learning_rate", "context_decay"
         moves = self.curriculum in ("linear", "sigmoid")
         return {
             "channels": texts if self.needs_vectors else (*texts, *sketch),
             "start": () if self.start == "warm" else ("start_decay",),
             "popularity": () if self.popularity else ("popularity_prior",),
             "curriculum": () if moves else ("curriculum_rounds", "curriculum_floor"),
-            "next_rows": ()
-            if self.next_rows
-            else (
-                "context_recency",
-                "context_learning_rate",
-                "context_decay",
-            ),
+            "next_rows": () if self.next_rows else context,
             "codebook_steps": () if self.codebook_steps > 1 else ("codebook_learning_rate",),
         }
 

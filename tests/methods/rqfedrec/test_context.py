@@ -102,7 +102,7 @@ def test_the_gradient_is_that_of_a_loop_over_the_newest_rows():
 
 
 def test_the_newest_rows_are_predicted_by_users_who_have_not_seen_them():
-    """Other newest rows, the same older ones: the fit that predicts them stays."""
+    """The fit reads the rows before the predicted ones, and counts their ages anew."""
     config, shared, sent, one = learned("user")
     seen = client.view(config, server.all_items(shared, sent), one)
     fits = []
