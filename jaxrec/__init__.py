@@ -11,6 +11,7 @@ them is arrays in, arrays out.
 from jaxrec import data, evaluation, federated, models, ops
 from jaxrec.data import load, pack, partition, split
 from jaxrec.methods import METHODS
+from jaxrec.models.kinds import CLIENT_MODELS, ITEM_ENCODERS
 from jaxrec.report.comparison import compare
 from jaxrec.search.sweep import sweep
 from jaxrec.serving.export import export
@@ -33,6 +34,8 @@ from jaxrec.types import (
 from jaxrec.version import __version__
 
 __all__ = [
+    "CLIENT_MODELS",
+    "ITEM_ENCODERS",
     "METHODS",
     "Clients",
     "Data",

@@ -259,6 +259,7 @@ class Traits:
     renamed: Mapping[str, str] = field(default_factory=dict)  # settings of stored runs: old -> new
     privacy: str = "central data"  # of a method without settings of privacy, in a result
     retired: tuple[str, ...] = ()  # settings of stored runs that are read and do nothing
+    before: Mapping[str, Any] = field(default_factory=dict)  # what runs did without one
     unread: Callable[[Any], Mapping[str, Collection[str]]] = lambda config: {}
     """The settings that a config's choice, such as of its model, leaves unread: choice -> names."""
     smaller: tuple[Mapping[str, Any], ...] = ()  # settings to try where a run does not fit a device

@@ -117,7 +117,8 @@ def test_data(tmp_path, monkeypatch):
 
 
 def test_extending(tmp_path, monkeypatch):
-    monkeypatch.setitem(METHODS, "fedprox", None)  # so that it is gone after the test
+    monkeypatch.setitem(METHODS, "fedprox", None)  # so that they are gone after the test
+    monkeypatch.setitem(jaxrec.CLIENT_MODELS, "bilinear", None)
     names = run("extending.md", tmp_path, monkeypatch)
     result = names["result"]
     popularity = result.baselines["popularity"].values["test/NDCG@10"]

@@ -24,7 +24,8 @@ TINY = {
     "fedavg": ("clients", {"width": 4, "participation": 0.5}),
     "local_only": ("clients", {"width": 4}),
     "popularity": ("clients", {}),
-    "fedcia": ("clients", {"width": 4, "rank": 8}),
+    "fedcia": ("clients", {"width": 4}),
+    "fedcia:steps": ("clients", {"width": 4, "rank": 8, "training": "steps"}),
     "rqfedrec": ("clients", {"width": 4, "codes": 4, "levels": 2}),
     "sequential": ("batch", {"width": 4, "inner": 4, "heads": 1, "length": 8, "batch": 40}),
     "llmd4rec": ("batch", {"width": 4, "inner": 4, "heads": 1, "length": 8, "batch": 40}),
@@ -52,7 +53,7 @@ dataset, scores, work, ranked = synthetic(**{DATA}), [], [], []
 name = sys.argv[1]
 axis, settings = {TINY}[name]
 for mesh in ("", f"{{axis}}=8"):
-    run = jaxrec.train(name, dataset, mesh=mesh, **{QUICK}, **settings)
+    run = jaxrec.train(name.partition(":")[0], dataset, mesh=mesh, **{QUICK}, **settings)
     score = lambda state, data: run.method.score(run.method.prepare(state, data), np.arange(41))
     scores.append(np.asarray(jax.jit(score)(run.state, run.data)))
     if name == "fedavg":

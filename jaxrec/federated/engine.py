@@ -24,7 +24,7 @@ from jaxrec.federated import private_mean
 from jaxrec.federated.cohort import EVERYONE, CohortConfig
 from jaxrec.federated.malicious import falsify, lies_about_uploads
 from jaxrec.federated.private_mean import Bounds, Total
-from jaxrec.federated.uploads import Factored, beside, clipped, finite, keep, multiply
+from jaxrec.federated.uploads import Factored, Touched, beside, clipped, finite, keep, multiply
 from jaxrec.mesh import divide
 from jaxrec.types import Clients, SettingError
 
@@ -54,7 +54,7 @@ class _Rules(NamedTuple):
     addends: int  # clients that the round computes at most
     additive: bool
     bits: int
-    product: Callable[[Factored], Any]
+    product: Callable[[Any], Any]
 
 
 def federated_round(
@@ -69,7 +69,7 @@ def federated_round(
     bounds: Bounds | None = None,
     additive: bool = False,
     bits: int = 32,
-    product: Callable[[Factored], Any] = multiply,
+    product: Callable[[Any], Any] = multiply,
 ) -> Round:
     """Run one round over all buckets.
 
@@ -86,8 +86,8 @@ def federated_round(
             computed and enter as one upload [1, ...], their mean, so that memory does not grow
             with the number of clients. Factors enter as they are where the server sees them.
         bits: of a client's integer in a secure sum.
-        product: what one client sends where its upload is `Factored`; linear in left^T right. The
-            factors are multiplied out where anybody looks at an upload by itself.
+        product: what one client sends where its upload is `Factored`, linear in left^T right, or
+            `Touched`, linear in its table. It is made where anybody looks at an upload by itself.
 
     Raises AssertionError where buckets or leading axes do not agree.
     """
@@ -229,6 +229,11 @@ def _sent(rules: _Rules, uploads: Any, client: jax.Array, key: jax.Array) -> Any
     cohort = rules.cohort
     measured = cohort.clip and rules.product is not multiply  # its norm is not that of the factors
     as_factors = rules.additive and not lies_about_uploads(cohort) and not measured
-    if isinstance(uploads, Factored) and not (as_factors and cohort.privacy != "distributed_dp"):
+    kept = (
+        cohort.privacy == "plain"
+        if isinstance(uploads, Touched)
+        else (cohort.privacy != "distributed_dp")
+    )
+    if isinstance(uploads, Factored | Touched) and not (as_factors and kept):
         uploads = jax.vmap(rules.product)(uploads)
     return falsify(cohort, uploads, client, key)

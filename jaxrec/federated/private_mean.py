@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from jaxrec.federated import secure_sum
 from jaxrec.federated.privacy import PrivacyConfig
-from jaxrec.federated.uploads import Factored, beside, clipped, norms, scaled
+from jaxrec.federated.uploads import Factored, Touched, beside, clipped, norms, scaled, summed
 
 REACH = 1024.0  # the largest number that integers of 32 bits express in the first round
 COARSE_REACH = 1.0  # and those of fewer bits
@@ -180,6 +180,8 @@ def _added(uploads: Any, weights: jax.Array) -> Any:
     """sum_c weight_c upload_c in floats."""
     if isinstance(uploads, Factored):
         return jnp.einsum("c,cui,cud->id", weights, *uploads)
+    if isinstance(uploads, Touched):
+        return summed(uploads, weights)
     return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1), uploads)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,19 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.federated.local import LocalConfig, dense_rows
-from jaxrec.models.collaborative import Tables, encode
-from jaxrec.ops import linalg
-from jaxrec.types import Clients, Data, SettingError, Unavailable
+from jaxrec.models.clients import ClientModel
+from jaxrec.models.collaborative import Tables
+from jaxrec.ops import least_squares
+from jaxrec.types import Clients, Data, Method, SettingError, Unavailable
 
+GROWS_NOT = Unavailable("nothing says how its clients' Flax modules grow")
+FOLDS_NOT = Unavailable("the users of its clients' Flax modules are learned in training")
+NO_VECTORS = Unavailable("its clients' models score by more than an inner product")
 FITS = 4  # times that a new user is fitted anew, from where the last time ended
-
-
-def encode_bucket(tables: Tables, clients: Clients, layers: int) -> Tables:
-    """`encode` for every client of a bucket; tables [C, U, D] and [C, I, D]."""
-    if layers == 0:
-        return tables
-    items = tables.item.shape[1]
-    return jax.vmap(lambda t, c: encode(t, dense_rows(c, items), layers=layers))(tables, clients)
 
 
 class Served(NamedTuple):
@@ -55,6 +52,83 @@ def serve(data: Data, tables: tuple[Tables, ...], users: int) -> Served:
         total_repeat_length=len(user),
     )
     return Served(user, item, client, user_slots(data, users))
+
+
+class ServedModels(NamedTuple):
+    """Encoded vectors of clients whose models score by more than an inner product."""
+
+    encoded: tuple[tuple[Tables, ...], ...]  # a model, a bucket: [C, U, F], [C, I, F], network
+    place: jax.Array  # int32 [rows, 3]  bucket, client and row of each user vector, end to end
+    slot: jax.Array  # int32 [U]  a user's row
+
+
+def serve_models(
+    models: tuple[ClientModel, ...],
+    own: tuple[ClientModel, ...],
+    tables: tuple[Tables, ...],
+    data: Data,
+    users: int,
+) -> Served | ServedModels:
+    """Encode each bucket's tables [C, ...] by its `own` of the models; lay them out for scoring."""
+
+    def encoded(model: ClientModel, tables: Tables, clients: Clients) -> Tables:
+        def one(tables: Tables, clients: Clients) -> Tables:
+            item = model.items(tables.item, data.text)
+            return model.encode(tables, item, dense_rows(clients, len(item)))
+
+        if model.plain and model.table and not model.layers:
+            return tables
+        return jax.vmap(one)(tables, clients)
+
+    found = tuple(map(encoded, own, tables, data.clients))
+    if not any(model.head for model in models):
+        return serve(data, found, users)
+    kinds = [models.index(model) for model in own]
+    order = sorted(range(len(own)), key=kinds.__getitem__)
+    grouped = tuple(
+        tuple(found[number] for number in order if kinds[number] == kind)
+        for kind in range(len(models))
+    )
+    data = data._replace(clients=tuple(data.clients[number] for number in order))
+    return ServedModels(grouped, user_grid(data), user_slots(data, users))
+
+
+def user_grid(data: Data) -> jax.Array:
+    """Bucket, client and row of each user's place, int32 [rows, 3], all buckets end to end."""
+    places = []
+    for number, clients in enumerate(data.clients):
+        client, row = jnp.indices(clients.users.shape, jnp.int32).reshape(2, -1)
+        places.append(jnp.stack([jnp.full_like(row, number), client, row], axis=1))
+    return jnp.concatenate(places)
+
+
+def score_models(
+    models: tuple[ClientModel, ...], served: ServedModels, users: jax.Array
+) -> jax.Array:
+    """Scores f32 [B, I] of global user ids [B], each by its client's model."""
+
+    def branch(model: ClientModel, encoded: Tables) -> Callable[[jax.Array], jax.Array]:
+        def one(place: jax.Array) -> jax.Array:
+            own = jax.tree.map(lambda leaf: leaf[place[1]], encoded)
+            chosen = own._replace(user=own.user[place[2]][None])
+            return model.scores(chosen, encoded.user.shape[1])[0]
+
+        return one
+
+    grouped = zip(models, served.encoded, strict=True)
+    branches = [branch(model, encoded) for model, part in grouped for encoded in part]
+    score_one = lambda place: jax.lax.switch(place[0], branches, place)
+    return jax.lax.map(score_one, served.place[served.slot[users]])
+
+
+def with_models(method: Method, models: tuple[ClientModel, ...]) -> Method:
+    """The method of plain tables, or what is left of it where its clients train Flax modules."""
+    if all(model.plain and model.table for model in models):
+        return method
+    method = method._replace(grow=GROWS_NOT, fold_in=FOLDS_NOT)
+    if not any(model.head for model in models):
+        return method
+    return method._replace(score=partial(score_models, models), vectors=NO_VECTORS)
 
 
 def vectors(served: Served) -> tuple[np.ndarray, np.ndarray]:
@@ -122,20 +196,17 @@ def new_users(start: jax.Array, data: Data) -> tuple[jax.Array, ...]:
 
 
 def fold_in(item: jax.Array, clients: Clients, config: LocalConfig) -> jax.Array:
-    """User tables [C, U, D] that minimise the square loss, the item table E [I, D] standing still.
-
-    With w the weight of an unobserved entry and J the user's items,
-
-        x = (w E^T E + (1 - w) sum_{j in J} e_j e_j^T + l2 I)^-1 sum_{j in J} e_j.
-    """
-    width = item.shape[1]
-    common = config.negative_weight * item.T @ item + (config.l2_user + 1e-6) * jnp.eye(width)
+    """User tables [C, U, D] that minimise the square loss; the item table E [I, D] stands still."""
+    gram = item.T @ item
 
     def fit(clients: Clients) -> jax.Array:
-        rows = dense_rows(clients, len(item))  # [U, I]
-        gram = jax.vmap(lambda own: (own[:, None] * item).T @ item)(rows)
-        gram = common + (1 - config.negative_weight) * gram
-        return jax.vmap(linalg.solve)(gram, rows @ item)
+        return least_squares.users(
+            item,
+            clients,
+            gram,
+            negative_weight=config.negative_weight,
+            l2=config.l2_user + 1e-6,
+        )
 
     return jax.lax.map(fit, clients)
 

@@ -1,10 +1,12 @@
 """What happens to each upload before uploads are added: its size is known, and may be bounded.
 
-Uploads are trees of leaves [C, ...] with a client axis, or `Factored`.
+Uploads are trees of leaves [C, ...] with a client axis, or `Factored`, or `Touched`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +22,43 @@ class Factored(NamedTuple):
 
     left: jax.Array  # f32 [U, I]
     right: jax.Array  # f32 [U, D]
+
+
+@partial(
+    jax.tree_util.register_dataclass, meta_fields=["items"], data_fields=["item", "rows", "common"]
+)
+@dataclass(frozen=True)
+class Touched:
+    """An upload that is linear in a table [I, D] of which a client touches its own items' rows.
+
+    Row i is the sum of `rows` whose `item` is i, and every row of another table, which is public,
+    times `common`. A sum of such costs what the rows do, however many items there are.
+    """
+
+    item: jax.Array  # int32 [N]
+    rows: jax.Array  # f32 [N, D]
+    common: jax.Array  # f32 [D, D]
+    items: int  # I
+
+
+class Table(NamedTuple):
+    """A sum of `Touched` uploads."""
+
+    rows: jax.Array  # f32 [I, D]
+    common: jax.Array  # f32 [D, D]
+
+
+def summed(uploads: Touched, weights: jax.Array) -> Table:
+    """The weighted sum of the clients' uploads, leaves [C, ...] and weights [C]."""
+    uploads = scaled(uploads, weights)
+    rows = uploads.rows.reshape(-1, uploads.rows.shape[-1])
+    table = jax.ops.segment_sum(rows, uploads.item.reshape(-1), uploads.items)
+    return Table(table, uploads.common.sum(0))
+
+
+def spread(upload: Touched) -> Table:
+    """One client's rows at their places."""
+    return Table(jax.ops.segment_sum(upload.rows, upload.item, upload.items), upload.common)
 
 
 def multiply(upload: Factored) -> jax.Array:
@@ -62,6 +101,8 @@ def scaled(uploads: Any, factors: jax.Array) -> Any:
     times = lambda leaf: leaf * beside(factors, leaf)
     if isinstance(uploads, Factored):
         return uploads._replace(left=times(uploads.left))
+    if isinstance(uploads, Touched):
+        return replace(uploads, rows=times(uploads.rows), common=times(uploads.common))
     return jax.tree.map(times, uploads)
 
 

@@ -6,9 +6,12 @@ interactions and uploads its change; the server moves E by the weighted mean cha
 
     E <- E + server_step( sum_c n_c (E_c - E) / sum_c n_c ),    n_c = train interactions of c.
 
-Against FedCIA's published baseline: the server may use Adam, losses act on the inner product,
-and no client keeps a dense item table or its Adam moments between rounds. `upload="gradient"` is
-FedMF, the form for one-user clients: see `fedmf.py`.
+Clients whose model is a Flax module share all of it that is not `modules.Private`. The weights of
+networks are averaged without Adam at the server, and clients keep Adam's moments of them.
+
+Against FedCIA's published baseline: the server may use Adam, losses act on the inner product, and
+no client keeps a dense item table or its Adam moments between rounds. `upload="gradient"` is FedMF,
+the form for one-user clients: see `fedmf.py`.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from jaxrec.federated.private_mean import Bounds, first_bounds
 from jaxrec.federated.sum_bytes import with_protocol
 from jaxrec.federated.support import supported, supported_items
 from jaxrec.methods import fedmf
+from jaxrec.models.clients import ClientModel
 from jaxrec.models.collaborative import Tables
 from jaxrec.settings.fields import check, setting
 from jaxrec.types import Attendance, Clients, Data, Method, SettingError, Sizes, Traffic, Traits
@@ -39,30 +43,33 @@ ALONE = {  # settings that only the other form reads
     "change": ("damping",),
     "gradient": ("learning_rate", "item_learning_rate", "negative_weight"),
 }
+OF_TABLE = "item_learning_rate", "server", "server_learning_rate"  # of a shared table of items
 TRAITS = Traits(
     run={"rounds": 400, "evaluate_every": 20, "patience": 3},
-    uses=("order",),
+    reads=local.reads,
+    settled=local.settled,
+    uses=("order", "text"),
     renamed={"dropout": "dropped"} | RENAMED,
     retired=("memory",),
     unread=lambda config: {
         "upload": ALONE[config.upload],
         "loss": local.unread_by_loss(config.loss),
         "server": ("server_learning_rate",) if config.server == "average" else (),
+        "model": local.unread_by_plain(config),
+        "item_encoder": () if config.item_encoder == "table" else OF_TABLE,
     },
     smaller=({"upload": "gradient", "loss": "softmax"},),
 )
 
 
 @dataclass(frozen=True)
-class Config(fedmf.FedMFConfig):
+class Config(fedmf.FedMFConfig, local.ModelConfig):
     """Settings of FedAvg."""
 
     loss: Literal["auto", "square", "softmax", "bpr", "elementwise"] = "auto"
     """square: weighted least squares over the full catalogue; softmax: full-catalogue
     cross-entropy; bpr: sampled pairs; elementwise: FedCIA's published loss, for parity;
     auto: square, and softmax where upload = gradient."""
-    layers: int = setting(0, at_least=0)
-    """LightGCN layers; 0 is matrix factorisation."""
     item_learning_rate: float = setting(1.0, at_least=0)
     """Step size of a client's plain gradient descent on the item table."""
     server: Literal["average", "adam"] = "adam"
@@ -80,17 +87,23 @@ class Config(fedmf.FedMFConfig):
         local.check_recency(self)
         if self.upload != "gradient":
             return
-        if self.loss not in ("auto", "softmax") or self.layers:
+        if self.loss not in ("auto", "softmax") or not self.factorises:
             raise SettingError(
-                "upload = 'gradient': needs loss = 'softmax' and layers = 0, not loss = "
-                f"{self.loss!r} and layers = {self.layers}"
+                "upload = 'gradient': needs loss = 'softmax', model = 'mf', layers = 0 and "
+                f"item_encoder = 'table', not loss = {self.loss!r}, model = {self.model!r}, "
+                f"layers = {self.layers} and item_encoder = {self.item_encoder!r}"
             )
         if not self.l2_user > 0:
             raise SettingError(f"l2_user = {self.l2_user}: must be above 0 for upload = 'gradient'")
 
+    @property
+    def factorises(self) -> bool:
+        """Whether clients train two plain tables and nothing else."""
+        return self.model == "mf" and not self.layers and self.item_encoder == "table"
+
 
 class Shared(NamedTuple):
-    item: jax.Array  # f32 [I, D]
+    item: Any  # f32 [I, D]; of Flax modules all that is shared: `Tables` without users
     moments: Any  # the server optimiser's
     support: jax.Array | None  # bool [I]  items that enough users have; None: all are learned
     bounds: Bounds | None  # what uploads are measured with
@@ -98,8 +111,8 @@ class Shared(NamedTuple):
 
 class State(NamedTuple):
     shared: Shared
-    user: tuple[jax.Array, ...]  # a bucket: f32 [C, U, D]
-    moments: tuple[Any, ...]  # Adam's of the user tables
+    user: tuple[Any, ...]  # a bucket: f32 [C, U, D], or a Flax module's parameters about users
+    moments: tuple[Any, ...]  # Adam's of these
 
 
 class Metrics(NamedTuple):
@@ -113,8 +126,14 @@ class FedAvg(NamedTuple):
 
     config: Config
     sizes: Sizes
+    model: ClientModel
     client: optax.GradientTransformation
     server: optax.GradientTransformation
+
+    @property
+    def whole(self) -> bool:
+        """Whether more is shared than one table of items."""
+        return not (self.model.plain and self.model.table)
 
 
 def make(config: Config, sizes: Sizes) -> Method:
@@ -122,32 +141,41 @@ def make(config: Config, sizes: Sizes) -> Method:
     config = settled(config, sizes)
     config = with_enough(config, sizes)
     check_rounds(config, sizes)
-    user, item = optax.adam(config.learning_rate), optax.sgd(config.item_learning_rate)
-    client = optax.multi_transform({"user": user, "item": item}, Tables._make(Tables._fields))
     average, adam = optax.sgd(1.0), optax.adam(config.server_learning_rate)
     server = adam if config.server == "adam" else average
     if config.upload == "gradient":
         return with_attackers(config, sizes, fedmf.make(config, sizes, server))
-    fedavg = FedAvg(config, sizes, client, server)
+    model = local.model_of(config)
+    client = local.optimizer(config, model, items=optax.sgd(config.item_learning_rate))
+    if not (model.plain and model.table):  # the weights of networks are averaged, as they are
+        kinds = "items" if model.table else "weights", "weights"
+        server = optax.multi_transform({"items": server, "weights": average}, kinds)
+    fedavg = FedAvg(config, sizes, model, client, server)
     method = Method(
         partial(init, fedavg),
         partial(step, fedavg),
         partial(prepare, fedavg),
         scoring.score,
-        traffic=traffic(config, sizes),
+        traffic=traffic(fedavg),
         releases=partial(releases, config) if config.noised else None,
         attendance=lambda metrics: Attendance(metrics.participants),
         vectors=scoring.vectors,
-        fold_in=scoring.folding(config, config.layers, lambda state: state.shared.item),
+        fold_in=scoring.folding(config, model.layers, lambda state: state.shared.item),
         grow=partial(fedmf.grow, partial(init, fedavg)),
     )
-    return with_attackers(config, sizes, method)
+    return with_attackers(config, sizes, scoring.with_models(method, (model,)))
 
 
-def traffic(config: Config, sizes: Sizes) -> Traffic:
-    """The item table each way; before, which items have support."""
-    table, counts = 4.0 * sizes.items * config.width, 4.0 * sizes.items * (config.support > 1)
-    plain = Traffic(up=table, down=table, setup_up=counts, setup_down=counts)
+def traffic(fedavg: FedAvg) -> Traffic:
+    """What is shared each way; before, which items have support, and the items' texts if read."""
+    config, sizes = fedavg.config, fedavg.sizes
+    first = jax.eval_shape(
+        partial(first_item, fedavg, max(config.text_numbers, 1)), jax.random.key(0)
+    )
+    table = 4.0 * sum(leaf.size for leaf in jax.tree.leaves(first))
+    counts = 4.0 * sizes.items * (config.support > 1)
+    texts = local.text_bytes(config, sizes.items)
+    plain = Traffic(up=table, down=table, setup_up=counts, setup_down=counts + texts)
     setup = int(config.support > 1)
     return with_protocol(config, plain, sizes.clients, cohort=config.participation, setup=setup)
 
@@ -156,45 +184,64 @@ def settled(config: Config, sizes: Sizes) -> Config:
     """The settings with every `auto` settled."""
     upload, loss = config.upload, config.loss
     if upload == "auto":
-        fits = loss in ("auto", "softmax") and config.layers == 0
+        fits = loss in ("auto", "softmax") and config.factorises
         upload = "gradient" if fits and sizes.users == sizes.clients else "change"
     if loss == "auto":
         loss = "softmax" if upload == "gradient" or config.recency else "square"
     return replace(config, upload=upload, loss=loss)
 
 
+def first_item(fedavg: FedAvg, numbers: int, key: jax.Array) -> Any:
+    """What all clients begin with: the item table, or all that Flax modules share."""
+    key_item, key_user = jax.random.split(key)
+    item = fedavg.model.init_items(key_item, fedavg.sizes.items, numbers)
+    return (item, fedavg.model.init_users(key_user, 1)[1]) if fedavg.whole else item
+
+
+def tables_of(fedavg: FedAvg, user: Any, item: Any) -> Tables:
+    """A client's tables: what is its own beside what is shared."""
+    return Tables(user, *item) if fedavg.whole else Tables(user, item)
+
+
 def init(fedavg: FedAvg, key: jax.Array, data: Data) -> State:
     """Random tables, the item table common to all clients."""
-    config = fedavg.config
-    key_item, key_user = jax.random.split(key)
-    item = local.init_items(key_item, fedavg.sizes.items, config.width, config.init_scale)
-    user = tuple(
-        local.init_users(key_user, clients, config.width, config.init_scale)
-        for clients in data.clients
-    )
+    config, data = fedavg.config, local.with_text(fedavg.config, data)
+    _, key_user = jax.random.split(key)
+    item = first_item(fedavg, local.text_numbers(data.text), key)
+    user = tuple(local.init_users(key_user, each, fedavg.model)[0] for each in data.clients)
     moments = tuple(
-        jax.vmap(lambda table: fedavg.client.init(Tables(table, item)))(table) for table in user
+        jax.vmap(lambda own: fedavg.client.init(tables_of(fedavg, own, item)))(each)
+        for each in user
     )
     support = supported_items(config, data, fedavg.sizes.items)
-    shared = Shared(item, fedavg.server.init(item), support, first_bounds(config, ()))
+    reaches = ((),) * len(jax.tree.leaves(item))
+    shared = Shared(item, fedavg.server.init(item), support, first_bounds(config, *reaches))
     return State(shared, user, moments)
 
 
 def train(
-    fedavg: FedAvg, shared: Shared, private: Any, clients: Clients, key: jax.Array
-) -> tuple[jax.Array, Any, jax.Array]:
-    """One client's steps from the server's item table; uploads how it changed [I, D]."""
+    fedavg: FedAvg,
+    text: jax.Array | None,
+    shared: Shared,
+    private: Any,
+    clients: Clients,
+    key: jax.Array,
+) -> tuple[Any, Any, jax.Array]:
+    """One client's steps from what the server shares; uploads how that changed, [I, D]."""
     user, moments = private
     tables, moments, loss = local.train(
-        Tables(user, shared.item),
+        tables_of(fedavg, user, shared.item),
         moments,
         clients,
         key,
         optimizer=fedavg.client,
         config=fedavg.config,
-        layers=fedavg.config.layers,
+        items=fedavg.sizes.items,
+        model=fedavg.model,
+        text=text,
     )
-    return tables.item - shared.item, (tables.user, moments), loss
+    new = (tables.item, tables.network) if fedavg.whole else tables.item
+    return jax.tree.map(jnp.subtract, new, shared.item), (tables.user, moments), loss
 
 
 def aggregate(
@@ -207,15 +254,17 @@ def aggregate(
     """The server's step by the mean change."""
     config = fedavg.config
     change = combine(config.rule, uploads, weights, config.malicious)
-    updates, moments = fedavg.server.update(-change, shared.moments, shared.item)
-    item = jnp.asarray(optax.apply_updates(shared.item, updates))
+    against = jax.tree.map(jnp.negative, change)
+    updates, moments = fedavg.server.update(against, shared.moments, shared.item)
+    item = optax.apply_updates(shared.item, updates)
     return shared._replace(item=item, moments=moments)
 
 
 def step(fedavg: FedAvg, state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
     """One round."""
+    data = local.with_text(fedavg.config, data)
     done = federated_round(
-        (partial(train, fedavg),) * len(data.clients),
+        (partial(train, fedavg, data.text),) * len(data.clients),
         partial(aggregate, fedavg),
         state.shared,
         tuple(zip(state.user, state.moments, strict=True)),
@@ -230,14 +279,17 @@ def step(fedavg: FedAvg, state: State, data: Data, key: jax.Array) -> tuple[Stat
     return State(shared, *zip(*done.private, strict=True)), metrics
 
 
-def prepare(fedavg: FedAvg, state: State, data: Data) -> scoring.Served:
-    """Every user's vector beside the server's items; with LightGCN each client's own items."""
-    item, layers = state.shared.item, fedavg.config.layers
-    data = supported(data, state.shared.support)
-    tables = tuple(Tables(user, item) for user in state.user)
-    if layers:
-        tables = tuple(
-            scoring.encode_bucket(Tables(user, jnp.tile(item, (len(user), 1, 1))), clients, layers)
-            for user, clients in zip(state.user, data.clients, strict=True)
+def prepare(fedavg: FedAvg, state: State, data: Data) -> Any:
+    """Every user's vector beside the server's items; else each client's own tables, encoded."""
+    item, model = state.shared.item, fedavg.model
+    data = supported(local.with_text(fedavg.config, data), state.shared.support)
+    if not (fedavg.whole or model.layers):
+        return scoring.serve(
+            data, tuple(Tables(own, item) for own in state.user), fedavg.sizes.users
         )
-    return scoring.serve(data, tables, fedavg.sizes.users)
+    tables = tuple(
+        tables_of(fedavg, own, local.for_each(clients, item))
+        for own, clients in zip(state.user, data.clients, strict=True)
+    )
+    own = (model,) * len(data.clients)
+    return scoring.serve_models((model,), own, tables, data, fedavg.sizes.users)

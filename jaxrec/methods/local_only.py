@@ -1,7 +1,7 @@
 """Local only: every client trains alone and nothing crosses the network.
 
-What a federation must beat: matrix factorisation or LightGCN on each client's own interactions,
-from one common initial item table.
+What a federation must beat: a model of each client's own interactions, from one common initial item
+table.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jaxrec.federated import local, scoring
 from jaxrec.federated.cohort import CohortConfig
 from jaxrec.federated.engine import federated_round
+from jaxrec.models.clients import ClientModel
 from jaxrec.models.collaborative import Tables
 from jaxrec.ops.growth import clients_over, users_over
 from jaxrec.settings.fields import setting
@@ -24,19 +24,22 @@ from jaxrec.types import Clients, Data, Earlier, Method, Sizes, Traits, Unavaila
 
 TRAITS = Traits(
     run={"rounds": 20, "evaluate_every": 2, "patience": 5},
-    uses=("order",),
+    reads=local.reads,
+    settled=local.settled,
+    uses=("order", "text"),
     privacy="nothing is sent",
     retired=("memory",),
-    unread=lambda config: {"loss": local.unread_by_loss(config.loss)},
+    unread=lambda config: {
+        "loss": local.unread_by_loss(config.loss),
+        "model": local.unread_by_plain(config),
+    },
 )
 
 
 @dataclass(frozen=True)
-class Config(local.LocalConfig):
+class Config(local.ModelConfig):
     """Settings of local-only training."""
 
-    layers: int = setting(0, at_least=0)
-    """LightGCN layers; 0 is matrix factorisation."""
     block: int = setting(0, at_least=0)
     """Clients computed at once, a bound on memory; 0 = all of a bucket."""
 
@@ -50,85 +53,95 @@ class Metrics(NamedTuple):
     loss: jax.Array  # mean loss per interaction before the round
 
 
+class LocalOnly(NamedTuple):
+    """The fixed parts of the method."""
+
+    config: Config
+    sizes: Sizes
+    model: ClientModel
+    optimizer: optax.GradientTransformation  # a client's, for all that it trains
+
+
 def make(config: Config, sizes: Sizes) -> Method:
-    """Build the method for `sizes`."""
-    return Method(
-        partial(init, config, sizes),
-        partial(step, config),
-        partial(prepare, config, sizes),
+    """Build the method for `sizes`; raises SettingError on settings that cannot work."""
+    model = local.model_of(config)
+    fixed = LocalOnly(config, sizes, model, local.optimizer(config, model))
+    method = Method(
+        partial(init, fixed),
+        partial(step, fixed),
+        partial(prepare, fixed),
         scoring.score,
         vectors=scoring.vectors,
         fold_in=Unavailable("clients share nothing that a new one could begin with"),
-        grow=partial(grow, config, sizes),
+        grow=partial(grow, fixed),
     )
+    return scoring.with_models(method, (model,))
 
 
-def optimizer(config: Config) -> optax.GradientTransformation:
-    """A client's, for both of its tables."""
-    return optax.adam(config.learning_rate)
-
-
-def init(config: Config, sizes: Sizes, key: jax.Array, data: Data) -> State:
-    """Random tables, the item table common to all clients."""
+def init(fixed: LocalOnly, key: jax.Array, data: Data) -> State:
+    """Random parameters, the items' common to all clients."""
     key_item, key_user = jax.random.split(key)
-    item = local.init_items(key_item, sizes.items, config.width, config.init_scale)
-    tables = tuple(
-        Tables(
-            local.init_users(key_user, clients, config.width, config.init_scale),
-            jnp.tile(item, (len(clients.client), 1, 1)),
-        )
-        for clients in data.clients
-    )
-    return State(tables, tuple(jax.vmap(optimizer(config).init)(table) for table in tables))
+    data = local.with_text(fixed.config, data)
+    numbers = local.text_numbers(data.text)
+    item = fixed.model.init_items(key_item, fixed.sizes.items, numbers)
+    tables = []
+    for clients in data.clients:
+        user, network = local.init_users(key_user, clients, fixed.model)
+        tables.append(Tables(user, local.for_each(clients, item), network))
+    return State(tuple(tables), tuple(jax.vmap(fixed.optimizer.init)(each) for each in tables))
 
 
-def grow(
-    config: Config, sizes: Sizes, state: State, was: Earlier, key: jax.Array, data: Data
-) -> State:
+def grow(fixed: LocalOnly, state: State, was: Earlier, key: jax.Array, data: Data) -> State:
     """Clients' tables, new items and users as `init` makes them; the optimisers start anew."""
-    fresh = init(config, sizes, key, data)
-    users, items = zip(*fresh.tables, strict=True)
-    old_users, old_items = zip(*state.tables, strict=True)
+    fresh = init(fixed, key, data)
+    users, items, _ = zip(*fresh.tables, strict=True)
+    old_users, old_items, _ = zip(*state.tables, strict=True)
     users = users_over(users, data, old_users, was)
     items = clients_over(items, data, old_items, was)
     return fresh._replace(tables=tuple(map(Tables, users, items)))
 
 
 def train(
-    config: Config, shared: Any, private: Any, clients: Clients, key: jax.Array
+    fixed: LocalOnly,
+    text: jax.Array | None,
+    shared: Any,
+    private: Any,
+    clients: Clients,
+    key: jax.Array,
 ) -> tuple[Any, Any, Metrics]:
-    """One client's steps on its own tables; uploads nothing."""
+    """One client's steps on its own parameters; uploads nothing."""
     tables, moments = private
     tables, moments, loss = local.train(
         tables,
         moments,
         clients,
         key,
-        optimizer=optimizer(config),
-        config=config,
-        layers=config.layers,
+        optimizer=fixed.optimizer,
+        config=fixed.config,
+        items=fixed.sizes.items,
+        model=fixed.model,
+        text=text,
     )
     return (), (tables, moments), Metrics(loss)
 
 
-def step(config: Config, state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
+def step(fixed: LocalOnly, state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
     """One round."""
+    data = local.with_text(fixed.config, data)
     done = federated_round(
-        (partial(train, config),) * len(data.clients),
+        (partial(train, fixed, data.text),) * len(data.clients),
         lambda shared, uploads, weights, key: shared,
         (),
         tuple(zip(*state, strict=True)),
         data.clients,
         key,
-        cohort=CohortConfig(block=config.block, privacy="plain"),
+        cohort=CohortConfig(block=fixed.config.block, privacy="plain"),
     )
     return State(*zip(*done.private, strict=True)), done.metrics
 
 
-def prepare(config: Config, sizes: Sizes, state: State, data: Data) -> scoring.Served:
+def prepare(fixed: LocalOnly, state: State, data: Data) -> Any:
     """Every client's tables, laid out for scoring."""
-    tables = tuple(
-        scoring.encode_bucket(tables, clients, config.layers)
-        for tables, clients in zip(state.tables, data.clients, strict=True)
-    )
-    return scoring.serve(data, tables, sizes.users)
+    models, data = (fixed.model,), local.with_text(fixed.config, data)
+    own = models * len(data.clients)
+    return scoring.serve_models(models, own, state.tables, data, fixed.sizes.users)

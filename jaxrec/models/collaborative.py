@@ -7,15 +7,16 @@ graph (He et al., SIGIR 2020).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 
 class Tables(NamedTuple):
-    user: jax.Array  # f32 [U, D]
-    item: jax.Array  # f32 [I, D]
+    user: Any  # f32 [U, D], or a Flax module's parameters that are about users
+    item: Any  # f32 [I, D], or an item encoder's parameters
+    network: Any = ()  # a Flax module's other parameters
 
 
 def encode(tables: Tables, rows: jax.Array, *, layers: int) -> Tables:

@@ -17,7 +17,7 @@ from jaxrec import files
 from jaxrec.data.sources import located
 from jaxrec.federated.byte_ledger import Ledger
 from jaxrec.federated.privacy import BEFORE
-from jaxrec.methods import METHODS
+from jaxrec.methods import METHODS, method_module
 from jaxrec.settings.fields import coerce
 from jaxrec.training import checkpoint, launch
 from jaxrec.training.job import SUMS, Job, Progress, resumable
@@ -148,8 +148,8 @@ def read_record(out: Path) -> dict[str, Any]:
 def as_it_was(method: str, stored: dict[str, Any]) -> dict[str, Any]:
     """Stored settings under the names of today, with what was done before there was privacy."""
     known = settings_of(method)
-    before = {name: value for name, value in BEFORE.items() if name in known}
-    return ({} if "privacy" in stored else before) | current_names(method, stored)
+    before = {} if "privacy" in stored else {n: v for n, v in BEFORE.items() if n in known}
+    return before | dict(method_module(method).TRAITS.before) | current_names(method, stored)
 
 
 def write_result(out: Path, values: dict[str, Any], users: pd.DataFrame) -> None:

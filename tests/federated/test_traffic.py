@@ -19,9 +19,9 @@ from jaxrec.data.synthetic import synthetic
 from jaxrec.data.text import texts, tfidf
 from jaxrec.federated import codecs, cooccurrence, engine
 from jaxrec.federated.cohort import CohortConfig
-from jaxrec.federated.uploads import Factored, multiply
+from jaxrec.federated.uploads import Factored, Touched, multiply
 from jaxrec.methods import METHODS, fedavg, fedcia, fedmf, local_only, popularity, rqfedrec
-from jaxrec.methods.fedcia import linear, similarity
+from jaxrec.methods.fedcia import linear, newton, similarity
 from jaxrec.methods.fedcia import method as fedcia_method
 from jaxrec.methods.rqfedrec import method as rqfedrec_method
 from jaxrec.methods.rqfedrec import server as rqfedrec_server
@@ -82,7 +82,7 @@ def crossings(monkeypatch, module, made) -> list[Crossing]:
         for work, own, clients in zip(local, private, buckets, strict=True):
             own, client = jax.tree.map(lambda leaf: leaf[0], (own, clients))
             upload, *_ = jax.eval_shape(work, shared, own, client, key)
-            if isinstance(upload, Factored):
+            if isinstance(upload, Factored | Touched):
                 upload = jax.eval_shape(settings.get("product", multiply), upload)
             noted.append(Crossing(upload, reads(work, shared, own, client, key)))
         return engine.federated_round(local, aggregate, shared, private, buckets, key, **settings)
@@ -190,6 +190,25 @@ def test_fedcia_sends_factors_or_sketches_and_eigenpairs(monkeypatch, settings):
     assert made.traffic == Traffic(
         up=np.mean([nbytes(upload) for upload, _ in found]), down=made.traffic.down
     )
+
+
+def test_newton_clients_send_what_similarities_should_change_by(monkeypatch):
+    made = fedcia.make(fedcia.Config(width=WIDTH, privacy="plain"), problem()[1])
+    for upload, read in crossings(monkeypatch, newton, made):
+        assert set(read) == {".vectors", ".values"}
+        assert made.traffic == Traffic(up=nbytes(upload), down=nbytes(list(read.values())))
+
+
+@pytest.mark.parametrize("module", ["fedavg", "local_only"])
+def test_what_flax_modules_share_is_counted(monkeypatch, module):
+    made = METHODS[module].make(
+        METHODS[module].Config(width=WIDTH, model="mlp", **SHARING[module]), problem()[1]
+    )
+    for upload, _ in crossings(monkeypatch, METHODS[module], made):
+        assert made.traffic == Traffic(up=nbytes(upload), down=nbytes(upload))
+
+
+SHARING = {"fedavg": {"upload": "change", "privacy": "plain"}, "local_only": {}}
 
 
 @pytest.mark.parametrize("rank", [2, RANK])
@@ -361,7 +380,7 @@ def test_a_refresh_is_one_more_secure_sum_and_a_table_of_codes(secure_sums):
     [
         (fedavg, {"width": WIDTH, "upload": "change"}),
         (fedavg, {"width": WIDTH, "upload": "gradient"}),
-        (fedcia, {"width": WIDTH, "rank": RANK}),
+        (fedcia, {"width": WIDTH, "rank": RANK, "training": "steps"}),
         (rqfedrec, CODED),
     ],
     ids=["fedavg", "fedmf", "fedcia", "rqfedrec"],

@@ -72,6 +72,7 @@ VARIANTS = {
     "rqfedrec-semantic": Variant(
         "rqfedrec", CODED | {"channels": "semantic", "start": "cold", "uplink": "int4"}, 60, 0.02
     ),
+    "fedcia-newton": Variant("fedcia", {"width": 8}, 12, 0.08),
     "fedcia": Variant("fedcia", SMALL | {"local_steps": 10, "l2_item": 1.0}, 30, 0.08),
     "fedcia-lightgcn": Variant("fedcia", SMALL | GRAPH | {"model": "lightgcn"}, 20, 0.04),
     "fedcia-mixed": Variant("fedcia", SMALL | GRAPH | {"model": MIXED}, 30, 0.02),
@@ -505,7 +506,7 @@ def test_new_users_get_lists_worth_having_or_there_is_a_reason(name):
         ("fedavg", {"recency": 3.0, "loss": "square"}, "recency = 3.0"),
         ("fedcia", {"rank": 0}, "rank = 0"),
         ("fedcia", {"model": "mff"}, "'mff'"),
-        ("fedcia", {"model": "mf:8,lightgcn:x"}, "'lightgcn:x'"),
+        ("fedcia", {"model": "mf:8,lightgcn:x"}, "'x' is no width"),
         ("fedcia", {"model": "mf:0"}, "mf:0"),
         ("fedcia", {"model": "mf:8,mf:4", "tables": "rebuilt"}, "tables = 'rebuilt'"),
         ("fedcia", {"upload": "sketch", "noise": 0.1}, "noise"),

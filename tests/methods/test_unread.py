@@ -115,7 +115,7 @@ def test_only_what_is_given_is_refused_wherever_it_is_given(tmp_path):
     ):
         with pytest.raises(SettingError, match=said):
             ask()
-    assert read_settings("fedcia", None, {"model": "ease"})[1].width == 64
+    assert read_settings("fedcia", None, {"model": "ease"})[1].width == 32
     assert read_settings("fedcia", None, given, stored=True)[1].width == 7
 
 

@@ -129,6 +129,19 @@ def test_a_run_keeps_its_noise_and_its_budget_when_it_is_resumed(private, datase
     assert cell == f"({spent:.3g}, 1e-06)"
 
 
+def test_a_run_of_fedcia_from_before_there_were_newton_steps_goes_on_by_steps(dataset, tmp_path):
+    out = tmp_path / "run"
+    settings = {"width": 4, "privacy": "plain", "baselines": (), "progress": False}
+    train("fedcia", dataset, out=out, rounds=2, training="steps", **settings)
+    record, index = (read(path) for path in (out / "config.json", out / "checkpoint/index.json"))
+    del record["settings"]["training"], index["identity"]["training"], record["checksums"]
+    (out / "config.json").write_text(json.dumps(record))
+    (out / "checkpoint/index.json").write_text(json.dumps(index))
+    assert reopen(out, dataset, progress=False).config.training == "steps"
+    result = train(data=dataset, resume=out, rounds=4, progress=False)
+    assert result.config.training == "steps" and result.values["rounds"] == 4
+
+
 def test_a_run_from_before_there_was_privacy_was_plain(private, dataset, tmp_path):
     """Its folder lacks the settings, the values and checksums; so does that of its baseline."""
     out = tmp_path / "run"

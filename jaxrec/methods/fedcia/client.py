@@ -6,19 +6,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxrec.federated import local
 from jaxrec.methods.fedcia import similarity
-from jaxrec.methods.fedcia.config import ClientModel, Config
+from jaxrec.methods.fedcia.config import Config
 from jaxrec.methods.fedcia.state import FedCIA, Shared
-from jaxrec.models.collaborative import Tables
+from jaxrec.models.clients import ClientModel
 from jaxrec.types import Clients
 
+ENCODER_STEPS = 20  # gradient steps that an item encoder takes towards its target
 
-def aligned(config: Config, item: jax.Array, shared: Shared) -> jax.Array:
-    """A client's item table [I, D], aligned to S; as it is before the first round."""
 
-    def align(item):
+def aligned(
+    config: Config, model: ClientModel, item: Any, text: jax.Array | None, shared: Shared
+) -> Any:
+    """A client's item parameters, aligned to S; as they are before the first round."""
+
+    def align(item: Any) -> Any:
+        if not model.table:
+            return aligned_encoder(config, model, item, text, shared)
         if config.align == "procrustes":
             return similarity.procrustes(item, shared.similarity, config.align_step)
         return similarity.align(
@@ -32,34 +39,57 @@ def aligned(config: Config, item: jax.Array, shared: Shared) -> jax.Array:
     return jax.lax.cond(shared.rounds > 0, align, lambda item: item, item)
 
 
+def aligned_encoder(
+    config: Config, model: ClientModel, item: Any, text: jax.Array | None, shared: Shared
+) -> Any:
+    """An item encoder's parameters, moved by Adam towards the nearest minimiser as their output."""
+    start = model.items(item, text)
+    target = similarity.procrustes(start, shared.similarity, config.align_step)
+    optimizer = optax.adam(config.weights_learning_rate)
+
+    def step(_, carry):
+        item, moments = carry
+        away = jax.grad(lambda item: jnp.mean((model.items(item, text) - target) ** 2))(item)
+        updates, moments = optimizer.update(away, moments, item)
+        return optax.apply_updates(item, updates), moments
+
+    return jax.lax.fori_loop(0, ENCODER_STEPS, step, (item, optimizer.init(item)))[0]
+
+
 def train(
     fedcia: FedCIA,
     model: ClientModel,
+    text: jax.Array | None,
     shared: Shared,
     private: Any,
     clients: Clients,
     key: jax.Array,
 ) -> tuple[Any, Any, tuple[jax.Array, jax.Array]]:
-    """One client aligns and trains; uploads its rotated item table, or a sketch and its trace."""
+    """One client aligns and trains; uploads its rotated item vectors, or a sketch and its trace."""
     key_train, key_rotate = jax.random.split(key)
     tables, moments = private
-    item = shared.table if fedcia.rebuilt else aligned(fedcia.config, tables.item, shared)
-    start = Tables(tables.user, item)
+    item = tables.item
+    item = shared.table if fedcia.rebuilt else aligned(fedcia.config, model, item, text, shared)
+    start = tables._replace(item=item)
+    optimizer = local.optimizer(fedcia.config, model)
     new, new_moments, loss = local.train(
         start,
-        fedcia.optimizer.init(start) if fedcia.rebuilt else moments,
+        optimizer.init(start) if fedcia.rebuilt else moments,
         clients,
         key_train,
-        optimizer=fedcia.optimizer,
+        optimizer=optimizer,
         config=fedcia.config,
-        layers=model.layers,
+        items=fedcia.sizes.items,
+        model=model,
+        text=text,
     )
+    before, after = (model.items(each.item, text) for each in (start, new))
     if fedcia.additive:
-        upload = similarity.sketch(new.item, shared.similarity.vectors)
+        upload = similarity.sketch(after, shared.similarity.vectors)
     else:
-        upload = similarity.rotate(new.item, key_rotate)
+        upload = similarity.rotate(after, key_rotate)
     norm = jnp.linalg.norm(shared.similarity.values)
-    distance = similarity.distance(item, shared.similarity) / norm
+    distance = similarity.distance(before, shared.similarity) / norm
     if fedcia.rebuilt:
-        new, new_moments = Tables(new.user, tables.item), ()
+        new, new_moments = new._replace(item=tables.item), ()
     return upload, (new, new_moments), (loss, distance)

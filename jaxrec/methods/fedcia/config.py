@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from jaxrec.federated import local
 from jaxrec.federated.cohort import CohortConfig, check_cohort
 from jaxrec.federated.privacy import PrivacyConfig
-from jaxrec.settings.fields import check, fields, require, setting
+from jaxrec.models import kinds
+from jaxrec.models.clients import ClientModel
+from jaxrec.models.kinds import client_model
+from jaxrec.settings.fields import check, fields, require, setting, unknown
 from jaxrec.types import SettingError, Sizes
 
 ONE_SHOT = ("gfcf", "ease", "gram")  # models that have nothing to train
@@ -43,6 +46,12 @@ class LinearConfig(PrivacyConfig):
     """r, number of gram's directions beside popularity; 0: as many as noise leaves useful."""
     popularity_share: float = setting(0.1, above=0, below=1)
     """Share of gram's budget that goes to the items' popularity, which its directions need."""
+    recency: float = setting(0.0, at_least=0)
+    """A train row with n newer ones of its user counts 1 / (1 + n / recency) when a client serves;
+    0: all count 1. With loss = softmax it counts so in training."""
+    transitions: float = setting(0.0, at_least=0)
+    """Weight of what a client adds to its users' scores by which items of its own users came after
+    which; it stays at home. 0: nothing. Try 1 with ease, 4 with mf."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,18 +59,34 @@ class LinearConfig(PrivacyConfig):
 
 
 @dataclass(frozen=True)
-class Config(LinearConfig, CohortConfig, local.LocalConfig):
+class Config(LinearConfig, CohortConfig, local.ModelConfig):
     """Settings of FedCIA."""
 
     model: str = "mf"
-    """The clients' model: mf, lightgcn, gfcf, ease or gram. A list such as mf:64,lightgcn:64,mf:32
-    deals models and widths out to the clients in turn; they share nothing but the similarity."""
-    layers: int = setting(1, at_least=0)
+    """The clients' model: mf, lightgcn, mlp, gfcf, ease, gram, or a Flax module in
+    jaxrec.CLIENT_MODELS. A list such as mf:64,lightgcn:64,mlp:32 deals models and widths out to the
+    clients in turn; they share nothing but the similarity."""
+    width: int = setting(32, at_least=1)
+    """D, the width of user and item vectors (numbers per vector)."""
+    training: Literal["auto", "newton", "steps"] = "auto"
+    """newton: clients fit their users in closed form and say how similarities should change, and
+    the server takes a Newton step; steps: clients align, take gradient steps and say what their
+    similarities are (the paper); auto: newton, unless a setting of steps alone is changed."""
+    layers: int = setting(1, at_least=1)
     """LightGCN's layers."""
+    negative_weight: float = setting(0.0, at_least=0, at_most=1)
+    """Weight of an unobserved entry in the square loss (an interaction weighs 1); 0: 0.4 where
+    training = newton, 0.1 in steps."""
+    l2_user_rows: float = setting(100.0, above=0)
+    """Where training = newton, a user of n train rows has the penalty l2_user (1 + n / this)."""
+    l2_item: float = setting(0.0, at_least=0)
+    """L2 penalty on the item table, in interactions: of all clients where training = newton, of
+    each in steps; 0: 35 and 0.3; a tiny number for none."""
     local_steps: int = setting(5, at_least=1)
     """Gradient steps a client takes per round, each over all of its interactions."""
     rank: int = setting(64, at_least=1)
-    """R, eigenpairs of the server's similarity that are kept and sent."""
+    """R, eigenpairs of the server's similarity that are kept and sent; with training = newton they
+    are as many as `width`."""
     align: Literal["procrustes", "gradient"] = "procrustes"
     """procrustes: towards the nearest exact minimiser; gradient: the paper's descent to it."""
     align_step: float = setting(1.0, above=0, at_most=1)
@@ -90,24 +115,66 @@ class Config(LinearConfig, CohortConfig, local.LocalConfig):
         if self.model in ONE_SHOT:
             check_linear(self)
             return
-        local.check_recency(self)
+        if not self.newton:
+            local.check_recency(self)
+            rule = "0 for training = 'steps', whose clients add nothing when they serve"
+            require(not self.transitions, self, "transitions", rule)
         models = client_models(self)
         if self.tables == "rebuilt" and len({model.width for model in models}) > 1:
             raise SettingError("tables = 'rebuilt': needs models of one width; use tables = 'kept'")
+        rule = "'procrustes' for an item encoder: it moves towards the nearest minimiser"
+        require(self.align == "procrustes" or models[0].table, self, "align", rule)
+        rule = "'kept' for an item encoder: it cannot be made of a similarity at once"
+        require(self.tables == "kept" or models[0].table, self, "tables", rule)
         rule = f"'sketch' for privacy = {self.privacy!r}: factors do not add up"
         require(self.privacy == "plain" or self.upload == "sketch", self, "upload", rule)
         rule = "0 for upload = 'sketch': the paper adds it to whole similarities"
         require(self.upload != "sketch" or not self.noise, self, "noise", rule)
 
+    @property
+    def newton(self) -> bool:
+        """Whether the server takes Newton steps; SettingError where it is asked to and cannot."""
+        name, _, width = self.model.partition(":")
+        needs = {
+            "model": (name == "mf" and (not width or width.isdigit()), "'mf'"),
+            "privacy": (not self.noised, "'plain' or 'secure_sum'"),
+            "l2_user": (self.l2_user > 0, "above 0"),
+        }
+        for each in CHOOSING:
+            needs[each] = getattr(self, each) == default(each), repr(default(each))
+        for each, (holds, rule) in needs.items() if self.training == "newton" else ():
+            require(holds, self, each, f"{rule} for training = 'newton'")
+        asked = any(getattr(self, each) != default(each) for each in STEPS)
+        return self.training == "newton" or (
+            self.training == "auto" and all(holds for holds, _ in needs.values()) and not asked
+        )
+
+
+def default(name: str) -> Any:
+    """The default of one of FedCIA's settings."""
+    return Config.__dataclass_fields__[name].default
+
+
+def settled(config: Config) -> Config:
+    """The settings with what the way of training leaves open."""
+    weight, l2_item = (0.4, 35.0) if config.newton else (0.1, 0.3)
+    return replace(
+        config,
+        negative_weight=config.negative_weight or weight,
+        l2_item=config.l2_item or l2_item,
+    )
+
 
 def unread(config: Config) -> dict[str, tuple[str, ...]]:
     """The settings that a choice leaves unread."""
-    common = {"model", *fields(PrivacyConfig)}
+    common = {"model", "recency", "transitions", *fields(PrivacyConfig)}
     of_linear = tuple(name for name in fields(LinearConfig) if name not in common)
     if config.model in ONE_SHOT:
         reads = OF_ONE_SHOT[config.model]
         found: dict[str, tuple[str, ...]] = {}
         found["model"] = TRAINED + tuple(name for name in of_linear if name not in reads)
+        if config.model == "gram":
+            found["model"] += ("recency", "transitions")
         if config.model == "gfcf":
             found["form"] = ("passes",) if config.form == "paper" else ("global_weight",)
         return found
@@ -115,8 +182,14 @@ def unread(config: Config) -> dict[str, tuple[str, ...]]:
     widths = ("width",) if all(":" in model for model in models) else ()
     layers = () if any(model.startswith("lightgcn") for model in models) else ("layers",)
     gradient = "align_steps", "align_rate", "align_decay"
+    if config.newton:
+        return {
+            "model": (*of_linear, *widths, "layers", *local.OF_MODULES),
+            "training": STEPS if config.training == "newton" else (),
+        }
     return {
-        "model": (*of_linear, *widths, *layers),
+        "training": ("l2_user_rows",),
+        "model": (*of_linear, *widths, *layers, *local.unread_by_plain(config, models)),
         "align": gradient if config.align == "procrustes" else ("align_step",),
         "upload": ("server_iterations",) if config.upload == "sketch" else (),
         "loss": local.unread_by_loss(config.loss),
@@ -128,19 +201,16 @@ OF_ONE_SHOT = {  # what each reads of the settings that only such models have
     "ease": ("form", "ridge", "sketch", "passes"),
     "gram": ("basis", "directions", "popularity_share"),
 }
-TRAINED = (  # what only models read that are trained in rounds
-    "width", "layers", "loss", "negative_weight", "l2_user", "l2_item", "learning_rate",
-    "local_steps", "init_scale", "recency", "rank", "align", "align_step", "align_steps",
-    "align_rate", "align_decay", "server_iterations", "upload", "tables", "weighting", "noise",
-    "participation", "dropped", "block", "aggregate", "malicious", "clip", "clip_quantile",
+STEPS = (  # what only clients read that take gradient steps
+    "learning_rate", "local_steps", "rank", "align", "align_step", "align_steps", "align_rate",
+    "align_decay", "server_iterations", "tables", "weighting",
 )  # fmt: skip
-
-
-class ClientModel(NamedTuple):
-    """What a client trains."""
-
-    width: int
-    layers: int  # 0: matrix factorisation
+CHOOSING = "loss", "upload", "item_encoder", "noise", "clip"  # these need steps where changed
+TRAINED = (  # what only models read that are trained in rounds
+    "training", "width", "layers", "loss", "negative_weight", "l2_user", "l2_user_rows", "l2_item",
+    *STEPS, "upload", "item_encoder", "noise", *local.OF_MODULES, "init_scale", "participation",
+    "dropped", "block", "aggregate", "malicious", "clip", "clip_quantile",
+)  # fmt: skip
 
 
 def client_models(config: Config) -> tuple[ClientModel, ...]:
@@ -148,16 +218,29 @@ def client_models(config: Config) -> tuple[ClientModel, ...]:
     models = []
     for part in config.model.split(","):
         name, _, width = part.strip().partition(":")
-        if name not in ("mf", "lightgcn") or not (width.isdigit() or not width):
+        if width and not (width.isdigit() and int(width)):
             raise SettingError(
-                f"model = {config.model!r}: {part!r} is none of mf, lightgcn, gfcf, ease, gram; "
-                "several models are written mf:64,lightgcn:64,mf:32"
+                f"model = {config.model!r}: {width!r} is no width; several models are written "
+                "mf:64,lightgcn:64,mlp:32"
             )
+        if len(config.model.split(",")) > 1 and name in ONE_SHOT:
+            raise SettingError(
+                f"model = {config.model!r}: {name} has nothing to train, so it is no part of a "
+                "mixed federation; choose among mf, lightgcn, mlp"
+            )
+        if name not in kinds.known() and len(config.model.split(",")) == 1:
+            names = (*kinds.known(), *ONE_SHOT)
+            raise unknown(f"no model {name!r} among {', '.join(names)}", name, names)
         models.append(
-            ClientModel(int(width or config.width), config.layers if name == "lightgcn" else 0)
+            client_model(
+                name,
+                int(width or config.width),
+                scale=config.init_scale,
+                layers=config.layers,
+                encoder=config.item_encoder,
+            )
         )
-    if min(model.width for model in models) < 1:
-        raise SettingError(f"model = {config.model!r}: widths must be at least 1")
+    local.check_models(config, tuple(models))
     return tuple(models)
 
 
@@ -169,6 +252,9 @@ def check_linear(config: LinearConfig) -> None:
         require(not config.sketch, config, "sketch", "0 for form = 'paper', which has no sketch")
         rule = "'plain' for form = 'paper', whose clients send whole matrices"
         require(config.privacy == "plain", config, "privacy", rule)
+        for name in ("recency", "transitions"):
+            rule = "0 for form = 'paper', which serves 0/1 rows"
+            require(not getattr(config, name), config, name, rule)
     if config.sketch:
         require(config.passes >= 2, config, "passes", "at least 2 for a sketch")
     if config.sketch and config.model == "gfcf":

@@ -34,7 +34,7 @@ from jaxrec.federated.privacy import check_sum
 from jaxrec.federated.private_mean import in_integers
 from jaxrec.federated.sum_bytes import with_protocol
 from jaxrec.federated.support import supported, supported_items
-from jaxrec.methods.fedcia import similarity
+from jaxrec.methods.fedcia import order, similarity
 from jaxrec.methods.fedcia.config import LinearConfig, check_items
 from jaxrec.models.collaborative import inverse_root, normalise
 from jaxrec.ops import linalg
@@ -56,8 +56,9 @@ class Served(NamedTuple):
     """What scores are made of."""
 
     slot: jax.Array  # int32 [U]  a user's row
-    rows: jax.Array  # bool [rows, I]  interactions; form = paper: f32, their scores
+    rows: jax.Array  # bool [rows, I]  interactions, f32 where recency weighs them; paper: scores
     model: Model | None  # None: form = paper
+    added: jax.Array | None = None  # f32 [rows, I]  what clients add by their rows' order
 
 
 def make(config: LinearConfig, sizes: Sizes) -> Method:
@@ -122,21 +123,31 @@ def prepare(config: LinearConfig, users: int, model: Model, data: Data) -> Serve
             clients = linalg.after(scores[-1], clients)
             scores.append(_paper_scores(model.left, clients, config))
         return Served(slot, jnp.concatenate(scores), None)
-    rows = [jax.vmap(lambda c: dense_rows(c, items) > 0)(clients) for clients in data.clients]
-    return Served(slot, jnp.concatenate([r.reshape(-1, items) for r in rows]), model)
+    own = lambda clients: dense_rows(clients, items) > 0
+    if config.recency:
+        own = lambda clients: order.weighted_rows(clients, config.recency, items)
+    rows = [jax.vmap(own)(clients) for clients in data.clients]
+    rows = jnp.concatenate([r.reshape(-1, items) for r in rows])
+    added = None
+    if config.transitions:
+        added = config.transitions * order.of_users(data, config.recency, items)
+    return Served(slot, rows, model, added)
 
 
 def score(config: LinearConfig, served: Served, users: jax.Array) -> jax.Array:
     """Scores f32 [B, I] of global user ids [B]."""
-    slot, rows, model = served
+    slot, rows, model, added = served
     rows = rows[slot[users]]
     if model is None:
         return rows
     rows = rows.astype(jnp.float32)
-    if not config.sketch:
-        return rows @ model.left
-    # A low-rank B has no zero diagonal of its own: take an item's effect on itself out.
-    return rows @ model.left @ model.right - rows * jnp.sum(model.left * model.right.T, 1)
+    if config.sketch:
+        # A low-rank B has no zero diagonal of its own: take an item's effect on itself out.
+        itself = jnp.sum(model.left * model.right.T, 1)
+        scores = rows @ model.left @ model.right - rows * itself
+    else:
+        scores = rows @ model.left
+    return scores if added is None else scores + added[slot[users]]
 
 
 def fold_in(config: LinearConfig, model: Model, data: Data) -> Served:

@@ -33,7 +33,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxrec.federated import local, scoring
 from jaxrec.federated.aggregate import combine
@@ -43,11 +42,12 @@ from jaxrec.federated.malicious import RENAMED, with_attackers
 from jaxrec.federated.private_mean import first_bounds
 from jaxrec.federated.sum_bytes import with_protocol
 from jaxrec.federated.support import supported, supported_items
-from jaxrec.methods.fedcia import gram, linear, similarity
+from jaxrec.methods.fedcia import gram, linear, newton, similarity
 from jaxrec.methods.fedcia.client import aligned, train
-from jaxrec.methods.fedcia.config import ONE_SHOT, ClientModel, Config, client_models, unread
+from jaxrec.methods.fedcia.config import ONE_SHOT, Config, client_models, settled, unread
 from jaxrec.methods.fedcia.similarity import Similarity
 from jaxrec.methods.fedcia.state import FedCIA, Metrics, Shared, State
+from jaxrec.models.clients import ClientModel
 from jaxrec.models.collaborative import Tables
 from jaxrec.ops.growth import clients_over, over, users_over
 from jaxrec.types import (
@@ -63,14 +63,27 @@ from jaxrec.types import (
     Unavailable,
 )
 
+
+def reads(config: Config) -> Reads:
+    """What FedCIA reads beside the clients' rows."""
+    if config.model in ONE_SHOT:
+        return Reads(text=config.model == "gram" and config.basis != "items")
+    return local.reads(config)
+
+
 TRAITS = Traits(
     run={"rounds": 40, "evaluate_every": 2, "patience": 4},
-    reads=lambda config: Reads(text=config.model == "gram" and config.basis != "items"),
+    reads=reads,
+    settled=local.settled,
     uses=("order", "text"),
     renamed={"dropout": "dropped"} | RENAMED,
     retired=("memory",),
+    before={"training": "steps"},
     unread=unread,
-    smaller=({"tables": "rebuilt", "upload": "sketch", "block": 128}, {"sketch": 512}),
+    smaller=(
+        {"training": "steps", "tables": "rebuilt", "upload": "sketch", "block": 128},
+        {"sketch": 512},
+    ),
 )
 
 
@@ -80,10 +93,12 @@ def make(config: Config, sizes: Sizes) -> Method:
         return with_attackers(config, sizes, gram.make(config, sizes))
     if config.model in ONE_SHOT:
         return with_attackers(config, sizes, linear.make(config, sizes))
-    config = with_enough(config, sizes)
+    config = with_enough(settled(config), sizes)
     check_rounds(config, sizes)
+    if config.newton:
+        return with_attackers(config, sizes, newton.make(config, sizes))
     models = client_models(config)
-    fedcia = FedCIA(config, sizes, models, optax.adam(config.learning_rate))
+    fedcia = FedCIA(config, sizes, models)
     layers = max(model.layers for model in models)
     method = Method(
         partial(init, fedcia),
@@ -99,7 +114,7 @@ def make(config: Config, sizes: Sizes) -> Method:
         if len(models) > 1
         else partial(grow, fedcia),
     )
-    return with_attackers(config, sizes, method)
+    return with_attackers(config, sizes, scoring.with_models(method, models))
 
 
 def traffic(fedcia: FedCIA) -> Traffic:
@@ -113,7 +128,8 @@ def traffic(fedcia: FedCIA) -> Traffic:
     rotation = 4.0 * min(rank, models[0].width) * models[0].width if fedcia.rebuilt else 0.0
     counts = 4.0 * items * (config.support > 1)
     down = 4.0 * rank * (items + 1) + rotation
-    plain = Traffic(up=up, down=down, setup_up=counts, setup_down=counts)
+    texts = local.text_bytes(config, fedcia.sizes.items)
+    plain = Traffic(up=up, down=down, setup_up=counts, setup_down=counts + texts)
     setup, clients = int(config.support > 1), fedcia.sizes.clients
     return with_protocol(config, plain, clients, cohort=config.participation, setup=setup)
 
@@ -121,14 +137,16 @@ def traffic(fedcia: FedCIA) -> Traffic:
 def init(fedcia: FedCIA, key: jax.Array, data: Data) -> State:
     """Random tables, the item table common to the clients of one width."""
     config, items = fedcia.config, fedcia.sizes.items
+    data = local.with_text(config, data)
     key_item, key_user, key_start = jax.random.split(key, 3)
     tables, moments = [], []
     for model, clients in groups(data, fedcia.models, config.weighting):
-        user = local.init_users(key_user, clients, model.width, config.init_scale)
-        item = local.init_items(key_item, items, model.width, config.init_scale)
+        user, network = local.init_users(key_user, clients, model)
+        item = model.init_items(key_item, items, local.text_numbers(data.text))
         item = item[:0] if fedcia.rebuilt else item
-        tables.append(Tables(user, jnp.tile(item, (len(user), 1, 1))))
-        moments.append(() if fedcia.rebuilt else jax.vmap(fedcia.optimizer.init)(tables[-1]))
+        tables.append(Tables(user, local.for_each(clients, item), network))
+        optimizer = local.optimizer(config, model)
+        moments.append(() if fedcia.rebuilt else jax.vmap(optimizer.init)(tables[-1]))
     # The eigenvectors of the common table's similarity start the first subspace iteration.
     width = max(model.width for model in fedcia.models)
     table = local.init_items(key_item, items, width, config.init_scale)
@@ -154,8 +172,8 @@ def grow(fedcia: FedCIA, state: State, was: Earlier, key: jax.Array, data: Data)
         energy=known.energy,
         table=over(fresh.shared.table, known.table),
     )
-    users, items = zip(*fresh.tables, strict=True)
-    old_users, old_items = zip(*state.tables, strict=True)
+    users, items, _ = zip(*fresh.tables, strict=True)
+    old_users, old_items, _ = zip(*state.tables, strict=True)
     users = users_over(users, data, old_users, was)
     items = items if fedcia.rebuilt else clients_over(items, data, old_items, was)
     return fresh._replace(shared=shared, tables=tuple(map(Tables, users, items)))
@@ -236,10 +254,11 @@ def laplace_mean(key: jax.Array, clients: int, items: int, scale: float) -> jax.
 
 def step(fedcia: FedCIA, state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
     """One round."""
+    data = local.with_text(fedcia.config, data)
     known = supported(data, state.shared.support)
     parts = groups(known, fedcia.models, fedcia.config.weighting)
     done = federated_round(
-        tuple(partial(train, fedcia, model) for model, _ in parts),
+        tuple(partial(train, fedcia, model, data.text) for model, _ in parts),
         partial(aggregate, fedcia),
         state.shared,
         tuple(zip(state.tables, state.moments, strict=True)),
@@ -255,19 +274,21 @@ def step(fedcia: FedCIA, state: State, data: Data, key: jax.Array) -> tuple[Stat
     return State(shared, *zip(*done.private, strict=True)), metrics
 
 
-def prepare(fedcia: FedCIA, state: State, data: Data) -> scoring.Served:
+def prepare(fedcia: FedCIA, state: State, data: Data) -> Any:
     """Align every client to the newest S, as it would on its next download, and encode."""
-    data = supported(data, state.shared.support)
+    data = supported(local.with_text(fedcia.config, data), state.shared.support)
     parts = groups(data, fedcia.models, fedcia.config.weighting)
     served = []
     for (model, clients), tables in zip(parts, state.tables, strict=True):
         if fedcia.rebuilt:
-            item = jnp.tile(state.shared.table, (len(clients.client), 1, 1))
+            item = local.for_each(clients, state.shared.table)
         else:
-            item = jax.vmap(lambda item: aligned(fedcia.config, item, state.shared))(tables.item)
-        served.append(scoring.encode_bucket(Tables(tables.user, item), clients, model.layers))
-    dealt = Data(tuple(clients for _, clients in parts))
-    return scoring.serve(dealt, tuple(served), fedcia.sizes.users)
+            align = lambda item, m=model: aligned(fedcia.config, m, item, data.text, state.shared)
+            item = jax.vmap(align)(tables.item)
+        served.append(tables._replace(item=item))
+    own, buckets = zip(*parts, strict=True)
+    dealt = data._replace(clients=buckets)
+    return scoring.serve_models(fedcia.models, own, tuple(served), dealt, fedcia.sizes.users)
 
 
 def newest_table(fedcia: FedCIA, state: State) -> jax.Array:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-import optax
 
 from jaxrec.federated.private_mean import Bounds
-from jaxrec.methods.fedcia.config import ClientModel, Config
+from jaxrec.methods.fedcia.config import Config
 from jaxrec.methods.fedcia.similarity import Similarity
+from jaxrec.models.clients import ClientModel
 from jaxrec.models.collaborative import Tables
 from jaxrec.types import Sizes
 
@@ -25,7 +25,8 @@ class Shared(NamedTuple):
 
 class State(NamedTuple):
     shared: Shared
-    tables: tuple[Tables, ...]  # a group: [C, U, D] and [C, I, D]; rebuilt: item [C, 0, D]
+    tables: tuple[Tables, ...]  # a group: [C, U, D] and [C, I, D]; rebuilt: item [C, 0, D];
+    #                             of Flax modules and item encoders their parameters [C, ...]
     moments: tuple[Any, ...]  # Adam's, the same shapes; rebuilt: none
 
 
@@ -38,12 +39,11 @@ class Metrics(NamedTuple):
 
 
 class FedCIA(NamedTuple):
-    """The fixed parts of the method: settings, sizes and optimisers."""
+    """The fixed parts of the method: settings, sizes and the clients' models."""
 
     config: Config
     sizes: Sizes
     models: tuple[ClientModel, ...]
-    optimizer: optax.GradientTransformation  # a client's
 
     @property
     def rank(self) -> int:

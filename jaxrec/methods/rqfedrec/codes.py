@@ -215,6 +215,9 @@ def settled(config: Config, data: Data) -> tuple[Config, str]:
     elif config.channels == "auto":
         config = replace(config, channels="collaborative")
         notes.append("the items have no texts, so their codes are collaborative alone")
+    if config.next_rows and config.trains:
+        config = replace(config, next_rows=0)
+        notes.append(f"model = {config.model} has no context, so next_rows is 0")
     if config.next_rows and all(clients.age is None for clients in data.clients):
         config = replace(config, next_rows=0)
         notes.append("the rows have no order, so next_rows is 0 and no context is learned")
@@ -237,6 +240,11 @@ def check_data(config: Config, data: Data) -> None:
             f"channels = {config.channels!r}: the data carry no item text vectors, so the semantic "
             "channel is empty; give the items a title, or set channels = 'collaborative', as "
             "jaxrec.train does where channels = 'auto'"
+        )
+    if config.next_rows and config.trains:
+        raise SettingError(
+            f"next_rows = {config.next_rows}: model = {config.model!r} has no context; set "
+            "next_rows = 0, as jaxrec.train does"
         )
     if config.next_rows and all(clients.age is None for clients in data.clients):
         raise SettingError(

@@ -82,6 +82,12 @@ class CodesConfig(PrivacyConfig):
 class Config(CohortConfig, CodesConfig):
     """Settings of RQFedRec."""
 
+    model: str = "fold_in"
+    """What a client fits to the codebooks: fold_in, a vector for each user by Newton steps on the
+    softmax; or a model that Adam trains: mf, lightgcn, mlp, or a Flax module in
+    jaxrec.CLIENT_MODELS."""
+    model_learning_rate: float = setting(0.02, above=0)
+    """Step size of Adam on a client's model."""
     popularity: bool = True
     """Whether scores have the public popularity term."""
     popularity_prior: float = setting(10.0, above=0)
@@ -91,7 +97,7 @@ class Config(CohortConfig, CodesConfig):
     l2: float = setting(1.0, above=0)
     """L2 penalty that draws a user to the popularity ranking, in interactions."""
     user_steps: int = setting(4, at_least=1)
-    """Newton steps of a user vector per round; serving takes as many."""
+    """Newton steps of a user vector per round, and as many to serve; or Adam's on a model."""
     damping: float = setting(0.3, above=0, at_most=1)
     """Part of a Newton step that is taken, 0 to 1."""
     codebook_steps: int = setting(1, at_least=1)
@@ -149,10 +155,20 @@ class Config(CohortConfig, CodesConfig):
                 f"{self.curriculum!r} at 'constant' and semantic_weight = {self.semantic_weight} "
                 "at 1"
             )
+        for name in ("drop_loss", "negatives") if self.trains else ():
+            rule = f"0 for model = {self.model!r}: it is for model = 'fold_in' alone"
+            require(not getattr(self, name), self, name, rule)
+        rule = f"1 for model = {self.model!r}: clients send one gradient"
+        require(not self.trains or self.codebook_steps == 1, self, "codebook_steps", rule)
         rule = f"0 for privacy = {self.privacy!r}: each refresh would spend a part of the budget"
         require(not self.noised or not self.refresh, self, "refresh", rule)
         rule = f"0 for channels = {self.channels!r}, which have no collaborative codes"
         require(self.collaborative or not self.refresh, self, "refresh", rule)
+
+    @property
+    def trains(self) -> bool:
+        """Whether clients train a model, in place of fitting a vector for each user."""
+        return self.model != "fold_in"
 
     @property
     def unread(self) -> dict[str, tuple[str, ...]]:
@@ -162,6 +178,7 @@ class Config(CohortConfig, CodesConfig):
         context = "context_recency", "context_learning_rate", "context_decay"
         moves = self.curriculum in ("linear", "sigmoid")
         return {
+            "model": ("damping", *context) if self.trains else ("model_learning_rate",),
             "channels": texts if self.needs_vectors else (*texts, *sketch),
             "start": () if self.start == "warm" else ("start_decay",),
             "popularity": () if self.popularity else ("popularity_prior",),
@@ -200,7 +217,7 @@ class Config(CohortConfig, CodesConfig):
         Then it is a product of factors: no client needs codebooks of its own.
         """
         one = self.codebook_steps == 1 and not self.negatives and not self.next_rows
-        return self.uplink == "float32" and one
+        return self.uplink == "float32" and one and not self.trains
 
 
 def check_items(config: Config, sizes: Sizes) -> None:

@@ -51,7 +51,7 @@ from jaxrec.federated.privacy import check_user_sums
 from jaxrec.federated.sum_bytes import masked_bytes, with_protocol
 from jaxrec.federated.support import supported, supported_counts
 from jaxrec.federated.uploads import Factored
-from jaxrec.methods.rqfedrec import client, codes, context, private_setup, server
+from jaxrec.methods.rqfedrec import client, codes, context, module_client, private_setup, server
 from jaxrec.methods.rqfedrec.config import Config, check_items
 from jaxrec.methods.rqfedrec.state import Metrics, Shared, State
 from jaxrec.models.collaborative import Tables
@@ -96,6 +96,10 @@ def make(config: Config, sizes: Sizes) -> Method:
         fold_in=partial(fold_in_users, config),
         grow=partial(grow, config, sizes),
     )
+    if config.trains:
+        score = partial(module_client.score, module_client.model_of(config))
+        method = method._replace(score=score, vectors=scoring.NO_VECTORS)
+        method = method._replace(grow=scoring.GROWS_NOT, fold_in=scoring.FOLDS_NOT)
     return with_attackers(config, sizes, method)
 
 
@@ -164,9 +168,12 @@ def init(
     text = codes.text_vectors(config, data.text, sizes.items)
     shared = server.initial_shared(config, coded, codebooks, counts, recent, text, key_anchors)
     users = scoring.new_users(client.prior(config), data)
+    if config.trains:
+        model = module_client.model_of(config)
+        users = module_client.init(config, model, jax.random.fold_in(key, 2), data)
     width = config.upload_shape if config.keeps_error else (0,)
     error = tuple(jnp.zeros((len(c.client), *width)) for c in data.clients)
-    if not config.negatives:  # else the whole catalogue is to be met at evaluations alone
+    if not (config.negatives or config.trains):  # else it is met whole at evaluations alone
         users = fitted(config, shared, users, data)
     return State(shared, users, error)
 
@@ -195,8 +202,11 @@ def step(config: Config, state: State, data: Data, key: jax.Array) -> tuple[Stat
     items = server.all_items(state.shared, sent)
     described = items if config.factored else catalogue.with_incidence(items, config.codes)
     described = None if config.negatives else described
+    train = partial(client.train, config, sent, described)
+    if config.trains:
+        train = partial(module_client.train, config, module_client.model_of(config), sent, items)
     done = federated_round(
-        (partial(client.train, config, sent, described),) * len(data.clients),
+        (train,) * len(data.clients),
         partial(server.aggregate, config),
         state.shared,
         tuple(zip(state.user, state.error, strict=True)),
@@ -275,8 +285,12 @@ def served(
     return tuple(Tables(user, items.features) for user in users)
 
 
-def prepare(config: Config, sizes: Sizes, state: State, data: Data) -> scoring.Served:
+def prepare(config: Config, sizes: Sizes, state: State, data: Data) -> Any:
     """Every user of the federation, fitted and laid out for scoring."""
+    if config.trains:
+        data = known(config, state.shared.counts, data)
+        sent = server.broadcast(config, state.shared)
+        return module_client.prepare(state.shared, sent, state.user, data, sizes.users)
     return scoring.serve(data, served(config, state.shared, state.user, data), sizes.users)
 
 

@@ -24,7 +24,7 @@ def problem():
 
 def player(**settings):
     """A function (key, data, rounds) -> state, metrics of the last round, what serves."""
-    plain = {"privacy": "plain", "upload": "factor"}
+    plain = {"privacy": "plain", "upload": "factor", "training": "steps"}
     settings = {"width": WIDTH, "rank": 30, "server_iterations": 12} | plain | settings
     method = fedcia.make(fedcia.Config(**settings), problem()[1])
 
@@ -190,7 +190,8 @@ def test_a_mixed_federation_keeps_each_client_its_own_width():
 )
 def test_traffic_counts_what_travels(settings, up):
     config = fedcia.Config(
-        **{"width": WIDTH, "rank": 8, "privacy": "plain", "upload": "factor"} | settings
+        **{"width": WIDTH, "rank": 8, "privacy": "plain", "upload": "factor", "training": "steps"}
+        | settings
     )
     traffic = fedcia.make(config, problem()[1]).traffic
     assert traffic.up == up
