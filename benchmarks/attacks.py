@@ -85,7 +85,9 @@ def upload_attacks() -> Iterator[Attack]:
     length = lambda upload, public: uploads.rows(upload)
     first = lambda upload, public: uploads.gradient(upload)
     one = {"tables": "rebuilt", "upload": "sketch", "block": 64}
-    yield Attack("fedcia factor, row norms", take(seen.of_fedcia, 3), length, False)
+    yield Attack(
+        "fedcia factor, row norms", take(seen.of_fedcia, 3, upload="factor"), length, False
+    )
     sketch = take(seen.of_fedcia, 3, upload="sketch")
     yield Attack("fedcia sketch, Nystrom diagonal", sketch, uploads.sketch, False)
     sketch = take(seen.of_fedcia, 3, **one)
@@ -309,7 +311,7 @@ SERVED = (
     ("popularity", "popularity", {}),
     ("EASE", "fedcia", {"model": "ease"}),
     ("GF-CF", "fedcia", {"model": "gfcf"}),
-    ("FedCIA mf", "fedcia", {"upload": "factor"}),
+    ("FedCIA mf", "fedcia", {"upload": "factor", "width": 64}),
     ("FedAvg", "fedavg", {}),
     ("RQFedRec", "rqfedrec", {}),
 )

@@ -36,9 +36,9 @@ from jaxrec.models.collaborative import Tables
 from jaxrec.types import Clients, Data, Dataset, Method, Sizes
 
 CLIENTS, USERS, SMALL, MOVIES, MIDDLE, LARGE = 100, 943, 1_682, 3_706, 17_000, 100_000
-CONFIG = fedcia.Config(
-    align="gradient", privacy="plain", upload="factor"
-)  # the paper's alignment, for an equal result
+CONFIG = fedcia.method.settled(  # the paper's alignment, for an equal result
+    fedcia.Config(width=64, align="gradient", privacy="plain", upload="factor")
+)
 D, R, STEPS, RATE = CONFIG.width, CONFIG.rank, CONFIG.align_steps, CONFIG.align_rate
 BLOCK = 4  # clients computed at once at the largest size
 MEMORY = 16e9  # bytes a round at the largest size may take
@@ -117,6 +117,7 @@ def naive_client(total, tables, moments, clients, target, steps):
         jax.random.key(0),
         optimizer=optax.adam(CONFIG.learning_rate),
         config=CONFIG,
+        items=len(tables.item),
     )
     return total + tables.item @ tables.item.T / CLIENTS, tables, moments
 
@@ -273,7 +274,10 @@ def train_all(tables, moments, buckets):
     def train(tables, moments, clients: Clients):
         optimizer = optax.adam(CONFIG.learning_rate)
         key = jax.random.key(0)
-        return local.train(tables, moments, clients, key, optimizer=optimizer, config=CONFIG)
+        return local.train(
+            tables, moments, clients, key,
+            optimizer=optimizer, config=CONFIG, items=len(tables.item),
+        )  # fmt: skip
 
     return [jax.vmap(train)(*group) for group in zip(tables, moments, buckets, strict=True)]
 

@@ -27,8 +27,8 @@ ONE_USER = {"partition": "user", "participation": 0.25}
 FEDERATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "fedavg": ("fedavg", {}),
     "fedmf": ("fedavg", ONE_USER),
-    "fedcia": ("fedcia", {}),
-    "fedcia-factor": ("fedcia", {"upload": "factor"}),
+    "fedcia": ("fedcia", {"training": "steps", "width": 64}),
+    "fedcia-factor": ("fedcia", {"upload": "factor", "width": 64}),
     "rqfedrec": ("rqfedrec", ONE_USER),
 }
 ATTACKS: dict[str, dict[str, Any]] = {

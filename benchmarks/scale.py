@@ -25,10 +25,14 @@ from benchmarks.common import RUNS, Bench, Timing, repeated
 from jaxrec.data.pack import history, pack
 from jaxrec.evaluation.evaluator import evaluator
 from jaxrec.evaluation.plan import make_plan
+from jaxrec.federated.uploads import Table, summed
 from jaxrec.methods import agentcf, fedavg, fedcia, rqfedrec, sequential
-from jaxrec.types import TEST, TRAIN, Data, Dataset, Method
+from jaxrec.methods.fedcia import newton
+from jaxrec.methods.fedcia.similarity import Similarity
+from jaxrec.types import TEST, TRAIN, Clients, Data, Dataset, Method
 
 ROWS, TEXT = 10, 32
+BLOCK, STREAM_ITEMS = 10_000, 10_000  # clients at once of a round whose rows are never all there
 
 
 class Curve(NamedTuple):
@@ -43,11 +47,11 @@ class Curve(NamedTuple):
 
 
 FEW = 1_000
+STREAMED = (100_000, 1_000_000, 10_000_000)
 CLIENTS, ITEMS = (100, FEW, 10_000, 100_000), (FEW, 10_000, 100_000, 1_000_000)
 by_clients = lambda size: (size, size, FEW)
 by_users = lambda size: (size, 1, FEW)
 by_items = lambda size: (FEW, FEW, size)
-hundred_by_items = lambda size: (100, 100, size)
 
 PAIRS = fedavg.Config(
     width=16, loss="bpr", upload="change", local_steps=1, block=256, privacy="plain"
@@ -56,15 +60,16 @@ CODES = rqfedrec.Config(
     width=16, codes=16, levels=2, negatives=256, start="cold", passes=1, block=256,
     next_rows=0,
 )  # fmt: skip
-FACTORS = fedcia.Config(width=16, rank=16, local_steps=1, privacy="plain", upload="factor")
+SLOPES = fedcia.Config(width=16, block=256, privacy="plain")
 NEXT = sequential.Config(width=32, length=10, batch=2_560, heads=1)
 AGENTS = agentcf.Config(groups=4)
 CURVES = (
     Curve("FedAvg, clients", CLIENTS, 1, by_clients, fedavg, PAIRS),
     Curve("RQFedRec, clients", CLIENTS, 1, by_clients, rqfedrec, CODES),
     Curve("RQFedRec, items", ITEMS, 0, by_items, rqfedrec, CODES),
-    Curve("FedCIA, clients", CLIENTS[:3], 1, by_clients, fedcia, FACTORS),
-    Curve("FedCIA, items", ITEMS[:3], 1, hundred_by_items, fedcia, FACTORS),
+    Curve("FedCIA, clients", CLIENTS, 1, by_clients, fedcia, SLOPES),
+    Curve("FedCIA, items", ITEMS, 1, by_items, fedcia, SLOPES),
+    Curve("FedCIA, streamed users", STREAMED, 1, by_clients),
     Curve("SASRec, users", CLIENTS[1:], 1, by_users, sequential, NEXT),
     Curve("SASRec, items", ITEMS[:3], 1, by_items, sequential, NEXT),
     Curve("AgentCF++, users", CLIENTS[1:], 1, by_users, agentcf, AGENTS),
@@ -89,6 +94,8 @@ def dataset(users: int, clients: int, items: int) -> Dataset:
 
 def seconds(curve: Curve, size: int) -> Timing:
     """Of a round, or of the evaluation."""
+    if curve.sizes == STREAMED:
+        return _streamed(size)
     made = dataset(*curve.problem(size))
     if curve.method is None:
         return _evaluation(made)
@@ -107,6 +114,35 @@ def _round(method: Method, data: Data) -> Timing:
     keys = jax.random.split(jax.random.key(1), RUNS + 1)
     state = jax.block_until_ready(advance(state, keys[0]))
     return repeated(advance, state, keys[1:])[1]
+
+
+def _streamed(users: int) -> Timing:
+    """A round of so many clients of one user whose rows are made block by block, and forgotten."""
+    config = fedcia.method.settled(SLOPES)
+    similarity = newton.of_table(jax.random.normal(jax.random.key(0), (STREAM_ITEMS, 16)) / 10)
+
+    def block(number: jax.Array) -> Clients:
+        key = jax.random.fold_in(jax.random.key(1), number)
+        skewed = jax.random.uniform(key, (BLOCK, ROWS)) ** 3  # few items have most rows
+        item = (STREAM_ITEMS * skewed).astype(jnp.int32)
+        ids = number * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)
+        nobody = jnp.zeros_like(item)
+        return Clients(nobody, item, nobody == 0, ids[:, None], ids, jnp.ones(BLOCK))
+
+    def advance(similarity: Similarity, _: int) -> Similarity:
+        train = lambda clients: newton.train(config, similarity, (), clients, None)[0]
+
+        def add(total: Table, number: jax.Array) -> tuple[Table, None]:
+            found = summed(jax.vmap(train)(block(number)), jnp.ones(BLOCK))
+            return jax.tree.map(jnp.add, total, found), None
+
+        start = Table(jnp.zeros((STREAM_ITEMS, 16)), jnp.zeros((16, 16)))
+        total, _ = jax.lax.scan(add, start, jnp.arange(users // BLOCK))
+        return newton.moved(config, similarity, newton.slope_of(similarity, total))
+
+    step = jax.jit(advance)
+    similarity = jax.block_until_ready(step(similarity, 0))
+    return repeated(step, similarity, range(2))[1]
 
 
 def _evaluation(made: Dataset) -> Timing:

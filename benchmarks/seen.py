@@ -7,11 +7,11 @@ clients, and their mean over all clients.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 from jaxrec.federated import catalogue
 from jaxrec.federated.local import dense_rows
@@ -72,12 +72,14 @@ def collect(
 
 def of_fedcia(data: Data, sizes: Sizes, rounds: int, **settings: Any) -> Seen:
     """Factors [I, D] or sketches [I, R]; public: the basis [I, R] that was sent."""
-    config = fedcia.Config(privacy="plain", **settings)
+    steps = {"privacy": "plain", "training": "steps", "width": 64}
+    config = fedcia.method.settled(fedcia.Config(**steps, **settings))
     state = trained(fedcia.make(config, sizes), data, rounds)
-    parts = FedCIA(config, sizes, client_models(config), optax.adam(config.learning_rate))
+    parts = FedCIA(config, sizes, client_models(config))
+    train = partial(fedcia_client.train, parts, parts.models[0], None, state.shared)
 
     def work(private, clients, key):
-        upload = fedcia_client.train(parts, parts.models[0], state.shared, private, clients, key)[0]
+        upload = train(private, clients, key)[0]
         return upload[0] if parts.additive else upload
 
     private = tuple(zip(state.tables, state.moments, strict=True))
@@ -91,7 +93,8 @@ def of_fedavg(data: Data, sizes: Sizes, rounds: int) -> Seen:
     method = fedavg.make(config, sizes)
     state = trained(method, data, rounds)
     parts = method.step.args[0]  # a partial of the fixed parts
-    work = lambda private, clients, key: fedavg.train(parts, state.shared, private, clients, key)[0]
+    train = partial(fedavg.train, parts, None, state.shared)
+    work = lambda private, clients, key: train(private, clients, key)[0]
     return collect(work, tuple(zip(state.user, state.moments, strict=True)), data, sizes.items)
 
 
