@@ -94,8 +94,8 @@ VARIANTS = {
         "llmd4rec", SHORT | TAUGHT | {"layers": 1, "epochs_down": 1, "epochs_up": 1}, 4
     ),
 }
-# Forms that others stand for: codecs, steps, samples and graphs have tests of their own.
-SLOW = "rqfedrec-float", "rqfedrec-average", "rqfedrec-sampled", "fedcia-lightgcn"
+# Forms that others stand for: codecs, steps, samples, graphs and tables made anew have their own.
+SLOW = "rqfedrec-float", "rqfedrec-average", "rqfedrec-sampled", "fedcia-lightgcn", "fedcia-sketch"
 names = [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in VARIANTS]
 every_variant = pytest.mark.parametrize("name", names)
 

@@ -83,9 +83,10 @@ def test_methods_add_transitions_to_what_they_score(settings):
     scores = []
     for transitions in (0.0, 2.0):
         method = fedcia.make(fedcia.Config(**few, recency=3.0, transitions=transitions), sizes)
-        state = method.init(jax.random.key(0), data)
+        state = jax.jit(method.init)(jax.random.key(0), data)
         state, _ = jax.jit(method.step)(state, data, jax.random.key(1))
-        scores.append(method.score(method.prepare(state, data), jnp.arange(20)))
+        score = jax.jit(lambda s, m=method: m.score(m.prepare(s, data), jnp.arange(20)))
+        scores.append(score(state))
     expected = np.zeros((20, ITEMS))
     for client in each_client():
         own = np.asarray(client.users)
