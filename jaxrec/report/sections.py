@@ -47,7 +47,8 @@ def neighbours(run: Run, opened: Open) -> Parts:
     if linear:
         found = weight_rows(result.state.left, result.state.right, items)
     else:
-        vectors, values = result.state.shared.similarity
+        state = result.state  # of Newton steps, or of gradient steps
+        vectors, values = getattr(state, "shared", state).similarity
         found = cosine_rows(vectors, values, items)
     found[np.arange(len(items)), items] = -np.inf
     what = "what having it adds to the score of others" if linear else "cosines in what is shared"
