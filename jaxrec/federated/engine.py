@@ -229,11 +229,9 @@ def _sent(rules: _Rules, uploads: Any, client: jax.Array, key: jax.Array) -> Any
     cohort = rules.cohort
     measured = cohort.clip and rules.product is not multiply  # its norm is not that of the factors
     as_factors = rules.additive and not lies_about_uploads(cohort) and not measured
-    kept = (
-        cohort.privacy == "plain"
-        if isinstance(uploads, Touched)
-        else (cohort.privacy != "distributed_dp")
-    )
+    kept = cohort.privacy != "distributed_dp"
+    if isinstance(uploads, Touched):
+        kept = cohort.privacy == "plain"
     if isinstance(uploads, Factored | Touched) and not (as_factors and kept):
         uploads = jax.vmap(rules.product)(uploads)
     return falsify(cohort, uploads, client, key)

@@ -103,7 +103,7 @@ class Config(fedmf.FedMFConfig, local.ModelConfig):
 
 
 class Shared(NamedTuple):
-    item: Any  # f32 [I, D]; of Flax modules all that is shared: `Tables` without users
+    item: Any  # f32 [I, D]; of Flax modules (the items' parameters, the network's)
     moments: Any  # the server optimiser's
     support: jax.Array | None  # bool [I]  items that enough users have; None: all are learned
     bounds: Bounds | None  # what uploads are measured with

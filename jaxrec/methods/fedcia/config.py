@@ -10,7 +10,6 @@ from jaxrec.federated.cohort import CohortConfig, check_cohort
 from jaxrec.federated.privacy import PrivacyConfig
 from jaxrec.models import kinds
 from jaxrec.models.clients import ClientModel
-from jaxrec.models.kinds import client_model
 from jaxrec.settings.fields import check, fields, require, setting, unknown
 from jaxrec.types import SettingError, Sizes
 
@@ -215,24 +214,24 @@ TRAINED = (  # what only models read that are trained in rounds
 
 def client_models(config: Config) -> tuple[ClientModel, ...]:
     """The models of `config.model`; raises SettingError on what it does not know."""
-    models = []
-    for part in config.model.split(","):
+    models, parts = [], config.model.split(",")
+    for part in parts:
         name, _, width = part.strip().partition(":")
         if width and not (width.isdigit() and int(width)):
             raise SettingError(
                 f"model = {config.model!r}: {width!r} is no width; several models are written "
                 "mf:64,lightgcn:64,mlp:32"
             )
-        if len(config.model.split(",")) > 1 and name in ONE_SHOT:
+        if len(parts) > 1 and name in ONE_SHOT:
             raise SettingError(
                 f"model = {config.model!r}: {name} has nothing to train, so it is no part of a "
                 "mixed federation; choose among mf, lightgcn, mlp"
             )
-        if name not in kinds.known() and len(config.model.split(",")) == 1:
+        if name not in kinds.known() and len(parts) == 1:
             names = (*kinds.known(), *ONE_SHOT)
             raise unknown(f"no model {name!r} among {', '.join(names)}", name, names)
         models.append(
-            client_model(
+            kinds.client_model(
                 name,
                 int(width or config.width),
                 scale=config.init_scale,

@@ -184,9 +184,7 @@ def groups(
 ) -> list[tuple[ClientModel, Clients]]:
     """Buckets split by model, clients of a bucket dealt out in turn; weights as asked for."""
     found = []
-    for clients in data.clients:
-        if weighting == "uniform":
-            clients = clients._replace(weight=(clients.weight > 0).astype(jnp.float32))
+    for clients in (newton.alike(data) if weighting == "uniform" else data).clients:
         for number, model in enumerate(models[: len(clients.client)]):
             part = jax.tree.map(lambda leaf, n=number: leaf[n :: len(models)], clients)
             found.append((model, part))

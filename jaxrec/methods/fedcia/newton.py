@@ -32,7 +32,6 @@ import jax.numpy as jnp
 from jaxrec.federated import local, scoring
 from jaxrec.federated.aggregate import combine, descending
 from jaxrec.federated.engine import federated_round
-from jaxrec.federated.local import row_weights
 from jaxrec.federated.private_mean import Bounds, first_bounds
 from jaxrec.federated.sum_bytes import with_protocol
 from jaxrec.federated.support import supported, supported_items
@@ -142,7 +141,7 @@ def users(
         jnp.diag(similarity.values),
         negative_weight=config.negative_weight,
         l2=config.l2_user * (1 + rows / config.l2_user_rows),
-        weights=row_weights(clients, recency) if recency else None,
+        weights=local.row_weights(clients, recency) if recency else None,
     )
 
 
