@@ -17,8 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.ops import linalg
+from jaxrec.ops.edges import PIECE, Owned, counts, piece
 from jaxrec.types import Clients
 
+OWNERS = 1024  # whose equations are made and solved together
+PIECES = 256  # of their edges that are read together
 DENSE = 50  # a scatter of N rows takes as long as a product with so many N
 
 
@@ -50,6 +53,53 @@ def users(
     return jax.vmap(linalg.solve)(
         negative_weight * gram + (1 - negative_weight) * own + penalty, wanted
     )
+
+
+def of_owners(
+    table: jax.Array, owned: Owned, *, negative_weight: float, l2: jax.Array
+) -> jax.Array:
+    """The vectors [N, D] of all owners of edges, users or items; `table` [J, D] stands still.
+
+    Owners go in blocks of `OWNERS` and their edges in pieces of one length, so that what is in
+    memory does not depend on their number, and popular owners cost no padding of the others.
+
+    Args:
+      table: the vectors of the edges' other ends.
+      owned: the edges; their weights are r above.
+      negative_weight: w.
+      l2: l of each owner [N].
+    """
+    number, width = len(owned.start) - 1, table.shape[1]
+    gram = negative_weight * (table.T @ table)
+    parts = -(-counts(owned) // PIECE)  # pieces of each owner
+    begin = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(parts)])
+    size = min(OWNERS, number)
+
+    def solve(first: jax.Array) -> jax.Array:
+        def add(step: jax.Array, sums: tuple[jax.Array, jax.Array]):
+            at = begin[first] + step * PIECES + jnp.arange(PIECES)
+            owner = jnp.clip(jnp.searchsorted(begin, at, side="right") - 1, first, number - 1)
+            other, weight = piece(owned, owner, at - begin[owner])
+            weight = jnp.where((at < last)[:, None], weight, 0)
+            rows = table[other]
+            counted = weight[..., None] * rows
+            place = owner - first  # of owners behind this block, too large: dropped
+            form = jnp.einsum("pld,ple->pde", (1 - negative_weight) * counted, rows)
+            return (
+                sums[0].at[place].add(form, mode="drop"),
+                sums[1].at[place].add(counted.sum(1), mode="drop"),
+            )
+
+        own = jnp.minimum(first + jnp.arange(size), number - 1)
+        last = begin[jnp.minimum(first + size, number)]
+        nothing = jnp.zeros((size, width, width)), jnp.zeros((size, width))
+        steps = -(-(last - begin[first]) // PIECES)
+        form, wanted = jax.lax.fori_loop(0, steps, add, nothing)
+        penalty = l2[own][:, None, None] * jnp.eye(width)
+        return jax.vmap(linalg.solve)(gram + form + penalty, wanted)
+
+    blocks = jnp.arange(0, number, size)
+    return jax.lax.map(solve, blocks).reshape(-1, width)[:number]
 
 
 def _outer_products(
