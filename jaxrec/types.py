@@ -251,8 +251,12 @@ class Traits:
     run: Mapping[str, Any] = field(default_factory=dict)  # its own defaults of settings of a run
     reads: Callable[[Any], Reads] = lambda config: Reads()
     check_data: Callable[[Any, Data], None] = lambda config, data: None  # refuses what cannot work
-    settled: Callable[[Any, Data], tuple[Any, str]] = lambda config, data: (config, "")
-    """The config with what it leaves to the data, and what to say of that."""
+    settled: Callable[[Any, Data, bool], tuple[Any, str]] = lambda config, data, forward: (
+        config,
+        "",
+    )
+    """(config, data, whether held-out rows are newer than train rows) -> the config with what it
+    leaves to the data, and what to say of that."""
     resumable: tuple[str, ...] = ()  # own settings that may change when a run is resumed
     needs: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()

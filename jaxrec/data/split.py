@@ -93,6 +93,18 @@ def split(
     return dataset
 
 
+def forward(dataset: Dataset) -> bool:
+    """Whether most rows that are held out are no older than any train row of their user."""
+    rows = dataset.interactions
+    if "timestamp" not in rows:
+        return False
+    train = (rows["split"] == TRAIN).to_numpy()
+    newest = rows[train].groupby("user")["timestamp"].max()
+    held = rows[~train]
+    later = held["timestamp"].to_numpy() >= held["user"].map(newest).to_numpy()
+    return bool(later.mean() > 0.9)
+
+
 def split_again(
     dataset: Dataset, how: How, valid: float = 0.1, test: float = 0.2, seed: int = 0
 ) -> Dataset:

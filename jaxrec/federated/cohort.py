@@ -13,7 +13,7 @@ from jaxrec.federated.malicious import AttackConfig
 from jaxrec.federated.privacy import PrivacyConfig, check_privacy, check_sum
 from jaxrec.federated.private_mean import COUNT_NOISE
 from jaxrec.settings.fields import check, require, setting
-from jaxrec.types import Clients, Release, Sizes
+from jaxrec.types import Clients, Data, Release, Sizes
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,12 @@ def check_rounds(cohort: CohortConfig, sizes: Sizes) -> None:
     rule = f"0 where the noise multiplier is above {count_noise:.3g}: too few clients to count"
     counted = not cohort.clip_quantile or cohort.noise_multiplier < count_noise
     require(counted, cohort, "clip_quantile", rule)
+
+
+def weighed_alike(data: Data) -> Data:
+    """The data with clients that weigh 1 each: sums over clients count every row once."""
+    weigh = lambda clients: clients._replace(weight=(clients.weight > 0).astype(jnp.float32))
+    return data._replace(clients=tuple(map(weigh, data.clients)))
 
 
 def releases(cohort: CohortConfig, rounds: int) -> tuple[Release, ...]:

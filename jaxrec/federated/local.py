@@ -17,6 +17,7 @@ import optax
 from jaxrec.models.clients import ClientModel, factorisation
 from jaxrec.models.collaborative import Tables
 from jaxrec.models.kinds import PLAIN, client_model
+from jaxrec.models.recency import row_weights as by_age
 from jaxrec.ops import losses
 from jaxrec.settings.fields import check, require, setting
 from jaxrec.types import Clients, Data, Reads, SettingError
@@ -107,7 +108,7 @@ def row_weights(clients: Clients, recency: float) -> jax.Array:
             f"recency = {recency}: the data have no timestamps, so the order of a user's rows is "
             "unknown; set recency = 0"
         )
-    return clients.mask / (1 + clients.age / recency)
+    return by_age(clients, 1 / recency)
 
 
 def loss(
@@ -209,7 +210,7 @@ def reads(config: Any) -> Reads:
     return Reads(text=config.item_encoder != "table")
 
 
-def settled(config: Any, data: Data) -> tuple[Any, str]:
+def settled(config: Any, data: Data, forward: bool) -> tuple[Any, str]:
     """The config with the number of an item's text numbers, which the bytes depend on."""
     if config.item_encoder == "table":
         return config, ""

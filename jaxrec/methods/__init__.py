@@ -43,6 +43,12 @@ METHODS: dict[str, ModuleType] = {
         "sequential": "sequential",
         "llmd4rec": "llmd4rec",
         "popularity": "popularity",
+        "itemknn": "itemknn",
+        "ease": "ease",
+        "als": "als",
+        "fedals": "fedals",
+        "bpr": "bpr",
+        "lightgcn": "lightgcn",
     }.items()
 }
 

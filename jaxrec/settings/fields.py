@@ -35,8 +35,8 @@ class Range(NamedTuple):
     below: float | None = None
 
     def holds(self, value: Any) -> bool:
-        """Whether a number, or each number of a list, is in the range; None always is."""
-        if value is None:
+        """Whether a number, or each number of a list, is in the range; what is no number is."""
+        if value is None or isinstance(value, str):
             return True
         if isinstance(value, tuple):
             return len(value) > 0 and all(map(self.holds, value))

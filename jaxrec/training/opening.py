@@ -47,7 +47,7 @@ def job_of(
     within the budget.
     """
     make = lambda config: method_module(name).make(config, prepared.sizes)
-    config, note = method_module(name).TRAITS.settled(config, prepared.data)
+    config, note = method_module(name).TRAITS.settled(config, prepared.data, prepared.forward)
     say(f"{name}: {note}", shown=bool(note) and progress)
     config = budget.solved(config, run.rounds, make)
     method = make(config)

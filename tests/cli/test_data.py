@@ -246,7 +246,7 @@ def refusal(method, dataset, **settings):
     given = {"complete": lambda *args: ""} if method == "agentcf_text" else {}
     try:
         prepared = prepare(run, dataset, reads({method: config}), progress=False)
-        config, _ = module.TRAITS.settled(config, prepared.data)
+        config, _ = module.TRAITS.settled(config, prepared.data, prepared.forward)
         made = module.make(config, prepared.sizes, **given)
         module.TRAITS.check_data(config, prepared.data)
         init = made.init if not made.compiled else lambda *args: jax.eval_shape(made.init, *args)

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 
 from jaxrec.federated import local, scoring
 from jaxrec.federated.aggregate import combine, descending
+from jaxrec.federated.cohort import weighed_alike
 from jaxrec.federated.engine import federated_round
 from jaxrec.federated.private_mean import Bounds, first_bounds
 from jaxrec.federated.sum_bytes import with_protocol
@@ -227,7 +228,7 @@ def moved(config: Config, similarity: Similarity, slope: jax.Array) -> Similarit
 def step(newton: Newton, state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
     """One round."""
     config, similarity = newton.config, state.similarity
-    data = alike(supported(data, state.support))
+    data = weighed_alike(supported(data, state.support))
     members = jnp.stack([clients.weight.sum() for clients in data.clients]).sum()
     done = federated_round(
         (partial(train, config),) * len(data.clients),
@@ -243,12 +244,6 @@ def step(newton: Newton, state: State, data: Data, key: jax.Array) -> tuple[Stat
     )
     metrics = Metrics(done.metrics, done.participants, done.non_finite)
     return State(done.shared, state.support, done.bounds), metrics
-
-
-def alike(data: Data) -> Data:
-    """The data with clients that weigh 1 each: sums over clients count every row once."""
-    weigh = lambda clients: clients._replace(weight=(clients.weight > 0).astype(jnp.float32))
-    return data._replace(clients=tuple(map(weigh, data.clients)))
 
 
 def fitted(config: Config, state: State, data: Data) -> tuple[Tables, ...]:

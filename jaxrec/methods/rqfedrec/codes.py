@@ -207,7 +207,7 @@ def traffic(config: CodesConfig, sizes: Sizes, *, weighed: bool, refreshes: bool
     )
 
 
-def settled(config: Config, data: Data) -> tuple[Config, str]:
+def settled(config: Config, data: Data, forward: bool) -> tuple[Config, str]:
     """The settings as the data allow them, and what to say of what is missing."""
     notes = []
     if config.channels == "auto" and data.text is not None:

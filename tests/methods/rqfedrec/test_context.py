@@ -211,9 +211,9 @@ def test_a_refresh_says_the_context_in_the_new_codes():
 def test_without_order_there_is_no_context():
     data, _ = problem()
     timeless = data._replace(clients=tuple(c._replace(age=None) for c in data.clients))
-    config, note = rqfedrec.TRAITS.settled(rqfedrec.Config(), timeless)
+    config, note = rqfedrec.TRAITS.settled(rqfedrec.Config(), timeless, True)
     assert config.next_rows == 0 and "no order" in note
-    assert rqfedrec.TRAITS.settled(rqfedrec.Config(), data)[0].next_rows == 16
+    assert rqfedrec.TRAITS.settled(rqfedrec.Config(), data, True)[0].next_rows == 16
     with pytest.raises(SettingError, match=r"next_rows = 3.*no timestamps.*set next_rows = 0"):
         jax.eval_shape(make(recency=0.0).init, jax.random.key(0), timeless)
 
@@ -221,7 +221,7 @@ def test_without_order_there_is_no_context():
 def test_a_run_with_a_budget_learns_no_context():
     data, _ = problem()
     private = rqfedrec.Config(privacy="central_dp", noise_multiplier=1.0, clip=1.0)
-    config, note = rqfedrec.TRAITS.settled(private, data)
+    config, note = rqfedrec.TRAITS.settled(private, data, True)
     assert config.next_rows == 0 and "noise" in note
 
 
