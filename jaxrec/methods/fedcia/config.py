@@ -10,11 +10,12 @@ from jaxrec.federated.cohort import CohortConfig, check_cohort
 from jaxrec.federated.privacy import PrivacyConfig
 from jaxrec.models import kinds
 from jaxrec.models.clients import ClientModel
+from jaxrec.ops.linalg import MOST_ITEMS
 from jaxrec.settings.fields import check, fields, require, setting, unknown
 from jaxrec.types import SettingError, Sizes
 
 ONE_SHOT = ("gfcf", "ease", "gram")  # models that have nothing to train
-DENSE_LIMIT = 30_000  # items; an I x I float32 matrix of this size is 3.6 GB
+DENSE_LIMIT = MOST_ITEMS
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,10 @@ class LinearConfig(PrivacyConfig):
     ridge: float = setting(500.0, above=0)
     """EASE's L2 penalty, in interactions."""
     sketch: int = setting(0, at_least=0)
-    """r, eigenpairs kept instead of the whole I x I Gram; 0 = the whole Gram."""
+    """r, what is kept of the Gram I x I: eigenpairs for gfcf, columns of popular items for ease; 0:
+    all of it. The more the closer."""
     passes: int = setting(4, at_least=1)
-    """Secure sums made for a sketch."""
+    """Secure sums made for a sketch of gfcf."""
     basis: Literal["both", "text", "items"] = "both"
     """What directions gram tells a user's row in: public texts (as far as their vectors go, then
     items), popular items' own, or a third of the one and two of the other."""
@@ -197,7 +199,7 @@ def unread(config: Config) -> dict[str, tuple[str, ...]]:
 
 OF_ONE_SHOT = {  # what each reads of the settings that only such models have
     "gfcf": ("form", "singular_vectors", "low_pass", "global_weight", "sketch", "passes"),
-    "ease": ("form", "ridge", "sketch", "passes"),
+    "ease": ("form", "ridge", "sketch"),
     "gram": ("basis", "directions", "popularity_share"),
 }
 STEPS = (  # what only clients read that take gradient steps
@@ -254,9 +256,8 @@ def check_linear(config: LinearConfig) -> None:
         for name in ("recency", "transitions"):
             rule = "0 for form = 'paper', which serves 0/1 rows"
             require(not getattr(config, name), config, name, rule)
-    if config.sketch:
-        require(config.passes >= 2, config, "passes", "at least 2 for a sketch")
     if config.sketch and config.model == "gfcf":
+        require(config.passes >= 2, config, "passes", "at least 2 for a sketch")
         rule = f"at least singular_vectors = {config.singular_vectors}"
         require(config.sketch >= config.singular_vectors, config, "sketch", rule)
 

@@ -12,8 +12,10 @@ singular vectors of N (Shen et al., CIKM 2021), GF-CF's item similarity is
   client normalises by them. The server then holds exactly the centralised model. The same sum
   of R_c^T R_c gives EASE in closed form: P = (G + ridge)^-1, B = -P / diag(P) with zero diagonal
   (Steck, WWW 2019). The sums must be secure ones: the Gram of a one-user client is its history.
-- `sketch=r` > 0 never forms I x I: `passes` secure sums of N_c^T (N_c Omega) [I, r] give the r
-  leading eigenpairs (subspace iteration), and the model is applied by factors.
+- `sketch=r` > 0 never forms I x I. GF-CF: `passes` secure sums of N_c^T (N_c Omega) [I, r] give
+  the r leading eigenpairs (subspace iteration). EASE: one secure sum gives the columns of the r
+  most popular items, which are exact; the rest is Nystrom's approximation from them plus the
+  diagonal that it lacks, known from the items' counts. Either model is applied by factors.
 
 The paper's full SVD only adds null-space vectors; the thin one comes from a U_c x U_c Gram.
 """
@@ -35,10 +37,13 @@ from jaxrec.federated.private_mean import in_integers
 from jaxrec.federated.sum_bytes import with_protocol
 from jaxrec.federated.support import supported, supported_items
 from jaxrec.methods.fedcia import order, similarity
-from jaxrec.methods.fedcia.config import LinearConfig, check_items
+from jaxrec.methods.fedcia.config import DENSE_LIMIT, LinearConfig, check_items
 from jaxrec.models.collaborative import inverse_root, normalise
 from jaxrec.ops import linalg
 from jaxrec.types import Clients, Data, Method, Sizes, Traffic, Unavailable
+
+# Added to the diagonal of the columns' own rows, which may be singular; and a part of its largest.
+SLACK, ROUNDING = 0.01, 1e-6
 
 
 class Model(NamedTuple):
@@ -80,6 +85,25 @@ def make(config: LinearConfig, sizes: Sizes) -> Method:
     )
 
 
+PER_SKETCHED = {"ease": 8, "gfcf": 32}  # items for each column or eigenpair that is proposed
+ROW_BYTES = 8.0  # of a user's and an item's number
+
+
+def advice(config: LinearConfig, data: Data) -> str:
+    """What to say where a client's part of a whole Gram is more than all rows of the federation."""
+    items = 1 + max(int(clients.item.max()) for clients in data.clients)
+    rows = ROW_BYTES * sum(int(clients.mask.sum()) for clients in data.clients)
+    whole = 2.0 * items * (items + 1)
+    sketch = max(config.singular_vectors, items // PER_SKETCHED[config.model])
+    short = 4.0 * items * sketch * (config.passes if config.model == "gfcf" else 1)
+    if whole <= rows or short >= whole or items > DENSE_LIMIT:
+        return ""
+    return (
+        f"each client sends {whole / 1e6:,.3g} MB, and all rows of all clients are "
+        f"{rows / 1e6:,.3g} MB; sketch = {sketch} sends {short / 1e6:,.3g} MB and is near the model"
+    )
+
+
 def init(config: LinearConfig, items: int, key: jax.Array, data: Data) -> Model:
     """Zero weights."""
     if not config.sketch:
@@ -99,14 +123,15 @@ def step(
         return Model(_paper_mean(data, config, items), jnp.zeros((0, items))), whole
     graph = config.model == "gfcf"
     degree = item_counts(data, items) if graph else jnp.ones(items)
+    if config.sketch and not graph:
+        return _ease_of_columns(data, items, config, key)
     if config.sketch:
         start = jax.random.normal(key, (items, config.sketch))
-        unit = _sketch_unit(config, users, items) if in_integers(config) else None
+        unit = _sketch_unit(users) if in_integers(config) else None
         key, key_rounding = jax.random.split(key)
-        operator = _secure_sums(data, degree, normalise_users=graph, unit=unit, key=key_rounding)
+        operator = _secure_sums(data, degree, normalise_users=True, unit=unit, key=key_rounding)
         pairs, energy = similarity.top_eigenpairs(operator, start, config.passes - 1)
-        build = _gfcf_factors if graph else _ease_factors
-        return build(pairs, degree, config), Metrics(energy)
+        return _gfcf_factors(pairs, degree, config), Metrics(energy)
     integers = in_integers(config) and graph
     make = _normalised_gram_in_integers if integers else partial(_gram, normalise_users=graph)
     gram = make(data, degree)
@@ -158,14 +183,18 @@ def fold_in(config: LinearConfig, model: Model, data: Data) -> Served:
 def traffic(config: LinearConfig, items: int, clients: int) -> Traffic:
     """float32; a symmetric matrix travels as its upper triangle, degrees as one vector each way.
 
-    A sketch starts from a public seed: clients get the bases after the first one and at last the
-    eigenpairs, and send products and their part of the trace.
+    A sketch of GF-CF starts from a public seed: clients get the bases after the first one and at
+    last the eigenpairs, and send products and their part of the trace. One of EASE is some columns
+    of the Gram up, and factors and diagonal down, once the items' counts are known.
     """
     if config.form == "paper":
         return Traffic(up=4.0 * items**2, down=4.0 * items**2)  # the low-pass part is not symmetric
     setup = int(config.model == "gfcf") + int(config.support > 1)
     counts, sums = 4.0 * items * setup, 1
-    if config.sketch:
+    if config.sketch and config.model == "ease":
+        up, setup, counts = 4.0 * items * config.sketch, 1, 4.0 * items
+        plain = Traffic(up=up, down=up + 4.0 * items)
+    elif config.sketch:
         sums = config.passes
         up = 4.0 * items * config.sketch * sums
         plain = Traffic(up=up + 4, down=up + 4.0 * config.sketch)
@@ -205,10 +234,9 @@ def _normalised_gram_in_integers(data: Data, degree: jax.Array) -> jax.Array:
     return scale[:, None] * (total / units) * scale
 
 
-def _sketch_unit(config: LinearConfig, users: int, items: int) -> float:
+def _sketch_unit(users: int) -> float:
     """A public unit of a pass: no user's part of a product is longer than the largest integer."""
-    longest = 1.0 if config.model == "gfcf" else math.sqrt(items)
-    return longest / secure_sum.headroom(users)
+    return 1 / secure_sum.headroom(users)
 
 
 def _secure_sums(
@@ -280,18 +308,34 @@ def _gfcf_factors(pairs: similarity.Similarity, degree: jax.Array, config: Linea
 
 
 def _ease(gram: jax.Array, degree: jax.Array, config: LinearConfig, key: jax.Array) -> jax.Array:
-    identity = jnp.eye(len(gram))
-    factor = jax.scipy.linalg.cho_factor(gram + config.ridge * identity)
-    inverse = jax.scipy.linalg.cho_solve(factor, identity)
-    return -inverse / jnp.diagonal(inverse) * (1 - identity)
+    return linalg.ease(gram, config.ridge)
 
 
-def _ease_factors(pairs: similarity.Similarity, degree: jax.Array, config: LinearConfig) -> Model:
-    """B = V s V^T / (1 - sum_k s_k V_jk^2), s = values / (values + ridge), diagonal apart."""
-    share = pairs.values / (pairs.values + config.ridge)
-    left = pairs.vectors * share
-    rest = 1 - jnp.sum(left * pairs.vectors, axis=1)
-    return Model(left, pairs.vectors.T / rest)
+def _ease_of_columns(
+    data: Data, items: int, config: LinearConfig, key: jax.Array
+) -> tuple[Model, Metrics]:
+    """EASE from the Gram's columns of the r most popular items and its diagonal.
+
+    With Y [I, r] those columns and C those rows of Y, G is near Y C^-1 Y^T + diag(d), d being what
+    the first term's diagonal lacks. So (G + ridge)^-1 = diag(1 / e) - W W^T, e = d + ridge, by
+    Woodbury's identity, and B_ij = W_i . W_j / (1 / e_j - |W_j|^2) off the diagonal.
+    """
+    counts = item_counts(data, items)
+    _, popular = jax.lax.top_k(counts, config.sketch)
+    chosen = jnp.zeros((items, config.sketch)).at[popular, jnp.arange(config.sketch)].set(1)
+    gram = _secure_sums(data, jnp.ones(items), normalise_users=False, key=key)
+    columns, _ = gram.apply(chosen)  # whole numbers: the sum is exact
+    slack = SLACK + ROUNDING * jnp.max(counts)
+    square = columns[popular] + slack * jnp.eye(config.sketch)
+    triangle = jax.scipy.linalg.solve_triangular
+    part = triangle(jnp.linalg.cholesky(square), columns.T, lower=True).T  # Y C^-1 Y^T = Z Z^T
+    rest = jnp.maximum(counts - jnp.sum(part**2, axis=1), 0) + config.ridge
+    scaled = part / rest[:, None]
+    inner = jnp.eye(config.sketch) + part.T @ scaled
+    left = triangle(jnp.linalg.cholesky(inner), scaled.T, lower=True).T
+    diagonal = 1 / rest - jnp.sum(left**2, axis=1)
+    held = jnp.sum(counts[popular]) / jnp.maximum(jnp.sum(counts), 1)
+    return Model(left, (left / diagonal[:, None]).T), Metrics(held)
 
 
 def _client_factors(clients: Clients, config: LinearConfig, items: int):

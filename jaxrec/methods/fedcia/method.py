@@ -36,7 +36,7 @@ import jax.numpy as jnp
 
 from jaxrec.federated import local, scoring
 from jaxrec.federated.aggregate import combine
-from jaxrec.federated.cohort import check_rounds, releases, with_enough
+from jaxrec.federated.cohort import check_rounds, releases, weighed_alike, with_enough
 from jaxrec.federated.engine import federated_round
 from jaxrec.federated.malicious import RENAMED, with_attackers
 from jaxrec.federated.private_mean import first_bounds
@@ -71,10 +71,17 @@ def reads(config: Config) -> Reads:
     return local.reads(config)
 
 
+def with_advice(config: Config, data: Data, forward: bool) -> tuple[Config, str]:
+    """The config, and where a lossless form makes no sense, how much less would do."""
+    if config.model not in linear.PER_SKETCHED or config.form == "paper" or config.sketch:
+        return local.settled(config, data, forward)
+    return config, linear.advice(config, data)
+
+
 TRAITS = Traits(
     run={"rounds": 40, "evaluate_every": 2, "patience": 4},
     reads=reads,
-    settled=local.settled,
+    settled=with_advice,
     uses=("order", "text"),
     renamed={"dropout": "dropped"} | RENAMED,
     retired=("memory",),
@@ -184,7 +191,7 @@ def groups(
 ) -> list[tuple[ClientModel, Clients]]:
     """Buckets split by model, clients of a bucket dealt out in turn; weights as asked for."""
     found = []
-    for clients in (newton.alike(data) if weighting == "uniform" else data).clients:
+    for clients in (weighed_alike(data) if weighting == "uniform" else data).clients:
         for number, model in enumerate(models[: len(clients.client)]):
             part = jax.tree.map(lambda leaf, n=number: leaf[n :: len(models)], clients)
             found.append((model, part))

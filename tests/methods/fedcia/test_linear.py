@@ -134,11 +134,12 @@ def test_the_published_form_is_not_the_centralised_model():
         ({"model": "gfcf"}, 4 * 32, 2 * 32 * 33, 4 * 32**2),
         ({"model": "gfcf", "form": "paper"}, 0, 4 * 32**2, 4 * 32**2),
         (
-            {"model": "ease", "sketch": 8, "passes": 3},
-            0,
+            {"model": "gfcf", "sketch": 8, "passes": 3},
+            4 * 32,
             4 * 32 * 8 * 3 + 4,
             4 * 32 * 8 * 3 + 4 * 8,
         ),
+        ({"model": "ease", "sketch": 8}, 4 * 32, 4 * 32 * 8, 4 * 32 * 8 + 4 * 32),
     ],
 )
 def test_traffic_counts_what_travels(settings, once, up, down):
