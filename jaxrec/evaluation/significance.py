@@ -5,6 +5,7 @@ Where rows are ranked, the bootstrap draws users with all of their rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,3 +82,13 @@ def holm(p: np.ndarray) -> np.ndarray:
     corrected = np.empty_like(p)
     corrected[order] = np.minimum(steps, 1)
     return corrected
+
+
+def deviation(values: Sequence[float]) -> float:
+    """The standard deviation over runs, by n - 1; NaN where there is none to speak of.
+
+    That is where there is one run, or where all have the same value, to rounding: then nothing in
+    them is random, or chance has made them equal.
+    """
+    same = len(values) < 2 or np.ptp(values) < 1e-9
+    return float("nan") if same else float(np.std(values, ddof=1))

@@ -15,11 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from jaxrec import files
 from jaxrec.evaluation.names import measured
-from jaxrec.evaluation.significance import Test, holm, paired_test
+from jaxrec.evaluation.significance import Test, deviation, holm, paired_test
 from jaxrec.federated import privacy_ledger
 from jaxrec.methods import METHODS
+from jaxrec.report import bytes_to_quality
+from jaxrec.report.bytes_to_quality import Sent
 from jaxrec.settings.fields import fields, unknown
+from jaxrec.training.result import seconds_of
 from jaxrec.training.run_folder import Unfinished, read_record, read_result
 from jaxrec.training.settings import RunConfig
 from jaxrec.types import DataError, SettingError
@@ -52,11 +56,13 @@ class Run(NamedTuple):
 class Comparison(NamedTuple):
     """Each group of runs, and how its users' values differ from those of the first group.
 
-    Columns of `table`, a row a group: runs, mean and sd of the metric over its runs, mb_per_client
-    (megabytes, up and down), seconds, privacy (of the run that spent most); and difference (to the
-    first group, in units of the metric), low and high of its 95 % interval, p of Wilcoxon's signed
-    rank test, p_holm (corrected by Holm), cohen_d of the paired differences, rank_biserial; NaN for
-    the first group.
+    Columns of `table`, a row a group: runs, mean and sd of the metric over its runs (NaN where all
+    have the same value, as runs of a deterministic method do), mb_per_client (megabytes, up and
+    down), mb_to_best (until the round that serves), mb_to_enough (until 95 % of the highest
+    validation value of runs that send anything; NaN: one never came to it), seconds, privacy (of
+    the run that spent most); and difference (to the first group, in units of the metric), low and
+    high of its 95 % interval, p of Wilcoxon's signed rank test, p_holm (corrected by Holm), cohen_d
+    of the paired differences, rank_biserial; NaN for the first group.
     """
 
     table: pd.DataFrame
@@ -98,7 +104,13 @@ def compare(
         if not lines[label].index.equals(lines[first].index):
             raise DataError(f"{first} and {label} were measured on different users or rows")
         tests[label] = paired_test(lines[label] - lines[first], resamples, seed)
-    summaries = {label: _summary(group, metric) for label, group in groups.items()}
+    rows = {str(run.folder): files.read_rows(run.folder / "metrics.jsonl") for run in found}
+    evaluated = {str(run.folder): (run.values, rows[str(run.folder)]) for run in found}
+    sent = bytes_to_quality.sent(evaluated, found[0].settings["monitor"])
+    summaries = {
+        label: _summary(group, metric, [sent[str(run.folder)] for run in group])
+        for label, group in groups.items()
+    }
     table = pd.DataFrame.from_dict(summaries, orient="index")
     tested = pd.DataFrame.from_dict(tests, orient="index", columns=list(Test._fields))
     tested.insert(4, "p_holm", holm(tested["p"].to_numpy(float)))
@@ -255,22 +267,20 @@ def _lines(group: Sequence[Run], metric: str) -> pd.Series:
     return pd.Series(pd.concat(each).groupby(names)[metric].mean())
 
 
-def _summary(group: Sequence[Run], metric: str) -> dict[str, Any]:
+def _summary(group: Sequence[Run], metric: str, sent: Sequence[Sent]) -> dict[str, Any]:
     name = f"test/{metric}"
     stored = not metric.startswith("meanF1") and all(
         run.values.get(name) is not None for run in group
     )
     values = [run.values[name] if stored else run.users[metric].mean() for run in group]
-    seconds = [
-        sum(run.values[f"seconds/{part}"] for part in ("compile", "train", "evaluate"))
-        for run in group
-    ]
     return {
         "runs": len(group),
         "mean": float(np.mean(values)),
-        "sd": float(np.std(values, ddof=1)) if len(values) > 1 else np.nan,
+        "sd": deviation(values),
         "mb_per_client": float(np.mean([r.values["bytes/per_client"] for r in group]) / 1e6),
-        "seconds": float(np.mean(seconds)),
+        "mb_to_best": float(np.mean([had.best for had in sent]) / 1e6),
+        "mb_to_enough": float(np.mean([had.enough for had in sent]) / 1e6),
+        "seconds": float(np.mean([seconds_of(run.values) for run in group])),
         "privacy": privacy_ledger.short(max((run.values for run in group), key=_spent)),
     }
 

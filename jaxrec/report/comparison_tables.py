@@ -11,9 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxrec.output import csv_text
+from jaxrec.report.bytes_to_quality import ENOUGH
 from jaxrec.report.comparison import Comparison
 
-MEANS = 6  # columns, before those of the differences
+MEANS, SENT = 6, 8  # columns up to those of what was sent when, and up to the differences
+MEANT = (
+    "Mean ± standard deviation over runs, none where all are the same; MB until patience ended, "
+    f"until the best round, and until {ENOUGH:.0%} of the best validation value of what is sent"
+)
 LATEX = {"\\": r"\textbackslash{}"} | {c: f"\\{c}" for c in "%_&#$"} | {"±": r"$\pm$"}
 
 
@@ -23,12 +28,15 @@ def terminal_tables(found: Comparison) -> list[Table]:
     best = int(np.argmax(found.table["mean"]))
     styles = ["bold" if number == best else "" for number in range(len(rows))]
     lines = [[Text(cell, style) for cell in row] for row, style in zip(rows, styles, strict=True)]
-    means = _table(head[:MEANS], [line[:MEANS] for line in lines])
+    shown = [_table(head[:MEANS], [line[:MEANS] for line in lines])]
+    if (found.table["mb_per_client"] > 0).any():
+        sent = lambda line: [line[0], line[3], *line[MEANS:SENT]]
+        shown.append(_table(sent(["sent", *head[1:]]), map(sent, rows)))
     if len(rows) == 1:
-        return [means]
+        return shown
     head[0] = f"less {rows[0][0]}"
-    cut = lambda line: [line[0], *line[MEANS:]]
-    return [means, _table(cut(head), map(cut, rows[1:]))]
+    cut = lambda line: [line[0], *line[SENT:]]
+    return [*shown, _table(cut(head), map(cut, rows[1:]))]
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
@@ -67,6 +75,7 @@ def csv(found: Comparison) -> str:
 def text_cells(found: Comparison) -> tuple[list[str], list[list[str]]]:
     """The titles of the columns, and a line of cells for each group of runs."""
     head = ["test", "runs", found.metric, "MB per client", "seconds", "privacy"]
+    head += ["MB to its best", f"MB to {ENOUGH:.0%}"]
     tested = len(found.table) > 1
     if tested:
         head += ["difference", "95 % interval", "p (Holm)", "d", "r"]
@@ -77,6 +86,8 @@ def _line_of_cells(label: str, row: Any, tested: bool) -> list[str]:
     spread = "" if np.isnan(row["sd"]) else f" ±{row['sd']:.4f}"
     texts = [label, f"{row['runs']:.0f}", f"{row['mean']:.4f}{spread}"]
     texts += [f"{row['mb_per_client']:.2f}", f"{row['seconds']:.1f}", row["privacy"]]
+    sizes = row["mb_to_best"], row["mb_to_enough"]
+    texts += ["never" if np.isnan(size) else f"{size:.2f}" for size in sizes]
     if not tested:
         return texts
     if np.isnan(row["difference"]):
@@ -95,9 +106,9 @@ def _line_of_cells(label: str, row: Any, tested: bool) -> list[str]:
 def caption(found: Comparison) -> str:
     """What the numbers are."""
     if len(found.table) == 1:
-        return "Mean ± standard deviation over runs."
+        return f"{MEANT}."
     return (
-        f"Mean ± standard deviation over runs; differences to {found.table.index[0]}, paired over "
+        f"{MEANT}; differences to {found.table.index[0]}, paired over "
         f"{found.users:,} users (mean over seeds): bootstrap interval, Wilcoxon's p, "
         "Cohen's d and rank-biserial r."
     )

@@ -12,7 +12,7 @@ import pandas as pd
 
 from jaxrec import files
 from jaxrec.evaluation.names import measured
-from jaxrec.report import comparison, result_tables
+from jaxrec.report import bytes_to_quality, comparison, result_tables
 from jaxrec.report.charts import LIGHT, Chart, Line, Parts
 from jaxrec.report.comparison import Run
 from jaxrec.report.comparison_tables import caption, terminal_tables
@@ -22,7 +22,7 @@ from jaxrec.training.run_folder import Unfinished, read_record
 from jaxrec.types import DataError
 
 SHARES = np.linspace(0, 100, 41)  # of users or clients, where their distribution is drawn
-PARTS = "compile", "train", "evaluate"
+PARTS = "text", "compile", "train", "evaluate"
 SAME = (*comparison.PROTOCOL[1:], "data", "split", "valid", "test", "min_user", "min_item")
 
 
@@ -112,9 +112,12 @@ def results(runs: Comparable) -> Parts:
     for promise, names in promises.items():
         parts += [sentence(f"Privacy of {', '.join(names)}: {promise}.")] if promise else []
     if ended:
+        told = {name: (values, runs[name].rows) for name, values in ended.items()}
+        monitor = next(iter(runs.values())).run.settings["monitor"]
+        sent = bytes_to_quality.sent(told, monitor)
         parts += [
             of_rich(result_tables.metrics_table(ended), keys),
-            of_rich(result_tables.traffic_table(ended), keys),
+            of_rich(result_tables.traffic_table(ended, sent), keys),
         ]
     again = "has not ended and has no test result yet; to go on: python -m jaxrec.train --resume"
     going = {name: one for name, one in runs.items() if not one.run.values}
@@ -132,8 +135,8 @@ def differences(runs: Comparable, folders: Sequence[Path], metric: str) -> Parts
     here = [path for path in folders if path in ended]
     found = comparison.compare(here + [path for path in ended if path not in here], metric)
     shown = terminal_tables(found)
-    if len(groups) == len(ended):  # of one run each, the means are above
-        shown = shown[1:]
+    if len(groups) == len(ended):  # of one run each, all others are above
+        shown = shown[-1:]
     return [*map(of_rich, shown), sentence(caption(found)), *map(sentence, going)]
 
 
@@ -198,7 +201,7 @@ def times(runs: Comparable) -> Parts:
 
     def line(name: str, one: ShownRun) -> list[Any]:
         values, last = one.run.values, one.rows[-1] if one.rows else {"round": 0, "seconds": 0.0}
-        seconds = [values[f"seconds/{part}"] for part in PARTS] if values else []
+        seconds = [values.get(f"seconds/{part}", 0.0) for part in PARTS] if values else []
         told = [f"{second:,.1f}" for second in [*seconds, sum(seconds) or last["seconds"]]]
         told = [""] * (len(PARTS) + 1 - len(told)) + told
         return [

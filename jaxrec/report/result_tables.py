@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isnan
+from types import MappingProxyType
 
 from rich import box
 from rich.table import Table
@@ -10,6 +12,10 @@ from rich.text import Text
 
 from jaxrec.federated import privacy_ledger
 from jaxrec.files import Row
+from jaxrec.report.bytes_to_quality import ENOUGH, Sent
+from jaxrec.training.result import seconds_of
+
+NOTHING: Mapping[str, Sent] = MappingProxyType({})
 
 
 def metrics_table(results: Mapping[str, Row], *, k: int | None = None, protocol: str = "") -> Table:
@@ -36,18 +42,19 @@ def metrics_table(results: Mapping[str, Row], *, k: int | None = None, protocol:
             value, error = _number(result, f"test/{name}"), result.get(f"test/{name}/se")
             text = f"{value:.4f}" + ("" if error is None else f" ±{error:.4f}")
             cells.append(Text(text, "bold" if value == best[name] else ""))
-        seconds = sum(result[f"seconds/{part}"] for part in ("compile", "train", "evaluate"))
-        cells += [f"{result['bytes/per_client'] / 1e6:.2f}", f"{seconds:.1f}"]
+        cells += [f"{result['bytes/per_client'] / 1e6:.2f}", f"{seconds_of(result):.1f}"]
         shown.add_row(Text(method), *cells, *([promised[method]] if told else []))
     return shown
 
 
-def traffic_table(results: Mapping[str, Row]) -> Table:
+def traffic_table(results: Mapping[str, Row], sent: Mapping[str, Sent] = NOTHING) -> Table:
     """One line a method: what crossed the network, for one client and for all.
 
-    The last column says how many times fewer bytes than the method with the most. Set-up, code
-    tables and refreshes are left out where no method has any.
+    `sent` says of each what one client had sent and received when it was good. The last column
+    says how many times fewer bytes than the method with the most. Methods that send nothing are
+    left out, and so are set-up, code tables and refreshes where no method has any.
     """
+    results = {name: one for name, one in results.items() if one["bytes/total"]} or results
     most = max(results, key=lambda method: results[method]["bytes/total"])
     parts = {"setup": "set-up", "codes": "code tables", "refresh": "refreshes"}
     parts = {
@@ -58,7 +65,14 @@ def traffic_table(results: Mapping[str, Row]) -> Table:
     shown = Table(box=box.SIMPLE_HEAD)
     shown.add_column("bytes", no_wrap=True)
     each = [f"{title} per client" for title in (*parts.values(), "total")]
-    for name in ["up per client and round", "down per client and round", *each, "federation"]:
+    good = ["until its best", f"until {ENOUGH:.0%} of the best"] if sent else []
+    for name in [
+        "up per client and round",
+        "down per client and round",
+        *each,
+        *good,
+        "federation",
+    ]:
         shown.add_column(name, justify="right")
     if len(results) > 1:
         shown.add_column(Text(f"fewer than {most}"), justify="right")
@@ -70,6 +84,7 @@ def traffic_table(results: Mapping[str, Row]) -> Table:
             result["bytes/down_per_client_round"],
             *(share * result[f"bytes/{part}_total"] for part in parts),
             result["bytes/per_client"],
+            *(sent[method] if sent else ()),
             total,
         ]
         times = results[most]["bytes/total"] / total if total else 0.0
@@ -100,7 +115,9 @@ def _number(result: Row, name: str) -> float:
 
 
 def _size(number: float) -> str:
-    """Bytes to three digits: 0, 76.8 KB, 5.66 MB."""
+    """Bytes to three digits: 0, 76.8 KB, 5.66 MB; what was never reached has none."""
+    if isnan(number):
+        return "never"
     for unit in ("B", "KB", "MB", "GB"):
         if number < 999.5:
             return f"{number:.3g} {unit}" if number else "0"

@@ -22,11 +22,13 @@ import pandas as pd
 from jaxrec import files
 from jaxrec.data.sources import given_data, load, name_of_data
 from jaxrec.evaluation.names import measured
+from jaxrec.evaluation.significance import deviation
 from jaxrec.files import NUMBER, Row
 from jaxrec.output import csv_text
 from jaxrec.search.trials import Trial, as_named_before, plan_trials, words_of
 from jaxrec.training.prepared import split_of
 from jaxrec.training.progress import say
+from jaxrec.training.result import seconds_of
 from jaxrec.training.run import Result, train
 from jaxrec.training.run_folder import read_record
 from jaxrec.training.settings import RunConfig, build, read_values
@@ -206,8 +208,7 @@ def _run(method: str, trial: Trial, folder: Path, given: Given, monitor: str) ->
         return row | ended | {"error": f"{type(error).__name__}: {error}"}
     values = result.values
     row["valid"] = values[measured(f"valid/{monitor}", values) or f"valid/{monitor}"]
-    parts = ("compile", "train", "evaluate")
-    seconds = sum(values[f"seconds/{part}"] for part in parts)
+    seconds = seconds_of(values)
     ended = {"best_round": values["best_round"], "rounds": values["rounds"], "seconds": seconds}
     return row | ended | {"error": None}
 
@@ -226,7 +227,7 @@ def _choices(trials: list[Trial], rows: Sequence[Row], out: Path) -> list[Choice
                 members[0][0].choice,
                 tuple(row["seed"] for row in own),
                 None if errors else float(np.mean(values)),
-                None if errors or len(own) == 1 else float(np.std(values, ddof=1)),
+                None if errors or np.isnan(spread := deviation(values)) else spread,
                 sum(row["seconds"] or 0.0 for row in own),
                 errors[0] if errors else "",
                 tuple(out / "trials" / trial.name for trial, _ in members),
@@ -249,7 +250,7 @@ def _summary(
         f"valid/{monitor}": best.mean,
         f"valid/{monitor}/sd": best.sd,
         **{name: values[name].mean() for name in measured},
-        **{f"{name}/sd": values[name].std(ddof=1) for name in measured},
+        **{f"{name}/sd": deviation(values[name]) for name in measured},
     }
 
 

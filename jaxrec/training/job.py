@@ -61,6 +61,12 @@ class Job(NamedTuple):
         return self.prepared.members
 
     @property
+    def reads_text(self) -> bool:
+        """Whether it reads vectors of the items' texts."""
+        reads = method_module(self.name).TRAITS.reads(self.config)
+        return bool(self.prepared.divided.text) and (reads.text or reads.any_text)
+
+    @property
     def rounds(self) -> int:
         """Rounds of training at most."""
         return rounds_of(self.method, self.run.rounds)

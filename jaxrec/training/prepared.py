@@ -8,6 +8,7 @@ The first half, `Divided`, is what a run keeps in its folder to serve without it
 from __future__ import annotations
 
 import platform
+import time
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +26,7 @@ from jaxrec.data.pack import history as by_time
 from jaxrec.data.pack import pack
 from jaxrec.data.partition import partition
 from jaxrec.data.sources import load, located
-from jaxrec.data.split import How, core, settled, split, with_random_positives
+from jaxrec.data.split import How, core, forward, settled, split, with_random_positives
 from jaxrec.data.text import ItemText, texts, titled, vectors
 from jaxrec.evaluation.plan import Plan, held_out, make_plan
 from jaxrec.federated import byte_ledger
@@ -62,8 +63,10 @@ class Prepared(NamedTuple):
     test: Plan
     apart: dict[str, Plan]  # parts of the test split that are also reported by themselves
     mesh: Mesh | None
+    forward: bool  # whether held-out rows are newer than their users' train rows
     members: int  # clients of the federation that have interactions
     buckets: dict[int, int]  # by a bucket's length: its clients, to which the mesh adds padding
+    text_seconds: float  # that the items' texts took to read
     record: dict[str, Any]  # for config.json: data, protocol, versions, device
 
     @property
@@ -94,9 +97,11 @@ def prepare(
     devices = mesh.make(run.mesh)
     divided = divided or divide(run, dataset, progress=progress)
     dataset = divided.dataset
+    began = time.perf_counter()
     wanted = reads.text or (reads.any_text and any(texts(dataset.items)))
     if wanted and not divided.text:
         divided = divided._replace(text=vectors(dataset, run.text, progress=progress))
+    text_seconds = time.perf_counter() - began
     data, sizes = pack(dataset, multiple=run.client_devices, by_time=reads.history)
     members = byte_ledger.members(data)
     real = [(len(b.client), int((b.client < sizes.clients).sum())) for b in data.clients]
@@ -128,7 +133,10 @@ def prepare(
     apart = {name: plan(TEST, only=only) for name, only in _apart(dataset, run).items()}
     record = _record(divided, sizes, run)
     plans = plan(VALID), plan(TEST), apart
-    return Prepared(divided, data, known, sizes, *plans, devices, members, buckets, record)
+    return Prepared(
+        divided, data, known, sizes, *plans, devices, forward(dataset), members, buckets,
+        text_seconds, record,
+    )  # fmt: skip
 
 
 def divide(

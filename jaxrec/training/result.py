@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,11 +45,18 @@ def result_values(
         "best_round": reached.best_round,
         "rounds": reached.round,
         **byte_ledger.values(reached.ledger, job.method.traffic, job.clients),
+        "bytes/best_per_client": best["bytes"] / job.clients,
         **job.privacy(reached.round),
+        **({"seconds/text": job.prepared.text_seconds} if job.reads_text else {}),
         "seconds/compile": reached.compile,
         "seconds/train": reached.train,
         "seconds/evaluate": reached.evaluate,
     }
+
+
+def seconds_of(values: Mapping[str, Any]) -> float:
+    """All that a run has taken: texts read, programs compiled, rounds and evaluations."""
+    return sum(value for name, value in values.items() if name.startswith("seconds/"))
 
 
 def users_with_ids(per_user: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:

@@ -51,8 +51,18 @@ def write(tmp_path):
         files.write_json(folder / "config.json", record)
         files.write_users(folder / "users.parquet", table)
         seconds = {"seconds/compile": 1.0, "seconds/train": seed, "seconds/evaluate": 0.5}
-        means = {"test/NDCG@10": table["NDCG@10"].mean(), "bytes/per_client": 2e6}
+        means = {
+            "test/NDCG@10": table["NDCG@10"].mean(),
+            "bytes/per_client": 2e6,
+            "bytes/total": 2e8,
+        }
         result = means | seconds | {"rounds": 2, "best_round": 1, "privacy": "secure_sum"}
+        rows = [
+            {"round": n, "bytes": n * 1e8, "valid/NDCG@10": n / 3 - 0.02, "seconds": 1.0}
+            for n in (1, 2, 3)
+        ]
+        for row in rows:
+            files.append_row(folder / "metrics.jsonl", row)
         if ended:
             files.write_json(folder / "result.json", result)
         return folder
@@ -80,6 +90,7 @@ def test_a_comparison_is_scipy_on_the_users_means_over_seeds(runs):
         assert row["mean"] == pytest.approx(means.mean())
         assert row["sd"] == pytest.approx(means.std(ddof=1))
         assert (row["mb_per_client"], row["seconds"]) == (2.0, 2.5)
+        assert (row["mb_to_best"], row["mb_to_enough"]) == (1.0, 3.0)
         if name == "a":
             assert row[list(Test._fields)].isna().all()
             continue
@@ -249,8 +260,8 @@ def test_runs_that_have_not_ended_are_left_out_with_a_warning(write):
 def test_every_format_shows_the_numbers(runs):
     found = compare(runs)
     row = found.table.loc["b"]
-    numbers = [f"{row['mean']:.4f} ±{row['sd']:.4f}", "2.00", "2.5"]
-    numbers += ["secure_sum", f"{row['difference']:+.4f}"]
+    numbers = [f"{row['mean']:.4f} ±{row['sd']:.4f}", "2.00", "2.5", "secure_sum"]
+    numbers += ["1.00", "3.00", f"{row['difference']:+.4f}"]
     console = Console(file=io.StringIO(), width=80)
     console.print(*comparison_tables.terminal_tables(found))
     text = console.file.getvalue()
@@ -258,7 +269,7 @@ def test_every_format_shows_the_numbers(runs):
     (line,) = (
         line for line in comparison_tables.markdown(found).splitlines() if line.startswith("| b |")
     )
-    assert [cell.strip() for cell in line.split("|")][2:8] == ["3", *numbers]
+    assert [cell.strip() for cell in line.split("|")][2:10] == ["3", *numbers]
     (line,) = (
         line for line in comparison_tables.latex(found).splitlines() if line.startswith("b &")
     )
@@ -267,7 +278,7 @@ def test_every_format_shows_the_numbers(runs):
     first, second, _ = reader.DictReader(io.StringIO(comparison_tables.csv(found)))
     assert first["difference"] == ""
     assert float(second["p_holm"]) == row["p_holm"]
-    assert comparison_tables.latex(compare(runs[:1])).count("&") == 2 * 5
+    assert comparison_tables.latex(compare(runs[:1])).count("&") == 2 * 7
 
 
 def test_the_command_prints_a_table_or_one_line(runs, capsys, monkeypatch):

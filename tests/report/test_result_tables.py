@@ -2,12 +2,14 @@
 
 import io
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from jaxrec.evaluation.significance import deviation
 from jaxrec.federated import byte_ledger
 from jaxrec.federated.byte_ledger import Ledger
-from jaxrec.report import result_tables
+from jaxrec.report import bytes_to_quality, result_tables
 from jaxrec.types import Traffic
 
 SECONDS = {"seconds/compile": 1.0, "seconds/train": 2.0, "seconds/evaluate": 0.5}
@@ -68,9 +70,14 @@ def test_the_traffic_table_sets_bytes_side_by_side():
     cells = {name: [cell.strip() for cell in cells if cell.strip()] for name, cells in line.items()}
     assert cells["a"] == ["a", "1 KB", "500 B", "64 B", "1 MB", "10 MB"]
     assert cells["b"] == ["b", "0", "5 KB", "0", "5 KB", "50 KB", "200x"]
-    assert cells["c"] == ["c", "0", "0", "0", "0", "0"]
+    assert "c" not in cells  # it sends nothing
     assert "fewer than a" in " ".join(text.split())
     assert not any(word in text for word in ("code", "refresh"))
+    quality = {"a": bytes_to_quality.Sent(4e5, 2e5), "b": bytes_to_quality.Sent(5e3, float("nan"))}
+    told = shown(result_tables.traffic_table(results, quality), 160)
+    line = {line.split()[0]: " ".join(line.split()) for line in told.splitlines() if line.strip()}
+    assert line["a"].startswith("a 1 KB 500 B 64 B 1 MB 400 KB 200 KB 10 MB")
+    assert line["b"].startswith("b 0 5 KB 0 5 KB 5 KB never 50 KB")
     coded = byte_ledger.values(Ledger(codes_down=2e4, refresh_up=1e4), Traffic(), 10)
     alone = shown(result_tables.traffic_table({"d": coded}))
     assert " ".join(alone.splitlines()[-2].split()) == "d 0 0 2 KB 1 KB 3 KB 30 KB"
@@ -84,3 +91,27 @@ def test_the_traffic_table_sets_bytes_side_by_side():
 )  # fmt: skip
 def test_sizes_have_three_digits(number, text):
     assert result_tables._size(number) == text
+
+
+def test_bytes_to_quality_are_those_of_the_first_evaluation_that_is_good_enough():
+    rows = lambda *values: [
+        {"round": n, "bytes": 100.0 * n, "valid/NDCG@10": value}
+        for n, value in enumerate(values, 1)
+    ]
+    runs = {
+        "a": ({"bytes/total": 400.0, "bytes/per_client": 40.0, "best_round": 3},
+              rows(0.1, 0.19, 0.2, 0.18)),
+        "b": ({"bytes/total": 200.0, "bytes/per_client": 20.0, "best_round": 1}, rows(0.18, 0.1)),
+        "alone": ({"bytes/total": 0.0, "bytes/per_client": 0.0, "best_round": 1},
+                  [{"round": 1, "bytes": 0.0, "valid/NDCG@10": 0.9}]),
+    }  # fmt: skip
+    found = bytes_to_quality.sent(runs, "NDCG@10")
+    assert found["a"] == (30.0, 20.0)  # .95 of .2: what is alone sends nothing and sets no mark
+    assert found["b"][0] == 10.0 and np.isnan(found["b"][1])
+    assert found["alone"] == (0.0, 0.0)
+
+
+def test_a_deterministic_method_has_no_spread():
+    assert np.isnan(deviation([0.25]))
+    assert np.isnan(deviation([0.1 + 0.2] * 3))
+    assert deviation([1.0, 2.0, 4.0]) == pytest.approx(np.std([1, 2, 4], ddof=1))

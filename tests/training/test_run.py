@@ -138,13 +138,14 @@ def test_a_row_holds_means_over_its_rounds(toy, dataset):
 def test_bytes_count_the_clients_that_took_part(dataset):
     """6 clients, one of them out every other round; a refresh by 4 in round 3."""
     result = fit(dataset, rounds=4)
+    (best,) = (row for row in result.rows if row["round"] == result.values["best_round"])
     up, down = (5 + 6 + 5 + 6) * 4 + 6 * 100 + 4 * 2, (5 + 6 + 5 + 6) * 8 + 2 * 6 * 50 + 4 * 1
     assert {name: value for name, value in result.values.items() if name.startswith("bytes")} == {
         "bytes/up_per_client_round": 4, "bytes/down_per_client_round": 8,
         "bytes/setup_per_client": 100, "bytes/per_client": (up + down) / 6,
         "bytes/total": up + down, "bytes/up_total": up, "bytes/down_total": down,
         "bytes/setup_total": 6 * 100, "bytes/codes_total": 2 * 6 * 50,
-        "bytes/refresh_total": 4 * (2 + 1),
+        "bytes/refresh_total": 4 * (2 + 1), "bytes/best_per_client": best["bytes"] / 6,
     }  # fmt: skip
     by_row = [
         tuple(row[name] for name in ("bytes", "bytes/up", "bytes/down")) for row in result.rows
