@@ -9,6 +9,7 @@ from typing import Literal
 
 from jaxrec.cli.command import command, one_run
 from jaxrec.serving.export import export
+from jaxrec.serving.model import Until
 from jaxrec.training.opening import reopen
 
 ABOUT = """python -m jaxrec.export RUN [--option value ...]
@@ -27,6 +28,9 @@ class Options:
     """Of faiss: flat is exact, hnsw fast, ivfpq small."""
     out: Path | None = None
     """Folder to write; by default RUN/export."""
+    until: Until = "test"
+    """The last split whose rows users are fitted on. A test value is computed again with train, and
+    for methods that read a history with valid."""
     data: str | None = None
     """Where the data are now, for a run that has not kept them in its folder."""
 
@@ -35,7 +39,7 @@ def act(runs: Sequence[Path], options: Options) -> None:
     """Export and say what was written."""
     folder = one_run(runs, "exported")
     out = options.out or folder / "export"
-    told = export(reopen(folder, options.data), out, options.to, options.index)
+    told = export(reopen(folder, options.data), out, options.to, options.index, until=options.until)
     print(", ".join(f"{name} {value}" for name, value in told.items()))
     print(f"export folder: {out}")
 

@@ -18,7 +18,7 @@ from rich.progress import track
 from jaxrec import files
 from jaxrec.cli.command import command, one_run
 from jaxrec.output import csv_text, to_stdout
-from jaxrec.serving.model import open_run
+from jaxrec.serving.model import Until, open_run
 from jaxrec.types import DataError, SettingError
 
 if TYPE_CHECKING:
@@ -100,6 +100,8 @@ class Options(Choice):
     """File of raw item ids, one a line, oldest first: what a new user has, who alone is served."""
     histories: Path | None = None
     """CSV of several new users, columns user and item, oldest first."""
+    until: Until = "test"
+    """The last split whose rows are known: users are fitted on them, and lists leave them out."""
     include_seen: bool = False
     """Also list what the user has."""
     block: int | None = None
@@ -122,7 +124,7 @@ def act(runs: Sequence[Path], options: Options) -> None:
     histories = None if options.histories is None else _read_histories(options.histories)
     histories = read_ids(options.items) if options.items else histories
     chosen: dict[str, Any] = options.listed() | {"exclude_seen": not options.include_seen}
-    model = open_run(folder, options.data)
+    model = open_run(folder, options.data, until=options.until)
     if histories is not None:
         given = histories if isinstance(histories, dict) else {"new": histories}
         columns = model.columns(options.unknown).astype({"user": object})

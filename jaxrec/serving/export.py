@@ -16,7 +16,7 @@ import pandas as pd
 
 from jaxrec import files
 from jaxrec.data.ids import raw_ids
-from jaxrec.serving.model import all_rows
+from jaxrec.serving.model import Until, all_rows, rows_until
 from jaxrec.training.opening import reopen
 from jaxrec.training.result import Result
 from jaxrec.types import Dataset, SettingError, Unavailable
@@ -35,6 +35,7 @@ def export(
     index: IndexKind = "flat",
     *,
     data: Dataset | str | Path | None = None,
+    until: Until = "test",
 ) -> dict[str, Any]:
     """Write a run's vectors to a folder; returns what `export.json` there says of them.
 
@@ -49,6 +50,7 @@ def export(
       to: file of the vectors; "faiss" is "npz" and an index of the items beside it.
       index: kind of the faiss index: flat is exact, hnsw fast, ivfpq small.
       data: where a run in a folder has not kept its data: the Dataset, or where they are now.
+      until: the last split whose rows users are fitted on; see `jaxrec.serving.model.rows_until`.
 
     Raises SettingError for a method whose score is no inner product, and where faiss is missing or
     cannot make the index; CheckpointError as `reopen` does.
@@ -58,8 +60,8 @@ def export(
         raise SettingError(
             f"to = {to!r}, index = {index!r}: npz and safetensors have no index, faiss has"
         )
-    user, item = vectors(run)
-    told = {"users": len(user), "items": len(item), "width": user.shape[1]}
+    user, item = vectors(rows_until(run, until))
+    told = {"users": len(user), "items": len(item), "width": user.shape[1], "until": until}
     made = None
     if to == "faiss":
         made = faiss_index(item, index)

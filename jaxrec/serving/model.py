@@ -7,9 +7,10 @@ of two, and so are lists and histories: few programs serve every request, and ea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ SCORES = 2**24  # of a block
 TRIED = 16  # items that show whether any is similar to another
 SHORTEST = 16  # list that is taken from the device: a shorter one is its beginning
 
+Until = Literal["train", "valid", "test"]
 Histories = Mapping[Any, Sequence[Any]] | Sequence[Any] | pd.DataFrame
 
 
@@ -68,9 +70,10 @@ class Model:
     ) -> pd.DataFrame:
         """The `k` best items of each user.
 
-        The rows of all splits count, valid and test too: they are left out of the lists, and what a
-        method reads when it serves (a history, a client's own rows) has them. What the method
-        learnt in training it learnt from the train rows alone.
+        The rows of all splits count, valid and test too, unless the model was opened `until` an
+        earlier one: they are left out of the lists, and what a method reads when it serves (a
+        history, a client's own rows) has them. What the method learnt in training it learnt from
+        the train rows alone.
 
         Args:
           users: each is served once, in the order asked for. None: all users.
@@ -476,21 +479,41 @@ class Similarities(NamedTuple):
 
 
 def open_run(
-    run: str | Path | Result, data: str | Path | pd.DataFrame | Dataset | None = None
+    run: str | Path | Result,
+    data: str | Path | pd.DataFrame | Dataset | None = None,
+    *,
+    until: Until = "test",
 ) -> Model:
     """The model of a run, ready to serve.
 
     Args:
       run: folder of a run, or of one of its baselines, or what `train` or `reopen` returned.
       data: where a run in a folder has not kept its data: the Dataset, or where they are now.
+      until: the last split whose rows are known; see `rows_until`.
 
     Raises SettingError for a method that cannot score every item, and what `reopen` raises.
     """
-    return Model(run if isinstance(run, Result) else reopen(run, data, progress=False))
+    run = run if isinstance(run, Result) else reopen(run, data, progress=False)
+    return Model(rows_until(run, until))
+
+
+def rows_until(run: Result, until: Until) -> Result:
+    """The run as if the rows of later splits than `until` were not there.
+
+    Users are fitted on the rows that are there, and those are left out of lists. With "test", the
+    default, all are. The test values of a run are those of "train" or, for methods that read a
+    history (`sequential`, `llmd4rec`), of "valid"; either way the valid items are left out too.
+    """
+    if until not in get_args(Until):
+        raise SettingError(f"until = {until!r}: must be train, valid or test")
+    rows = run.dataset.interactions
+    there = (rows["split"] <= get_args(Until).index(until)).to_numpy()
+    rows = rows[there].reset_index(drop=True)
+    return run._replace(dataset=replace(run.dataset, interactions=rows))
 
 
 def all_rows(run: Result) -> Data:
-    """The run's data with the rows of all splits, in buckets of the same clients."""
+    """The run's data with the rows of all splits that it has, in buckets of the same clients."""
     ordered = run.data.history is not None
     data, _ = pack(run.dataset, multiple=run.run.client_devices, before=EVER, by_time=ordered)
     return run.data._replace(clients=data.clients, history=data.history)

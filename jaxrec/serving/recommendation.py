@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from jaxrec.serving.model import Histories, open_run
+from jaxrec.serving.model import Histories, Until, open_run
 from jaxrec.training.run import Result
 from jaxrec.types import Dataset
 
@@ -19,6 +19,7 @@ def recommend(
     k: int = 20,
     *,
     data: Dataset | str | Path | None = None,
+    until: Until = "test",
     **options: Any,
 ) -> pd.DataFrame:
     """The `k` best items of each user, by the state of the run's best round: `Model.recommend`.
@@ -28,12 +29,13 @@ def recommend(
       users: raw ids, as in the data that were loaded; None: all users.
       k: items a user.
       data: where a run in a folder has not kept its data: the Dataset, or where they are now.
+      until: the last split whose rows are known: users are fitted on them, lists leave them out.
       **options: of `Model.recommend`, by name: exclude_seen, allowed, exclude, filters, unknown,
         block.
 
     Raises what `open_run` and `Model.recommend` do.
     """
-    return open_run(run, data).recommend(users, k, **options)
+    return open_run(run, data, until=until).recommend(users, k, **options)
 
 
 def recommend_from_items(

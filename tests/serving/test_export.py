@@ -35,12 +35,38 @@ def test_rows_multiply_to_the_scores_and_are_named(trained, tmp_path, to):
     scores = trained.method.score(served, jnp.arange(USERS))
     np.testing.assert_allclose(arrays["user"] @ arrays["item"].T, scores, rtol=1e-5, atol=1e-6)
     assert told == json.loads((tmp_path / "export" / "export.json").read_text())
-    assert told == {"users": USERS, "items": ITEMS, "width": 4}
+    assert told == {"users": USERS, "items": ITEMS, "width": 4, "until": "test"}
     users, items = (
         pd.read_parquet(tmp_path / "export" / f"{n}.parquet") for n in ("users", "items")
     )
     assert list(users["user"]) == list(trained.dataset.users["raw_id"])
     assert list(items["title"]) == list(trained.dataset.items["title"])
+
+
+@pytest.mark.parametrize("by", ["vectors", "lists"])
+def test_the_test_value_of_a_run_is_made_again_from_what_it_serves(trained, tmp_path, by):
+    rows, found = trained.dataset.interactions, []
+    before = rows["split"] < 2
+    if by == "vectors":
+        exporting.export(trained, tmp_path, until="train")
+        vectors = np.load(tmp_path / "vectors.npz")
+        scores = vectors["user"] @ vectors["item"].T
+        scores[rows["user"][before], rows["item"][before]] = -np.inf
+        places = np.argsort(np.argsort(-scores, axis=1), axis=1)
+        held = rows[rows["split"] == 2]
+        found = places[held["user"], held["item"]]
+    else:
+        lists = jaxrec.recommend(trained, k=ITEMS, until="train", exclude_seen=False)
+        raw = trained.dataset.users["raw_id"], trained.dataset.items["raw_id"]
+        for user, item in rows.loc[rows["split"] == 2, ["user", "item"]].to_numpy():
+            own = lists.loc[lists["user"] == raw[0][user], "item"]
+            mine = rows.loc[before & (rows["user"] == user), "item"]
+            left = own[~own.isin(raw[1][mine])]
+            found.append(left.tolist().index(raw[1][item]))
+    gain = np.where(np.array(found) < 10, 1 / np.log2(2 + np.array(found)), 0)
+    assert gain.mean() == pytest.approx(trained.values["test/NDCG@10"], abs=1e-6)
+    with pytest.raises(SettingError, match="until = 'now': must be train, valid or test"):
+        exporting.export(trained, tmp_path, until="now")
 
 
 def test_a_score_that_is_no_inner_product_is_refused(trained):
@@ -104,7 +130,7 @@ def test_a_full_disk_is_one_line_whatever_writes(trained, tmp_path, monkeypatch,
 def test_the_command_writes_beside_the_run(trained, monkeypatch, capsys):
     monkeypatch.setattr(command, "reopen", lambda out, data=None: trained)
     command.act([trained.out], command.Options())
-    assert capsys.readouterr().out.startswith("users 60, items 40, width 4\n")
+    assert capsys.readouterr().out.startswith("users 60, items 40, width 4, until test\n")
     names = {path.name for path in (trained.out / "export").iterdir()}
     assert names == {"vectors.npz", "users.parquet", "items.parquet", "export.json"}
     with pytest.raises(SettingError, match="2 run folders"):
