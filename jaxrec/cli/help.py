@@ -46,6 +46,7 @@ def print_help(method: str | None, program: str) -> None:
     import tyro
 
     lines = [f"- {name}: {_first_line(module)}" for name, module in METHODS.items()]
+    lines.append("- all: every one of them that the data allow, in one table, quickest first.")
     about = "\n".join(["METHOD, fedcia by default, is one of", *lines])
     groups = {"files": Files(), "output": Output(), "run": RunConfig()}
     if method:

@@ -15,9 +15,10 @@ from jaxrec import files
 from jaxrec.cli.command import console, exit_status, folder_for, say_how_to_go_on, wants_help
 from jaxrec.cli.help import Files, Output, print_help
 from jaxrec.methods import method_module
-from jaxrec.report import result_tables
+from jaxrec.report import bytes_to_quality, result_tables
 from jaxrec.settings.words import take_options
-from jaxrec.training import launch
+from jaxrec.training import every_method, launch
+from jaxrec.training.result import seconds_of
 from jaxrec.training.run import Result, train
 from jaxrec.training.run_folder import read_record
 from jaxrec.training.settings import read_toml, read_words
@@ -37,10 +38,10 @@ def main(words: Sequence[str]) -> int:
 def _train(words: Sequence[str], begun: list[Path]) -> None:
     named = words and not words[0].startswith("-")
     method, words = (words[0], words[1:]) if named else (None, words)
-    if method:
+    if method and method != every_method.NAME:
         method_module(method)
     if wants_help(words):
-        print_help(method, PROGRAM)
+        print_help(None if method == every_method.NAME else method, PROGRAM)
     short = lambda word: word == "--from" or word.startswith("--from=")  # `from` is Python's own
     words = [word.replace("--from", "--from-run", 1) if short(word) else word for word in words]
     paths, words = take_options(Files, words)
@@ -55,7 +56,8 @@ def _train(words: Sequence[str], begun: list[Path]) -> None:
     if paths.config:
         method, settings = read_toml(paths.config, method)
     method = method or "fedcia"
-    settings |= read_words(method, words)
+    every = method == every_method.NAME
+    settings |= read_words(every_method.FLOOR if every else method, words)
     stem = f"{method}-{Path(settings.get('data', 'synthetic')).stem}"
     data, trackers = settings.pop("data", None), ",".join(output.track).split(",")
     trackers = [name for name in trackers if name]
@@ -71,12 +73,17 @@ def _train(words: Sequence[str], begun: list[Path]) -> None:
 
 def _tell(method: str, result: Result, out: Path, *, json: bool) -> None:
     """Print what a run and its baselines ended with."""
-    results = {method: result.values}
-    results |= {name: baseline.values for name, baseline in result.baselines.items()}
+    every = method in (every_method.NAME, every_method.FLOOR) and result.baselines
+    found = {every_method.FLOOR if every else method: result} | result.baselines
+    results = {name: one.values for name, one in found.items()}
     if json:
         print(files.json_line({"run": str(out), "values": results}))
         return
+    if every:
+        results = dict(sorted(results.items(), key=lambda pair: seconds_of(pair[1])))
     shown = console()
     shown.print(result_tables.metrics_table(results, protocol=result.protocol))
-    shown.print(result_tables.traffic_table(results))
+    evaluated = {name: (one.values, one.rows) for name, one in found.items()}
+    sent = bytes_to_quality.sent(evaluated, result.run.monitor)
+    shown.print(result_tables.traffic_table(results, sent))
     shown.print(f"run folder: {out}", soft_wrap=True, markup=False)

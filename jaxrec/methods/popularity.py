@@ -19,7 +19,7 @@ from jaxrec.federated.support import supported_counts
 from jaxrec.federated.user_sums import UserSums, popularity
 from jaxrec.types import Data, Method, Release, Sizes, Traffic, Traits, Unavailable
 
-TRAITS = Traits()
+TRAITS = Traits(run={"baselines": ()})
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ TRAITS = Traits(
         "rounds": 100,
         "evaluate_every": 3,
         "patience": 3,
-        "baselines": ("popularity",),
+        "baselines": ("itemknn", "popularity"),
     },
     reads=lambda config: Reads(history=True),
     needs=("order",),

@@ -19,12 +19,12 @@ from jaxrec.data.sources import given_data, name_of_data
 from jaxrec.evaluation.evaluator import evaluator
 from jaxrec.federated import byte_ledger
 from jaxrec.methods import method_module
-from jaxrec.training import budget, checkpoint, curve, growth, kept_data, launch
+from jaxrec.training import budget, checkpoint, curve, every_method, growth, kept_data, launch
 from jaxrec.training.compiled_rounds import check_state, timed
 from jaxrec.training.job import Job, Progress
 from jaxrec.training.loop import fit
 from jaxrec.training.opening import job_of
-from jaxrec.training.prepared import Divided, Prepared, prepare
+from jaxrec.training.prepared import Divided, Prepared, divide, prepare
 from jaxrec.training.progress import say
 from jaxrec.training.result import Result, result_of, result_values, users_with_ids
 from jaxrec.training.run_folder import (
@@ -45,7 +45,7 @@ from jaxrec.training.settings import (
     reads,
     refuse_unread,
 )
-from jaxrec.types import Dataset, SettingError
+from jaxrec.types import DataError, Dataset, SettingError
 
 
 @in_its_folder
@@ -64,7 +64,7 @@ def train(
     """Train a method, then its baselines on the same data, and measure each on the test split.
 
     Args:
-      method: a name in `METHODS`; "fedcia" without one.
+      method: a name in `METHODS`, or "all" (docs/baselines.md); "fedcia" without one.
       data: a name, path or DataFrame for `load`, or a Dataset; "synthetic" without one.
       out: folder of the run, which must not hold one yet; None writes no files, or to `resume`.
       resume: folder of a run to continue. Its method, data and settings hold; only `rounds`,
@@ -88,14 +88,14 @@ def train(
       KeyboardInterrupt: Ctrl-C or SIGTERM, in any process of a launch; the rounds up to the next
         evaluation are finished and saved first.
     """
-    launch.order_collectives()
+    method, every = every_method.floor(method, settings, from_run, resume)
     given = given_data(data, settings)
     if data is not None and not resume:
         settings["data"] = name_of_data(data)
     folder, record, origin, learned, new = _folder_of(out, resume), None, None, None, settings
     if from_run is not None:
-        earlier = _earlier(Path(from_run), method, data, resume)
-        method, origin = earlier["method"], growth.origin_of(Path(from_run), earlier)
+        earlier = _earlier(path := Path(from_run), method, data, resume)
+        method, origin = earlier["method"], growth.origin_of(path, earlier)
         settings = growth.settings_from(earlier, new, read=not isinstance(given, Dataset))
     elif folder and resume is not None:
         record = _recorded(folder, method)
@@ -106,6 +106,7 @@ def train(
     run, config = read_settings(method, None, settings, stored=bool(record or origin))
     if origin and not record:
         refuse_unread(method, config, new)
+    run, divided = _with_every_method(run, given, progress) if every else (run, None)
     settled = {method: (run, config)} | _of_baselines(method, run, folder)
     read = reads({name: own for name, (_, own) in settled.items()})
     if origin:
@@ -114,20 +115,32 @@ def train(
     else:
         with launch.all_or_none("finding data"):
             found = replace(run, data=data_of(record, data)) if record and given is None else run
-        prepared = prepare(found, given, read, progress=progress)
+        prepared = prepare(found, given, read, divided=divided, progress=progress)
     if folder and record:
         check_record(record, prepared, folder)
-    jobs = _jobs(settled, prepared, folder, track, progress, origin, learned)
+    jobs = _jobs(settled, prepared, folder, track, progress, origin, learned, lenient=every)
     if origin and folder and launch.is_main_process():  # a resumed run could not join them again
         kept_data.must_keep(folder, prepared, run.kept_data, shown=progress)
-    results = [_train_one(job, hold_test) for job in jobs]
+    found = _trained(jobs, hold_test, lenient=every)
     if folder and launch.is_main_process():
-        curves = {job.name: one.rows for job, one in zip(jobs, results, strict=True)}
-        curve.write_curve(folder / "curve.png", curves, run.monitor, prepared.members)
+        rows = {name: one.rows for name, one in found.items()}
+        curve.write_curve(folder / "curve.png", rows, run.monitor, prepared.members)
         if not hold_test:
             kept_data.keep(folder, prepared, run.kept_data, shown=progress)
-    baselines = {job.name: one for job, one in zip(jobs[1:], results[1:], strict=True)}
-    return results[0]._replace(baselines=baselines)
+    return found.pop(method)._replace(baselines=found)
+
+
+def _trained(jobs: list[Job], hold_test: bool, *, lenient: bool) -> dict[str, Result]:
+    """The results of jobs by name; where that is `lenient`, without baselines that fail."""
+    found = {}
+    for job in jobs:
+        try:
+            found[job.name] = _train_one(job, hold_test)
+        except (SettingError, FloatingPointError) as error:
+            if not (lenient and found):
+                raise
+            say(f"{job.name} is left out: {error}", shown=job.progress)
+    return found
 
 
 def _jobs(
@@ -138,10 +151,13 @@ def _jobs(
     progress: bool,
     origin: growth.Origin | None,
     learned: growth.Learned | None,
+    *,
+    lenient: bool,
 ) -> list[Job]:
     """The job of the method, the first in `settled`, and those of its baselines.
 
-    All are made before the first hour, so that one that cannot run is told.
+    All are made before the first hour, so that one that cannot run is told; where that is
+    `lenient`, a baseline that cannot is left out.
     """
     method, jobs = next(iter(settled)), []
     for name, configs in settled.items():
@@ -150,14 +166,31 @@ def _jobs(
             job = job_of(name, *configs, prepared, own, track=track, progress=progress)
             if origin and name == method:
                 job = growth.growing(job, origin, learned)
-            jobs.append(job)
             _check(job)
-        except SettingError as error:
-            if name == method:
+            jobs.append(job)
+        except (SettingError, DataError) as error:
+            if lenient and name != method:
+                say(f"{name} is left out: {error}", shown=progress)
+                continue
+            if name == method or isinstance(error, DataError):
                 raise
             raise SettingError(f"{error}; or leave {name} out of baselines") from error
     mesh.check(jobs[0].run.mesh, method, jobs[0].method.axis)
+    if lenient:
+        left = tuple(job.name for job in jobs[1:])
+        jobs[0] = jobs[0]._replace(run=replace(jobs[0].run, baselines=left))
     return jobs
+
+
+def _with_every_method(
+    run: RunConfig, given: pd.DataFrame | Dataset | None, progress: bool
+) -> tuple[RunConfig, Divided]:
+    """The run with every method that its data allow as a baseline, and its data."""
+    divided = divide(run, given, progress=progress)
+    names, reasons = every_method.others(divided.dataset)
+    for name, reason in reasons.items():
+        say(f"{name} is left out: {reason}", shown=progress)
+    return replace(run, baselines=names), divided
 
 
 def _joined(

@@ -80,7 +80,9 @@ class RunConfig(Reading):
     cold: int = setting(0, at_least=0)
     """Also report test metrics on items with at most this many train rows, and on those with none,
     1 to 5 and 6 to 20; 0: do not."""
-    baselines: tuple[str, ...] = ("fedavg", "local_only", "popularity")
+    baselines: tuple[str, ...] = (
+        "fedavg", "fedals", "local_only", "als", "itemknn", "popularity"
+    )  # fmt: skip
     """Methods trained after this one on the same data, each with its own defaults."""
     mesh: str = ""
     """Devices that the work is divided over, such as clients=8, batch=8 or users=8, whichever the

@@ -20,7 +20,7 @@ from jaxrec.data.text import texts, tfidf
 from jaxrec.federated import codecs, cooccurrence, engine
 from jaxrec.federated.cohort import CohortConfig
 from jaxrec.federated.uploads import Factored, Touched, multiply
-from jaxrec.methods import METHODS, fedavg, fedcia, fedmf, local_only, popularity, rqfedrec
+from jaxrec.methods import METHODS, fedals, fedavg, fedcia, fedmf, local_only, popularity, rqfedrec
 from jaxrec.methods.fedcia import linear, newton, similarity
 from jaxrec.methods.fedcia import method as fedcia_method
 from jaxrec.methods.rqfedrec import method as rqfedrec_method
@@ -121,7 +121,7 @@ def run(function, *args):
 
 def test_whoever_has_a_cohort_is_held_to_account_here():
     cohorts = {name for name, m in METHODS.items() if issubclass(m.Config, CohortConfig)}
-    assert cohorts == {"fedavg", "fedcia", "rqfedrec"}
+    assert cohorts == {"fedals", "fedavg", "fedcia", "rqfedrec"}
     others = set(METHODS) - cohorts - HOSTED - {"popularity"}
     for name in others:
         assert METHODS[name].make(METHODS[name].Config(), problem()[1]).traffic == Traffic()
@@ -169,6 +169,17 @@ def test_fedmf_sends_a_gradient_of_the_item_table_and_once_the_counts(
             down=nbytes(read[".item"]),
             setup_up=4 * ITEMS,
             setup_down=nbytes(read[".shares"]),
+        )
+
+
+def test_federated_als_sends_equations_and_once_the_counts(monkeypatch, secure_sums):
+    data, sizes = problem()
+    made = fedals.make(fedals.Config(width=WIDTH, privacy="plain", recency=0.0), sizes)
+    run(made.init, KEY, data)
+    assert secure_sums == [((ITEMS,), CLIENTS)]
+    for upload, read in crossings(monkeypatch, fedals, made):
+        assert made.traffic == Traffic(
+            up=nbytes(upload), down=nbytes(read), setup_up=4 * ITEMS, setup_down=4 * ITEMS
         )
 
 
@@ -260,8 +271,19 @@ def test_the_published_form_sends_whole_similarities(secure_sums):
     assert made.traffic == Traffic(up=triangle(own), down=triangle(state.left))
 
 
-@pytest.mark.parametrize("model", ["gfcf", "ease"])
-def test_a_sketch_is_a_product_in_every_pass(monkeypatch, secure_sums, model):
+def test_a_sketch_of_ease_is_some_columns_once_the_counts_are_known(secure_sums):
+    data, sizes = problem()
+    made = fedcia.make(fedcia.Config(model="ease", sketch=8, privacy="plain"), sizes)
+    state, _ = run(made.step, made.init(KEY, data), data, KEY)
+    assert secure_sums == [((ITEMS,), CLIENTS)]
+    columns, diagonal = 4 * ITEMS * 8, 4 * ITEMS
+    assert nbytes(state.left) == columns
+    assert made.traffic == Traffic(
+        up=columns, down=columns + diagonal, setup_up=4 * ITEMS, setup_down=4 * ITEMS
+    )
+
+
+def test_a_sketch_is_a_product_in_every_pass(monkeypatch, secure_sums):
     """Clients know the first basis by its seed; the last one they get is the eigenpairs."""
     data, sizes = problem()
     passes, rank, noted = 3, 8, []
@@ -280,7 +302,7 @@ def test_a_sketch_is_a_product_in_every_pass(monkeypatch, secure_sums, model):
 
     monkeypatch.setattr(linear, "_secure_sums", noting)
     config = fedcia.Config(
-        model=model, sketch=rank, passes=passes, singular_vectors=3, privacy="plain"
+        model="gfcf", sketch=rank, passes=passes, singular_vectors=3, privacy="plain"
     )
     made = fedcia.make(config, sizes)
     run(made.step, made.init(KEY, data), data, KEY)
@@ -288,7 +310,7 @@ def test_a_sketch_is_a_product_in_every_pass(monkeypatch, secure_sums, model):
     assert len(noted) == passes
     pairs = 4 * (ITEMS * rank + rank)
     degrees = 4 * ITEMS * len(secure_sums)
-    assert len(secure_sums) == (model == "gfcf")
+    assert len(secure_sums) == 1
     assert (
         made.traffic
         == Traffic(

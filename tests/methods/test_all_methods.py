@@ -40,6 +40,12 @@ class Variant(NamedTuple):
 
 VARIANTS = {
     "popularity": Variant("popularity", {}),
+    "itemknn": Variant("itemknn", {"nearest": 20}, 1, 0.08),
+    "ease-central": Variant("ease", {"ridge": 20.0}, 1, 0.08),
+    "als": Variant("als", {"width": 8, "l2": 2.0}, 6, 0.08),
+    "fedals": Variant("fedals", {"width": 8, "l2": 2.0}, 6, 0.08),
+    "bpr": Variant("bpr", {"width": 8, "batch": 256, "learning_rate": 0.02}, 40, 0.06),
+    "lightgcn": Variant("lightgcn", {"width": 8, "layers": 2, "batch": 1024}, 20, 0.06),
     "agentcf": Variant("agentcf", {"groups": 4, "rank": 8, "minibatch_size": 16}, 1, 0.03),
     "agentcf-single": Variant("agentcf", {"memory": "single", "groups": 0, "minibatch_size": 16}),
     "local_only": Variant("local_only", {"width": 8}, 10),
@@ -94,9 +100,20 @@ VARIANTS = {
         "llmd4rec", SHORT | TAUGHT | {"layers": 1, "epochs_down": 1, "epochs_up": 1}, 4
     ),
 }
-# Forms that others stand for: codecs, steps, samples, graphs and tables made anew have their own.
-SLOW = "rqfedrec-float", "rqfedrec-average", "rqfedrec-sampled", "fedcia-lightgcn", "fedcia-sketch"
-names = [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in VARIANTS]
+# Forms that others stand for: codecs, steps, samples, graphs, sketches, modes and tables made anew
+# have tests of their own.
+SLOW = (
+    "rqfedrec-float", "rqfedrec-average", "rqfedrec-sampled", "rqfedrec-guarded",
+    "rqfedrec-semantic", "rqfedrec-sign", "fedcia-lightgcn", "fedcia-sketch", "fedcia-mixed",
+    "agentcf-single", "gfcf-paper", "ease-sketch", "ease-central", "lightgcn", "gru4rec",
+)  # fmt: skip
+
+
+def marked(variants):
+    return [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in variants]
+
+
+names = marked(VARIANTS)
 every_variant = pytest.mark.parametrize("name", names)
 
 
@@ -243,7 +260,9 @@ def test_what_a_client_without_weight_holds_has_no_effect(name):
     assert_same(fit(name, with_clients(garble)).scores, fit(name).scores)
 
 
-@pytest.mark.parametrize("name", ["fedavg", *(n for n in VARIANTS if VARIANTS[n].rounds == 1)])
+@pytest.mark.parametrize(
+    "name", marked(["fedavg", *(n for n in VARIANTS if VARIANTS[n].rounds == 1)])
+)
 def test_clients_that_only_pad_change_nothing(name):
     dataset, _, sizes = problem()
     alone, _ = pack(dataset)
@@ -299,6 +318,10 @@ def test_a_state_survives_a_checkpoint(name):
 
 
 GROWING = (
+    "als",
+    "fedals",
+    "bpr",
+    "lightgcn",
     "fedavg",
     "fedmf",
     "local_only",
@@ -310,7 +333,7 @@ GROWING = (
 )
 
 
-@pytest.mark.parametrize("name", GROWING)
+@pytest.mark.parametrize("name", marked(GROWING))
 def test_a_state_that_grows_by_nothing_serves_what_it_served(name):
     _, data, sizes = problem()
     method = VARIANTS[name].make(sizes)
@@ -325,7 +348,7 @@ def test_a_state_that_grows_by_nothing_serves_what_it_served(name):
         np.testing.assert_allclose(scores, trained(name).scores, atol=1e-4 * scale)
 
 
-@pytest.mark.parametrize("name", GROWING)
+@pytest.mark.parametrize("name", marked(GROWING))
 def test_a_state_grows_with_users_items_and_clients(name):
     dataset, data, sizes = problem()
     rows = dataset.interactions
@@ -354,6 +377,8 @@ def test_what_cannot_grow_says_why():
 
 NO_FACTORS = {
     "popularity",
+    "itemknn",
+    "ease-central",
     "agentcf",
     "agentcf-single",
     "gfcf",
@@ -379,6 +404,8 @@ def test_vectors_are_the_factors_of_the_scores_or_there_is_a_reason(name):
 
 
 NO_NEWCOMERS = {
+    "bpr",
+    "lightgcn",
     "agentcf",
     "agentcf-single",
     "local_only",
@@ -387,7 +414,17 @@ NO_NEWCOMERS = {
     "gfcf-paper",
 }
 KNOWN_BY_ROWS = {
-    *("popularity", "gfcf", "ease", "ease-sketch", "gram"),
+    *(
+        "popularity",
+        "itemknn",
+        "ease-central",
+        "als",
+        "fedals",
+        "gfcf",
+        "ease",
+        "ease-sketch",
+        "gram",
+    ),
     *("sasrec", "gru4rec", "llmd4rec"),
 }
 
@@ -518,6 +555,20 @@ def test_new_users_get_lists_worth_having_or_there_is_a_reason(name):
         ("fedcia", {"model": "gfcf", "sketch": 1000}, "sketch = 1000"),
         ("fedcia", {"model": "gfcf", "sketch": 64, "passes": 1}, "passes = 1"),
         ("fedcia", {"model": "gfcf", "singular_vectors": 0}, "singular_vectors = 0"),
+        ("als", {"negative_weight": 0.0}, "negative_weight = 0.0"),
+        ("als", {"recency": -1.0}, "recency = -1.0"),
+        ("als", {"recency": "later"}, "recency = 'later'"),
+        ("ease", {"ridge": 0.0}, "ridge = 0.0"),
+        ("itemknn", {"nearest": 0}, "nearest = 0"),
+        ("bpr", {"batch": 0}, "batch = 0"),
+        ("lightgcn", {"layers": 0}, "layers = 0"),
+        (
+            "fedals",
+            {"privacy": "central_dp", "epsilon": 1.0, "clip": 1.0},
+            "privacy = 'central_dp'",
+        ),
+        ("fedals", {"privacy": "plain", "aggregate": "median"}, "aggregate = 'median'"),
+        ("fedals", {"clip": 1.0}, "clip = 1.0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_by_name(method, settings, message):
@@ -530,3 +581,5 @@ def test_a_catalogue_too_large_for_a_dense_model_is_refused():
     module = METHODS["fedcia"]
     with pytest.raises(SettingError, match=r"100,000 items.*sketch"):
         module.make(module.Config(model="ease"), Sizes(240, 100_000, 12))
+    with pytest.raises(SettingError, match=r"100,000 items.*itemknn or als.*min_item"):
+        METHODS["ease"].make(METHODS["ease"].Config(), Sizes(240, 100_000, 12))

@@ -62,7 +62,7 @@ TRAITS = Traits(
         "rounds": 17,
         "evaluate_every": 1,
         "patience": 0,  # the model that serves stands still while the other one learns
-        "baselines": ("popularity",),
+        "baselines": ("itemknn", "popularity"),
     },
     reads=lambda config: Reads(history=True, text=config.reads_text),
     needs=("order", "text"),

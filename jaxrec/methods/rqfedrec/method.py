@@ -65,7 +65,7 @@ TRAITS = Traits(
         "rounds": 200,
         "evaluate_every": 10,
         "patience": 4,
-        "baselines": ("fedavg", "popularity"),
+        "baselines": ("fedavg", "als", "itemknn", "popularity"),
     },
     reads=lambda config: Reads(
         text=config.semantic and config.channels != "auto", any_text=config.channels == "auto"
