@@ -243,7 +243,7 @@ def markdown(rows: list[dict[str, Any]], names: list[str], metrics: tuple[str, .
     first = frame.loc[[names[0]]].set_index("seed")["each"] if names[0] in frame.index else {}
     for name in (name for name in names if name in frame.index):
         runs = frame.loc[[name]]
-        cells = [f"{runs[m].mean():.4f} ± {runs[m].std(ddof=0):.4f}" for m in shown[:-2]]
+        cells = [f"{runs[m].mean():.4f} ± {runs[m].std(ddof=1):.4f}" for m in shown[:-2]]
         cells = [
             f"{runs[m].mean():,.0f}" if m.startswith("bytes") else cell
             for m, cell in zip(metrics, cells, strict=True)

@@ -166,7 +166,7 @@ def markdown(seeds: list[dict[str, dict[str, Any]]]) -> str:
     first = each(next(iter(seeds[0])))
     for name in seeds[0]:
         values = pd.DataFrame([rows[name] for rows in seeds])
-        cells = [f"{values[m].mean():.4f} ± {values[m].std(ddof=0):.4f}" for m in SHOWN]
+        cells = [f"{values[m].mean():.4f} ± {values[m].std(ddof=1):.4f}" for m in SHOWN]
         gain = (each(name) - first).mean(axis=1)
         test = paired_test(gain.rename_axis("user"), resamples=99)
         error = gain.std(ddof=1) / len(gain) ** 0.5
