@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.ops import linalg
+from jaxrec.ops.co_occurrence import DENSE
 from jaxrec.ops.edges import PIECE, Owned, counts, piece
 from jaxrec.types import Clients
 
 OWNERS = 1024  # whose equations are made and solved together
 PIECES = 256  # of their edges that are read together
-DENSE = 50  # a scatter of N rows takes as long as a product with so many N
 
 
 def users(
