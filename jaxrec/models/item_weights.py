@@ -42,6 +42,9 @@ def method(recency: float | str, sizes: Sizes, start: Callable, weigh: Callable)
       weigh: data -> weights.
     """
 
+    def init(key: jax.Array, data: Data) -> State:
+        return State(start(), jnp.float32(0))
+
     def step(state: State, data: Data, key: jax.Array) -> tuple[State, Metrics]:
         def fitted(before: Data) -> Callable[[Owned], jax.Array]:
             size = sample(sizes.users, sizes.items)
@@ -53,7 +56,7 @@ def method(recency: float | str, sizes: Sizes, start: Callable, weigh: Callable)
         return State(weigh(data), fade), Metrics()
 
     return Method(
-        lambda key, data: State(start(), jnp.float32(0)),
+        init,
         step,
         partial(prepare, sizes.users),
         score,

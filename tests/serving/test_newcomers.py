@@ -126,7 +126,7 @@ def test_unknown_items_and_empty_histories_are_refused(ease):
 
 def test_the_command_reads_a_csv(ease, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    monkeypatch.setattr(module, "open_run", lambda out, data: Model(ease))
+    monkeypatch.setattr(module, "open_run", lambda out, data, until: Model(ease))
     path = tmp_path / "new.csv"
     run = lambda: command(
         module.Options, module.act, ["run", "--k", "4", "--histories", str(path)], module.ABOUT
@@ -149,7 +149,7 @@ def test_the_command_reads_a_csv(ease, tmp_path, monkeypatch, capsys):
 
 
 def test_one_new_user_comes_with_a_list_of_items(ease, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module, "open_run", lambda out, data: Model(ease))
+    monkeypatch.setattr(module, "open_run", lambda out, data, until: Model(ease))
     path = tmp_path / "basket.txt"
     path.write_text("3\n9\n27\n")
     assert command(module.Options, module.act, ["run", "--items", str(path)], module.ABOUT) == 0

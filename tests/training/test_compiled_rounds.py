@@ -24,9 +24,15 @@ SETTINGS = {
     "sequential": SHORT,
     "llmd4rec": SHORT | {"llm": "random", "llm_width": 16, "llm_layers": 1, "pretrain": 1},
     "popularity": {},
+    "als": {"width": 4},
+    "ease": {},
+    "itemknn": {},
+    "bpr": {"width": 4},
+    "lightgcn": {"width": 4},
+    "fedals": {"width": 4},
 }
 HOSTED = {"agentcf_text"}  # steps in Python and talks to a host
-SLOW = set(SETTINGS) - {"fedavg", "sequential", "popularity"}  # compiled alike
+SLOW = set(SETTINGS) - {"fedavg", "sequential", "popularity", "als"}  # compiled alike
 every_method = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in SETTINGS]
 )
