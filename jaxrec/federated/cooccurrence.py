@@ -16,10 +16,12 @@ root of their eigenvalues.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrec.federated import codecs
 from jaxrec.federated.local import row_weights
@@ -111,37 +113,43 @@ def item_vectors(
     basis = jax.random.normal(key_start, (items, width + 1))
     if start is not None:  # the first eigenvector is near D^1/2, whatever the data
         basis = jnp.concatenate([jnp.ones((items, 1)), start], axis=1) * jnp.sqrt(counts)[:, None]
-    basis = linalg.orthonormal(jnp.where(known[:, None], basis, 0))
-    ordered = [jax.vmap(_by_time, (0, None))(clients, window) for clients in data.clients]
+    basis = jnp.where(known[:, None], basis, 0)
+    own = [jax.vmap(_own_rows, (0, None))(clients, window) for clients in data.clients]
+    members = [clients.client for clients in data.clients]
+    ends = np.cumsum([len(client) for client in members])[:-1]
 
     def multiply(basis: jax.Array, number: jax.Array) -> jax.Array:
         right = codecs.round_trip(scaling * basis, "int8" if bits == 8 else "float32")
         # Every client knows this unit: the largest integer is some deviations of what they meet.
         reach = DEVIATIONS[bits] * jnp.sqrt(counts @ right**2 / jnp.maximum(counts.sum(), 1))
         unit = jnp.maximum(reach / (most or 1), 1e-30)
+        # The draws of all buckets at once: each would be compiled by itself.
+        fold = jax.vmap(jax.random.fold_in, (None, 0))
+        keys = fold(jax.random.fold_in(key, number), jnp.concatenate(members))
+        of_choice, of_rounding = jax.vmap(jax.random.split, out_axes=1)(keys)
+        chosen = jax.vmap(partial(jax.random.bernoulli, p=participation))(of_choice)
 
-        def upload(client: jax.Array, own: OrderedRows) -> Upload:
-            keys = jax.random.fold_in(jax.random.fold_in(key, number), client)
-            key_choice, key_round = jax.random.split(keys)
-            rows = _smoothed(own, right[own.item])
+        def upload(users: int, own: OwnRows, chosen: jax.Array, key: jax.Array) -> Upload:
+            rows = _smoothed(own, right[own.item], users)
             if most is not None:
-                noise = jax.random.uniform(key_round, rows.shape)
+                noise = jax.random.uniform(key, rows.shape)
                 steps = jnp.floor(rows / unit + noise).astype(jnp.int32)
                 rows = jnp.clip(steps, -most, most)
-            chosen = jax.random.bernoulli(key_choice, participation)
             return Upload(own.item, jnp.where(chosen & own.mask[:, None], rows, 0))
 
+        drawn = zip(jnp.split(chosen, ends), jnp.split(of_rounding, ends), strict=True)
         uploads = [
-            jax.vmap(upload)(clients.client, own)
-            for clients, own in zip(data.clients, ordered, strict=True)
+            jax.vmap(partial(upload, clients.users.shape[-1]))(rows, *each)
+            for clients, rows, each in zip(data.clients, own, drawn, strict=True)
         ]
         return scaling * (secure_sum(uploads, items) * (1.0 if most is None else unit))
 
-    def iterate(basis, number):
-        return linalg.orthonormal(multiply(basis, number)), None
+    def iterate(pair, number):
+        basis = linalg.orthonormal(pair[1])
+        return (basis, multiply(basis, number)), None
 
-    basis, _ = jax.lax.scan(iterate, basis, jnp.arange(passes - 1))
-    form = basis.T @ multiply(basis, jnp.int32(passes - 1))
+    (basis, product), _ = jax.lax.scan(iterate, (basis, basis), jnp.arange(passes))
+    form = basis.T @ product
     values, turn = linalg.eigh((form + form.T) / 2)
     vectors = basis @ (turn * jnp.sqrt(jnp.maximum(values, 0)))[:, ::-1][:, 1:]
     return of_variance_one(vectors, counts)
@@ -158,34 +166,43 @@ def of_variance_one(vectors: jax.Array, counts: jax.Array) -> jax.Array:
     return vectors * jax.lax.rsqrt(jnp.maximum(shares @ jnp.sum(apart**2, axis=1), 1e-30))
 
 
-class OrderedRows(NamedTuple):
-    """One client's rows, user by user and in order of time."""
+class OwnRows(NamedTuple):
+    """One client's rows; with a window user by user, in order of time."""
 
     item: jax.Array  # int32 [N]
+    user: jax.Array  # int32 [N]
     mask: jax.Array  # bool [N]
-    decay: jax.Array  # f32 [N]  K between a row and the one before it; 0 at a user's first
     root: jax.Array  # f32 [N]  (row sum of K)^-1/2
+    decay: jax.Array | None = None  # f32 [N]  K between a row and the one before; 0 at the first
 
 
-def _by_time(clients: Clients, window: float) -> OrderedRows:
+def _own_rows(clients: Clients, window: float) -> OwnRows:
     if window and clients.age is None:
         raise SettingError(
             f"window = {window}: the data have no timestamps, so the order of a user's rows is "
             "unknown; set window = 0"
         )
-    age = jnp.zeros_like(clients.user) if clients.age is None else clients.age
-    order = jnp.lexsort((-age, clients.user, ~clients.mask))
-    user, mask = clients.user[order], clients.mask[order]
-    same = jnp.concatenate([jnp.zeros(1, bool), (user[1:] == user[:-1]) & mask[1:]])
-    decay = jnp.where(same, jnp.exp(-1 / window) if window else 1.0, 0.0)
-    ones = OrderedRows(clients.item[order], mask, decay, jnp.ones(len(user)))
-    sums = _smoothed(ones, mask[:, None].astype(jnp.float32))[:, 0]
-    return ones._replace(root=inverse_root(sums))
+    user, item, mask, decay = clients.user, clients.item, clients.mask, None
+    if window:
+        assert clients.age is not None
+        order = jnp.lexsort((-clients.age, user, ~mask))
+        user, item, mask = user[order], item[order], mask[order]
+        same = jnp.concatenate([jnp.zeros(1, bool), (user[1:] == user[:-1]) & mask[1:]])
+        decay = jnp.where(same, jnp.exp(-1 / window), 0.0)
+    own = OwnRows(item, user, mask, jnp.ones(len(user)), decay)
+    ones = jnp.ones((len(user), 1))
+    return own._replace(root=inverse_root(_smoothed(own, ones, len(clients.users))[:, 0]))
 
 
-def _smoothed(own: OrderedRows, rows: jax.Array) -> jax.Array:
-    """K rows for rows [N, R], in O(N R): exp(-|a - b| / window) is a recurrence either way."""
+def _smoothed(own: OwnRows, rows: jax.Array, users: int) -> jax.Array:
+    """K rows for rows [N, R] of so many users, in O(N R).
+
+    Without a window it is a user's sum; exp(-|a - b| / window) is a recurrence either way.
+    """
     rows = own.root[:, None] * jnp.where(own.mask[:, None], rows, 0)
+    if own.decay is None:
+        sums = jnp.zeros((users, rows.shape[1])).at[own.user].add(rows)
+        return own.root[:, None] * sums[own.user]
 
     def follow(reached, step):
         row, decay = step
