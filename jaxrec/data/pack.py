@@ -1,6 +1,8 @@
-"""From rows to arrays: clients sorted by size, in buckets padded to powers of two."""
+"""From rows to arrays: clients sorted by size, in buckets padded to one length each."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,20 +10,26 @@ import numpy as np
 import pandas as pd
 
 from jaxrec.data.blocks import count, gather, slices, sorted_blocks
+from jaxrec.data.buckets import best_lengths
 from jaxrec.types import VALID, Clients, Data, DataError, Dataset, History, Sizes
 
 
 def pack(
-    dataset: Dataset, *, multiple: int = 1, before: int = VALID, by_time: bool = True
+    dataset: Dataset,
+    *,
+    multiple: int = 1,
+    before: int = VALID,
+    by_time: bool = True,
+    lengths: Sequence[int] | None = None,
 ) -> tuple[Data, Sizes]:
     """The train rows as buckets of Clients, smallest first, and the static sizes.
 
-    A bucket holds the clients whose number of train rows has the same next power of two, N, in
-    order of (size, id); its U is its largest number of users. The rows of a client are in order of
-    (user, item). `multiple` pads each bucket's client axis to a multiple of the number of devices
-    with clients of weight 0, ids from the number of clients on. A client without train rows has
-    weight 0 and keeps its users. Beside them lie the items' domains and, `by_time`, the same rows
-    in order of time, for methods that read them.
+    A bucket holds the clients whose train rows fit its length N and not a shorter one, in order of
+    (size, id); its U is its largest number of users. `lengths` are ascending, by default those of
+    `best_lengths`. The rows of a client are in order of (user, item). `multiple` pads each bucket's
+    client axis to a multiple of the number of devices with clients of weight 0, ids from the number
+    of clients on. A client without train rows has weight 0 and keeps its users. Beside them lie the
+    items' domains and, `by_time`, the same rows in order of time, for methods that read them.
 
     With another `before` than VALID the buckets hold the same clients, with all their rows of the
     splits before it, and are as wide as that takes.
@@ -43,7 +51,7 @@ def pack(
     local = np.arange(num_users, dtype=np.int32) - np.repeat(np.cumsum(owned) - owned, owned)
     key = gather(np.argsort(users).astype(np.int32), user)  # rows are sorted by (client, user)
 
-    width = 2 ** np.frexp(np.maximum(sizes, 1) - 0.5)[1]  # the next power of two, exactly
+    width = _rounded_up(sizes, best_lengths(sizes) if lengths is None else lengths)
     bounds = [np.searchsorted(width, [n, n + 1]) for n in np.unique(width)]
     padded = lambda number: -(-number // multiple) * multiple
     shapes = [(padded(hi - lo), max(width[lo], counts[lo:hi].max())) for lo, hi in bounds]
@@ -118,6 +126,12 @@ def _end_to_end(
             fields["age"][at] = age[order]
         done += len(order)
     return fields
+
+
+def _rounded_up(sizes: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+    """The first of `lengths` that holds each size; the largest size where none does."""
+    longest = np.append(lengths, max(sizes.max(), lengths[-1]))
+    return longest[np.searchsorted(longest, np.maximum(sizes, 1))]
 
 
 def history(dataset: Dataset, before: int = VALID) -> History | None:
