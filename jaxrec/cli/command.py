@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console, RenderHook
 from rich.segment import Segment
 
+from jaxrec.cli.programs import keep_programs
 from jaxrec.output import harmless
 from jaxrec.settings.words import read_options
 from jaxrec.training.progress import say
@@ -32,6 +33,7 @@ def exit_status(act: Callable[[], int | None], stopped: Callable[[], None] | Non
     any more.
     """
     warnings.showwarning = lambda message, *_: say(f"warning: {message}")
+    keep_programs()
     try:
         with _terminated():
             status = act()
