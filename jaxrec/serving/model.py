@@ -515,7 +515,11 @@ def rows_until(run: Result, until: Until) -> Result:
 def all_rows(run: Result) -> Data:
     """The run's data with the rows of all splits that it has, in buckets of the same clients."""
     ordered = run.data.history is not None
-    data, _ = pack(run.dataset, multiple=run.run.client_devices, before=EVER, by_time=ordered)
+    layout = {
+        "multiple": run.run.client_devices,
+        "lengths": [bucket.item.shape[1] for bucket in run.data.clients],
+    }
+    data, _ = pack(run.dataset, before=EVER, by_time=ordered, **layout)
     return run.data._replace(clients=data.clients, history=data.history)
 
 

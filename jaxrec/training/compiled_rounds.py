@@ -21,6 +21,7 @@ from jaxrec.methods import method_module
 from jaxrec.training import checkpoint, device_memory
 from jaxrec.training.job import Job
 from jaxrec.training.prepared import Prepared
+from jaxrec.training.timing import Seconds, timed
 from jaxrec.types import Attendance, Method
 
 
@@ -53,8 +54,7 @@ class Advanced(NamedTuple):
     state: Any
     metrics: checkpoint.Arrays  # by name, each [rounds, ...]
     attendance: Attendance | None  # of each round, [rounds]; None where the method does not say
-    compiling: float  # seconds
-    training: float  # seconds
+    seconds: Seconds
 
 
 def advancer(job: Job, place: Any) -> Callable[[Any, int, int], Advanced]:
@@ -92,15 +92,18 @@ def advancer(job: Job, place: Any) -> Callable[[Any, int, int], Advanced]:
 
     def advance(state, start, stop):
         numbers = jax.device_put(np.arange(start, stop, dtype=np.int32))
-        args, seconds = (state, data, key, numbers), 0.0
+        args, compiling = (state, data, key, numbers), 0.0
         if stop - start not in programs:
-            program, seconds = timed(compile, *args) if method.compiled else (chunk_on_host, 0.0)
-            programs[stop - start] = program
-        (state, metrics, finite), training = timed(programs[stop - start], *args)
+            began = time.perf_counter()
+            programs[stop - start] = compile(*args) if method.compiled else chunk_on_host
+            compiling = time.perf_counter() - began
+        (state, metrics, finite), took = timed(programs[stop - start], *args)
         attendance = method.attendance and mesh.on_host(method.attendance(metrics))
         metrics = checkpoint.to_arrays(metrics)
         _check_finite(metrics, finite, start, stop)
-        return Advanced(state, metrics, attendance, seconds, training)
+        return Advanced(
+            state, metrics, attendance, Seconds(compiling + took.compiling, took.running)
+        )
 
     return advance
 
@@ -155,10 +158,3 @@ def _check_finite(metrics: checkpoint.Arrays, finite: Any, start: int, stop: int
         raise FloatingPointError(
             f"round {stop} at the latest: {broken[0]} of the state is not finite"
         )
-
-
-def timed(function: Callable, *args: Any) -> tuple[Any, float]:
-    """What a function returns once its arrays are ready, and the seconds it took."""
-    began = time.perf_counter()
-    result = jax.block_until_ready(function(*args))
-    return result, time.perf_counter() - began

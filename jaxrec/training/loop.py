@@ -18,10 +18,11 @@ from jaxrec.evaluation import names
 from jaxrec.evaluation.evaluator import Evaluation, evaluator
 from jaxrec.federated import byte_ledger, privacy_ledger
 from jaxrec.training import checkpoint, launch
-from jaxrec.training.compiled_rounds import Advanced, advancer, timed
+from jaxrec.training.compiled_rounds import Advanced, advancer
 from jaxrec.training.job import Job, Progress
 from jaxrec.training.progress import Line
 from jaxrec.training.run_folder import save
+from jaxrec.training.timing import Seconds, timed
 
 SAVING_SHARE = 0.1  # of the time of a run; a save that would take more waits for a later evaluation
 
@@ -76,7 +77,7 @@ def fit(
             best = arrays if better else best
             if saves:
                 saved = reached.round
-                saving += timed(save, job, reached, arrays, best)[1] if out else 0.0
+                saving += sum(timed(save, job, reached, arrays, best)[1]) if out else 0.0
                 launch.barrier(f"round {saved} is saved")
                 stops |= launch.any_process(asked.is_set())[0]
             if stops:
@@ -86,7 +87,7 @@ def fit(
 
 
 def _moved(
-    job: Job, reached: Progress, advanced: Advanced, best: float | None, evaluating: float
+    job: Job, reached: Progress, advanced: Advanced, best: float | None, evaluating: Seconds
 ) -> Progress:
     """How far the run has come after some rounds; `best` is their value where none was higher."""
     stop, better = job.next_evaluation(reached), best is not None
@@ -103,9 +104,9 @@ def _moved(
         best_round=stop if better else reached.best_round,
         stale=0 if better else reached.stale + 1,
         ledger=ledger,
-        compile=reached.compile + advanced.compiling,
-        train=reached.train + advanced.training,
-        evaluate=reached.evaluate + evaluating,
+        compile=reached.compile + advanced.seconds.compiling + evaluating.compiling,
+        train=reached.train + advanced.seconds.running,
+        evaluate=reached.evaluate + evaluating.running,
     )
 
 

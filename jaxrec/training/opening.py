@@ -89,7 +89,8 @@ def opened(
     divided = kept_data.read(out, record) if data is None else None
     given = given_data(data, {})
     source = run if divided or given is not None else replace(run, data=data_of(record, data))
-    prepared = prepare(source, given, reads({name: config}), divided=divided, progress=progress)
+    layout = {"divided": divided, "lengths": record["data"]["lengths"]}
+    prepared = prepare(source, given, reads({name: config}), **layout, progress=progress)
     check_record(record, prepared, out)
     job = job_of(name, run, config, prepared, out, progress=progress)
     identity = identity_of(name, record["settings"], record["data"]["digest"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -85,12 +86,13 @@ def prepare(
     reads: Reads = NOTHING,
     *,
     divided: Divided | None = None,
+    lengths: Sequence[int] | None = None,
     progress: bool = True,
 ) -> Prepared:
     """Load the data of a run, unless a `dataset` is given, and make it ready for any method.
 
     `reads` says what the methods read beside the clients' rows; `divided` are the data of an
-    earlier session of the run, which need no other.
+    earlier session of the run, which need no other, and `lengths` those of its buckets.
 
     Raises DataError for bad data, SettingError for settings that do not fit it.
     """
@@ -102,7 +104,8 @@ def prepare(
     if wanted and not divided.text:
         divided = divided._replace(text=vectors(dataset, run.text, progress=progress))
     text_seconds = time.perf_counter() - began
-    data, sizes = pack(dataset, multiple=run.client_devices, by_time=reads.history)
+    layout = {"multiple": run.client_devices, "lengths": lengths}
+    data, sizes = pack(dataset, by_time=reads.history, **layout)
     members = byte_ledger.members(data)
     real = [(len(b.client), int((b.client < sizes.clients).sum())) for b in data.clients]
     buckets = dict(sorted(real, reverse=True))  # of one length, the one with the fewest
@@ -131,7 +134,7 @@ def prepare(
         multiple=devices.size if devices else 1,
     )
     apart = {name: plan(TEST, only=only) for name, only in _apart(dataset, run).items()}
-    record = _record(divided, sizes, run)
+    record = _record(divided, data, sizes, run)
     plans = plan(VALID), plan(TEST), apart
     return Prepared(
         divided, data, known, sizes, *plans, devices, forward(dataset), members, buckets,
@@ -194,7 +197,7 @@ def _apart(dataset: Dataset, run: RunConfig) -> dict[str, np.ndarray]:
     return {name: only for name, only in found.items() if (only & held).any()}
 
 
-def _record(divided: Divided, sizes: Sizes, run: RunConfig) -> dict[str, Any]:
+def _record(divided: Divided, data: Data, sizes: Sizes, run: RunConfig) -> dict[str, Any]:
     dataset, how, who, text, path, digest = divided
     rows = dataset.interactions
     parts = count(rows["split"].to_numpy(), 3).tolist()
@@ -224,6 +227,7 @@ def _record(divided: Divided, sizes: Sizes, run: RunConfig) -> dict[str, Any]:
             **({"encoder": text.encoder, "vectors": text.digest} if text else {}),
             **sizes._asdict(),
             "interactions": len(rows),
+            "lengths": [bucket.item.shape[1] for bucket in data.clients],
             **dict(zip(("train", "valid", "test"), parts, strict=True)),
         },
         "protocol": (

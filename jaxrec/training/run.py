@@ -20,7 +20,7 @@ from jaxrec.evaluation.evaluator import evaluator
 from jaxrec.federated import byte_ledger
 from jaxrec.methods import method_module
 from jaxrec.training import budget, checkpoint, curve, every_method, growth, kept_data, launch
-from jaxrec.training.compiled_rounds import check_state, timed
+from jaxrec.training.compiled_rounds import check_state
 from jaxrec.training.job import Job, Progress
 from jaxrec.training.loop import fit
 from jaxrec.training.opening import job_of
@@ -45,6 +45,7 @@ from jaxrec.training.settings import (
     reads,
     refuse_unread,
 )
+from jaxrec.training.timing import timed
 from jaxrec.types import DataError, Dataset, SettingError
 
 
@@ -109,13 +110,14 @@ def train(
     run, divided = _with_every_method(run, given, progress) if every else (run, None)
     settled = {method: (run, config)} | _of_baselines(method, run, folder)
     read = reads({name: own for name, (_, own) in settled.items()})
+    lengths = record["data"]["lengths"] if record else None
     if origin:
         learned, divided = _joined(run, given, folder, record, origin, progress)
-        prepared = prepare(run, reads=read, divided=divided, progress=progress)
+        found = run
     else:
         with launch.all_or_none("finding data"):
             found = replace(run, data=data_of(record, data)) if record and given is None else run
-        prepared = prepare(found, given, read, divided=divided, progress=progress)
+    prepared = prepare(found, given, read, divided=divided, lengths=lengths, progress=progress)
     if folder and record:
         check_record(record, prepared, folder)
     jobs = _jobs(settled, prepared, folder, track, progress, origin, learned, lenient=every)
@@ -298,8 +300,10 @@ def _train_one(job: Job, hold_test: bool) -> Result:
 
     if job.method.forecast and not job.done(reached):
         say(f"{job.name}: {_forecast(job, reached)}", shown=job.progress)
-    last = job.start() if state is None else state
-    reached, best, last = fit(job, last, best, reached, rows)
+    if state is None:
+        state, took = timed(job.start)
+        reached = reached._replace(compile=took.compiling, train=took.running)
+    reached, best, last = fit(job, state, best, reached, rows)
     state = checkpoint.to_state(best, like, place)
     if hold_test:
         return result_of(job, result_values(job, reached, rows, {}), pd.DataFrame(), rows, state)
@@ -310,12 +314,18 @@ def _tested(job: Job, reached: Progress, rows: list[files.Row], state: Any, last
     """The result on the test split of the best state, written to the run's folder."""
     method, prepared, out = job.method, job.prepared, job.out
     evaluate = evaluator(method, prepared.test, devices=prepared.mesh)
-    tested, seconds = timed(evaluate, state, prepared.known)
-    reached = reached._replace(evaluate=reached.evaluate + seconds)
-    values = result_values(job, reached, rows, tested.means)
+    tested, took = timed(evaluate, state, prepared.known)
+    apart, spent = {}, [took]
     for part, plan in prepared.apart.items():
         evaluate = evaluator(method, plan, lists=False, devices=prepared.mesh)
-        found = evaluate(state, prepared.known)
+        apart[part], took = timed(evaluate, state, prepared.known)
+        spent.append(took)
+    compiling, running = map(sum, zip(*spent, strict=True))
+    reached = reached._replace(
+        compile=reached.compile + compiling, evaluate=reached.evaluate + running
+    )
+    values = result_values(job, reached, rows, tested.means)
+    for part, found in apart.items():
         values |= {f"test/{name}/{part}": value for name, value in found.means.items()}
         values[f"test/{job.run.ranking}/{part}"] = len(found.per_user)
     pages = {}

@@ -14,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 import pandas as pd
 
 from jaxrec import files
+from jaxrec.data.buckets import POWERS_OF_TWO
 from jaxrec.data.sources import located
 from jaxrec.federated.byte_ledger import Ledger
 from jaxrec.federated.privacy import BEFORE
@@ -136,6 +137,9 @@ def read_record(out: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no run ({error.strerror})") from error
     if not files.is_a(record["data"].get("digest"), str):
         raise CheckpointError(f"{path}: damaged (data = {record['data']!r:.40})")
+    lengths = record["data"].setdefault("lengths", [*POWERS_OF_TWO])
+    if not (files.is_a(lengths, list) and all(files.is_a(each, int) for each in lengths)):
+        raise CheckpointError(f"{path}: damaged (lengths = {lengths!r:.40})")
     if record["method"] in METHODS:
         record["settings"] = as_it_was(record["method"], record["settings"])
     if "split" not in record["data"] and record["settings"].get("split") == "auto":

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from jaxrec.data.buckets import POWERS_OF_TWO
 from jaxrec.data.synthetic import synthetic
 from jaxrec.files import in_use
 from jaxrec.training.checkpoint import to_arrays
@@ -451,6 +452,26 @@ def test_a_run_of_when_the_default_was_a_ratio_is_opened_and_goes_on_as_it_was(d
     assert_same_state(resumed.state, fit(dataset, rounds=4, split="ratio").state)
     for folder in (tmp_path, tmp_path / "baselines" / "popularity"):
         assert read_record(folder)["settings"]["split"] == "ratio"
+
+
+def test_a_run_of_when_buckets_were_powers_of_two_keeps_them(dataset, tmp_path, monkeypatch):
+    rows = dataset.interactions
+    number = rows.groupby("user").cumcount()
+    uneven = replace(dataset, interactions=rows[(rows["client"] > 2) | (number < 5)])
+    settings = {"width": 4, "local_steps": 1, "baselines": (), "progress": False}
+    with monkeypatch.context() as before:
+        before.setattr(sys.modules["jaxrec.data.pack"], "best_lengths", lambda _: POWERS_OF_TWO)
+        old = train("local_only", uneven, out=tmp_path, rounds=2, **settings)
+        whole = train("local_only", uneven, rounds=4, **settings)
+    record = json.loads((tmp_path / "config.json").read_text())
+    lengths = record["data"].pop("lengths")
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert len(lengths) > 1 and set(lengths) <= set(POWERS_OF_TWO)
+    assert len(train("local_only", uneven, rounds=1, **settings).data.clients) == 1
+    assert_same_state(reopen(tmp_path, progress=False).state, old.state)
+    resumed = train(data=uneven, resume=tmp_path, rounds=4, progress=False)
+    assert_same_state(resumed.state, whole.state)
+    assert read_record(tmp_path)["data"]["lengths"] == lengths
 
 
 def test_a_run_by_default_says_how_its_data_were_split(dataset, tmp_path):
