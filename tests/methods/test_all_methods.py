@@ -263,11 +263,13 @@ def test_what_a_client_without_weight_holds_has_no_effect(name):
 @pytest.mark.parametrize(
     "name", marked(["fedavg", *(n for n in VARIANTS if VARIANTS[n].rounds == 1)])
 )
-def test_clients_that_only_pad_change_nothing(name):
-    dataset, _, sizes = problem()
-    alone, _ = pack(dataset)
-    alone = alone._replace(text=problem()[1].text)
-    found = program(VARIANTS[name], sizes)(jax.random.key(0), alone, 1).scores
+def test_neither_padding_nor_buckets_change_anything(name):
+    dataset, data, sizes = problem()
+    rows = np.asarray(data.clients[0].weight)
+    apart, _ = pack(dataset, lengths=[int(np.median(rows[rows > 0]))])
+    assert [len(clients.client) for clients in apart.clients] == [7, 5]
+    apart = apart._replace(text=data.text)
+    found = program(VARIANTS[name], sizes)(jax.random.key(0), apart, 1).scores
     expected = fit(name, rounds=1).scores
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 

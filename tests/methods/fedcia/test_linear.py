@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxrec
+from jaxrec.data.buckets import POWERS_OF_TWO
 from jaxrec.data.pack import pack
 from jaxrec.data.split import split
 from jaxrec.data.synthetic import synthetic
@@ -21,7 +22,7 @@ def problem():
     """Clients of several sizes in several buckets; the items without train rows stay."""
     dataset = split(synthetic(users=50, items=32, clients=7, length=12), "ratio", 0.1, 0.2, 0)
     dataset.interactions["client"] = (dataset.interactions["user"] ** 2) // 360  # 0 .. 6
-    data, sizes = pack(dataset, multiple=2)
+    data, sizes = pack(dataset, multiple=2, lengths=POWERS_OF_TWO)
     assert len(data.clients) > 1
     train = dataset.interactions[dataset.interactions["split"] == 0]
     rows = np.zeros((sizes.users, sizes.items))
