@@ -51,7 +51,7 @@ def pack(
     local = np.arange(num_users, dtype=np.int32) - np.repeat(np.cumsum(owned) - owned, owned)
     key = gather(np.argsort(users).astype(np.int32), user)  # rows are sorted by (client, user)
 
-    width = _rounded_up(sizes, best_lengths(sizes) if lengths is None else lengths)
+    width = _rounded_up(sizes, best_lengths(sizes, owned) if lengths is None else lengths)
     bounds = [np.searchsorted(width, [n, n + 1]) for n in np.unique(width)]
     padded = lambda number: -(-number // multiple) * multiple
     shapes = [(padded(hi - lo), max(width[lo], counts[lo:hi].max())) for lo, hi in bounds]
