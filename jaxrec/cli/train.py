@@ -14,6 +14,7 @@ from typing import Any
 from jaxrec import files
 from jaxrec.cli.command import console, exit_status, folder_for, say_how_to_go_on, wants_help
 from jaxrec.cli.help import Files, Output, print_help
+from jaxrec.cli.programs import keep_no_programs
 from jaxrec.methods import method_module
 from jaxrec.report import bytes_to_quality, result_tables
 from jaxrec.settings.words import take_options
@@ -47,6 +48,7 @@ def _train(words: Sequence[str], begun: list[Path]) -> None:
     paths, words = take_options(Files, words)
     output, words = take_options(Output, words)
     if output.distributed:
+        keep_no_programs()
         launch.join(output.distributed)
         if not (paths.out or paths.resume):
             raise SettingError("--distributed: the processes share a folder; give --out")
