@@ -123,7 +123,7 @@ def item_vectors(
         # Every client knows this unit: the largest integer is some deviations of what they meet.
         reach = DEVIATIONS[bits] * jnp.sqrt(counts @ right**2 / jnp.maximum(counts.sum(), 1))
         unit = jnp.maximum(reach / (most or 1), 1e-30)
-        # The draws of all buckets at once: each would be compiled by itself.
+        # Drawn bucket by bucket, each draw would be one more to compile.
         fold = jax.vmap(jax.random.fold_in, (None, 0))
         keys = fold(jax.random.fold_in(key, number), jnp.concatenate(members))
         of_choice, of_rounding = jax.vmap(jax.random.split, out_axes=1)(keys)

@@ -22,6 +22,7 @@ from jaxrec.training.result import Result, result_of
 from jaxrec.training.run_folder import (
     check_record,
     data_of,
+    lengths_of,
     read_record,
     rows_until,
     stored_result,
@@ -89,7 +90,7 @@ def opened(
     divided = kept_data.read(out, record) if data is None else None
     given = given_data(data, {})
     source = run if divided or given is not None else replace(run, data=data_of(record, data))
-    layout = {"divided": divided, "lengths": record["data"]["lengths"]}
+    layout = {"divided": divided, "lengths": lengths_of(record)}
     prepared = prepare(source, given, reads({name: config}), **layout, progress=progress)
     check_record(record, prepared, out)
     job = job_of(name, run, config, prepared, out, progress=progress)

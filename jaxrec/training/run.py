@@ -31,6 +31,7 @@ from jaxrec.training.run_folder import (
     check_record,
     data_of,
     in_its_folder,
+    lengths_of,
     progress_of,
     read_record,
     resumed,
@@ -110,14 +111,13 @@ def train(
     run, divided = _with_every_method(run, given, progress) if every else (run, None)
     settled = {method: (run, config)} | _of_baselines(method, run, folder)
     read = reads({name: own for name, (_, own) in settled.items()})
-    lengths = record["data"]["lengths"] if record else None
+    lengths, source = lengths_of(record) if record else None, run
     if origin:
         learned, divided = _joined(run, given, folder, record, origin, progress)
-        found = run
     else:
         with launch.all_or_none("finding data"):
-            found = replace(run, data=data_of(record, data)) if record and given is None else run
-    prepared = prepare(found, given, read, divided=divided, lengths=lengths, progress=progress)
+            source = replace(run, data=data_of(record, data)) if record and given is None else run
+    prepared = prepare(source, given, read, divided=divided, lengths=lengths, progress=progress)
     if folder and record:
         check_record(record, prepared, folder)
     jobs = _jobs(settled, prepared, folder, track, progress, origin, learned, lenient=every)

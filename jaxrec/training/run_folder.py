@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import re
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -137,8 +138,7 @@ def read_record(out: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no run ({error.strerror})") from error
     if not files.is_a(record["data"].get("digest"), str):
         raise CheckpointError(f"{path}: damaged (data = {record['data']!r:.40})")
-    lengths = record["data"].setdefault("lengths", [*POWERS_OF_TWO])
-    if not (files.is_a(lengths, list) and all(files.is_a(each, int) for each in lengths)):
+    if not _rise(lengths := lengths_of(record)):
         raise CheckpointError(f"{path}: damaged (lengths = {lengths!r:.40})")
     if record["method"] in METHODS:
         record["settings"] = as_it_was(record["method"], record["settings"])
@@ -147,6 +147,19 @@ def read_record(out: Path) -> dict[str, Any]:
         told = re.findall(r"; (given|ratio) split \d", str(record.get("protocol")))
         record["settings"]["split"] = told[-1] if told else "auto"
     return record
+
+
+def lengths_of(record: dict[str, Any]) -> Sequence[int]:
+    """The lengths of a run's buckets; an older version, which says none, had powers of two."""
+    return record["data"].get("lengths", POWERS_OF_TWO)
+
+
+def _rise(lengths: Any) -> bool:
+    """Whether these can be lengths of buckets: whole numbers from 1 up, each above the last."""
+    if not isinstance(lengths, Sequence) or not all(files.is_a(each, int) for each in lengths):
+        return False
+    bounded = itertools.pairwise([0, *lengths, 2**31])
+    return len(lengths) > 0 and all(low < high for low, high in bounded)
 
 
 def as_it_was(method: str, stored: dict[str, Any]) -> dict[str, Any]:

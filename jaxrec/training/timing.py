@@ -19,7 +19,10 @@ class Seconds(NamedTuple):
 
 
 def timed(function: Callable, *args: Any) -> tuple[Any, Seconds]:
-    """What a function returns once its arrays are ready, and the seconds it took."""
+    """What a function returns once its arrays are ready, and the seconds it took.
+
+    What other threads of the process compile meanwhile counts too.
+    """
     spans, began = [], time.perf_counter()
 
     def note(event: str, duration_secs: float, **_: Any) -> None:

@@ -162,6 +162,17 @@ def test_a_result_has_the_checksum_that_it_was_written_with(copied, name):
         read_result(copied)
 
 
+@pytest.mark.parametrize(
+    "lengths", [[], [64, 8], [0, 8], [8, 8], [8.0], [2**40], 8, None, "8"], ids=str
+)
+def test_lengths_that_cannot_be_are_refused(lengths, copied):
+    record = json.loads((copied / "config.json").read_text())
+    record["data"]["lengths"] = lengths
+    files.write_json(copied / "config.json", record)
+    with pytest.raises(CheckpointError, match=r"config.json: damaged \(lengths = "):
+        read_record(copied)
+
+
 def test_a_damaged_result_is_made_again(copied, dataset):
     (copied / "result.json").write_text("{}")
     assert reopen(copied, dataset, progress=False).values == {}

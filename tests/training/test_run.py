@@ -460,7 +460,7 @@ def test_a_run_of_when_buckets_were_powers_of_two_keeps_them(dataset, tmp_path, 
     uneven = replace(dataset, interactions=rows[(rows["client"] > 2) | (number < 5)])
     settings = {"width": 4, "local_steps": 1, "baselines": (), "progress": False}
     with monkeypatch.context() as before:
-        before.setattr(sys.modules["jaxrec.data.pack"], "best_lengths", lambda _: POWERS_OF_TWO)
+        before.setattr(sys.modules["jaxrec.data.pack"], "best_lengths", lambda *_: POWERS_OF_TWO)
         old = train("local_only", uneven, out=tmp_path, rounds=2, **settings)
         whole = train("local_only", uneven, rounds=4, **settings)
     record = json.loads((tmp_path / "config.json").read_text())
