@@ -337,8 +337,8 @@ def summed_bytes(shape, bits) -> float:
     [
         {},
         {"uplink": "float32", "downlink": "float32", "sketch_bits": 32},
-        {"uplink": "float32", "attackers": 0.5},
-        {"uplink": "float32", "clip": 0.1},
+        pytest.param({"uplink": "float32", "attackers": 0.5}, marks=pytest.mark.slow),
+        pytest.param({"uplink": "float32", "clip": 0.1}, marks=pytest.mark.slow),
         {"uplink": "int4", "recency": 2.0},
         {"uplink": "sign", "channels": "collaborative"},
         {"codebook_steps": 2, "channels": "semantic", "start": "cold"},

@@ -32,7 +32,7 @@ SETTINGS = {
     "fedals": {"width": 4},
 }
 HOSTED = {"agentcf_text"}  # steps in Python and talks to a host
-SLOW = set(SETTINGS) - {"fedavg", "sequential", "popularity", "als"}  # compiled alike
+SLOW = set(SETTINGS) - {"fedavg", "popularity", "als"}  # compiled alike
 every_method = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in SETTINGS]
 )

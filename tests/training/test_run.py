@@ -53,6 +53,7 @@ def fit(dataset, **settings):
     return train("toy", dataset, progress=False, **settings)
 
 
+@pytest.mark.slow  # the methods' own tests say what is settled
 def test_what_the_data_settle_is_said_and_recorded(dataset, tmp_path, capsys):
     """RQFedRec takes its codes from texts too, where there are any."""
     settings = {"codes": 8, "rounds": 1, "evaluate_every": 1, "baselines": (), "text": "tfidf"}

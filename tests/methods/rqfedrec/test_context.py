@@ -142,8 +142,8 @@ def test_a_round_steps_on_the_mean_gradient_of_the_context():
     [
         {"negatives": 9},
         {"uplink": "sign"},
-        {"drop_loss": 0.2},
-        {"clip": 0.01},
+        pytest.param({"drop_loss": 0.2}, marks=pytest.mark.slow),
+        pytest.param({"clip": 0.01}, marks=pytest.mark.slow),
         {"aggregate": "norm_bound"},
         {"privacy": "secure_sum", "uplink": "int8", "min_support": 2, "min_cohort": 2},
     ],

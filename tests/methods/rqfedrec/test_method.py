@@ -214,7 +214,9 @@ def test_learned_gates_follow_the_gradient_of_the_loss_in_the_gates():
     )
 
 
-@pytest.mark.parametrize("curriculum", ["constant", "linear", "sigmoid"])
+@pytest.mark.parametrize(
+    "curriculum", ["constant", "linear", pytest.param("sigmoid", marks=pytest.mark.slow)]
+)
 def test_the_curriculum_moves_weight_from_text_to_collaboration(curriculum):
     _, metrics, _ = played(3, curriculum=curriculum, curriculum_rounds=2, curriculum_floor=0.6)
     time = np.array([1, 2, 3]) / 2
@@ -390,7 +392,7 @@ def test_what_the_set_up_costs():
     assert weighed.setup_down == found.setup_down + 4 * 30
 
 
-@pytest.mark.parametrize("uplink", ["float32", "int8"])
+@pytest.mark.parametrize("uplink", [pytest.param("float32", marks=pytest.mark.slow), "int8"])
 def test_who_flips_the_sign_of_a_gradient_is_left_out(uplink):
     """The others' gradients count as if the liars had sent nothing."""
     lies = {"attackers": 0.4, "aggregate": "norm_bound", "uplink": uplink, "user_steps": 8}
