@@ -20,7 +20,7 @@ LAYERS = (
     {"evaluation"},
     {"training"},
     {"serving", "search", "report"},
-    {"service"},
+    {"service", "deployment"},
     {"cli"},
     {"__init__", "__main__"}
     | {"train", "sweep", "recommend", "similar", "serve", "compare", "export"},

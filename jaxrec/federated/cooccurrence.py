@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.federated import codecs
+from jaxrec.federated.everywhere import everywhere, repeat
 from jaxrec.federated.local import row_weights
 from jaxrec.models.collaborative import inverse_root
 from jaxrec.ops import linalg
@@ -49,7 +50,7 @@ def plain_sum(uploads: Sequence[Upload], items: int) -> jax.Array:
     total = jnp.zeros((items, *rows.shape[2:]), rows.dtype)
     for item, rows in uploads:
         total = total.at[item].add(rows)
-    return total
+    return everywhere(total)
 
 
 def item_counts(data: Data, items: int, secure_sum: SecureSum = plain_sum) -> jax.Array:
@@ -144,11 +145,11 @@ def item_vectors(
         ]
         return scaling * (secure_sum(uploads, items) * (1.0 if most is None else unit))
 
-    def iterate(pair, number):
+    def iterate(number, pair):
         basis = linalg.orthonormal(pair[1])
-        return (basis, multiply(basis, number)), None
+        return basis, multiply(basis, number)
 
-    (basis, product), _ = jax.lax.scan(iterate, (basis, basis), jnp.arange(passes))
+    basis, product = repeat(0, passes, iterate, (basis, basis))
     form = basis.T @ product
     values, turn = linalg.eigh((form + form.T) / 2)
     vectors = basis @ (turn * jnp.sqrt(jnp.maximum(values, 0)))[:, ::-1][:, 1:]

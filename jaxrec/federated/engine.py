@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jaxrec.federated import cohort as cohorts
 from jaxrec.federated import private_mean
 from jaxrec.federated.cohort import EVERYONE, CohortConfig
+from jaxrec.federated.everywhere import clients_everywhere, everywhere, is_divided
 from jaxrec.federated.malicious import falsify, lies_about_uploads
 from jaxrec.federated.private_mean import Bounds, Total
 from jaxrec.federated.uploads import Factored, Touched, beside, clipped, finite, keep, multiply
@@ -93,14 +94,12 @@ def federated_round(
     """
     chex.assert_equal(len(local), len(buckets))
     chex.assert_equal(len(private), len(buckets))
-    if cohort.privacy != "plain" and not (additive and bounds is not None):
-        raise SettingError(
-            f"privacy = {cohort.privacy!r}: the server is to see sums alone, and this method looks "
-            "at uploads one by one; set privacy = 'plain'"
-        )
+    _check_sums(cohort, additive, bounds)
     key_cohort, key_local, key_aggregate = jax.random.split(key, 3)
     key_rounding, key_noise, key_count = jax.random.split(jax.random.fold_in(key, 3), 3)
-    addends = sum(cohorts.places(cohort, len(clients.client)) for clients in buckets)
+    addends = sum(
+        cohorts.places(cohort, clients_everywhere(len(clients.client))) for clients in buckets
+    )
     rules = _Rules(
         shared, key_local, key_rounding, cohort, bounds, addends, additive, bits, product
     )
@@ -109,11 +108,11 @@ def federated_round(
         for number, bucket in enumerate(zip(local, private, buckets, strict=True))
     ]
     uploads, weights, private, sums = zip(*results, strict=True)
-    metrics, counts = jax.tree.map(lambda *leaves: sum(leaves), *sums)
+    metrics, counts = everywhere(jax.tree.map(lambda *leaves: sum(leaves), *sums))
     if isinstance(uploads[0], Total):
-        found = jax.tree.map(lambda *leaves: sum(leaves), *uploads)
+        found = everywhere(jax.tree.map(lambda *leaves: sum(leaves), *uploads))
         members = [jnp.sum(clients.weight > 0) for clients in buckets]
-        expected = cohort.participation * jnp.stack(members).sum()
+        expected = cohort.participation * everywhere(jnp.stack(members).sum())
         mean = private_mean.mean(
             cohort, bounds, found, key_noise, expected=expected, addends=addends, bits=bits
         )
@@ -132,6 +131,21 @@ def federated_round(
     scale = jnp.where(counts.non_finite > 0, scale, 1) / jnp.maximum(counts.weight, 1e-30)
     metrics = jax.tree.map(lambda leaf: leaf * scale, metrics)
     return Round(shared, private, metrics, counts.participants, counts.non_finite, bounds)
+
+
+def _check_sums(cohort: CohortConfig, additive: bool, bounds: Bounds | None) -> None:
+    """Raises SettingError where sums are all that there is, and a round needs each upload."""
+    if cohort.privacy != "plain" and not (additive and bounds is not None):
+        raise SettingError(
+            f"privacy = {cohort.privacy!r}: the server is to see sums alone, and this method looks "
+            "at uploads one by one; set privacy = 'plain'"
+        )
+    if is_divided() and not additive:
+        raise SettingError(
+            f"aggregate = {cohort.rule!r}: clients on machines of their own add up what they send, "
+            "and this needs to see each upload; set aggregate = 'mean', and upload = 'sketch' "
+            "where there is a choice"
+        )
 
 
 class _Counts(NamedTuple):

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 
 from jaxrec.federated import scoring, secure_sum
 from jaxrec.federated.cooccurrence import item_counts
+from jaxrec.federated.everywhere import everywhere, users_everywhere
 from jaxrec.federated.local import dense_rows
 from jaxrec.federated.privacy import check_sum
 from jaxrec.federated.private_mean import in_integers
@@ -212,7 +213,7 @@ def _gram(data: Data, degree: jax.Array, *, normalise_users: bool) -> jax.Array:
         rows = jax.vmap(lambda c: dense_rows(c, items))(clients).reshape(-1, items)
         rows = normalise(rows, degree) if normalise_users else rows
         total += rows.T @ rows
-    return total
+    return everywhere(total)
 
 
 def _normalised_gram_in_integers(data: Data, degree: jax.Array) -> jax.Array:
@@ -220,7 +221,8 @@ def _normalised_gram_in_integers(data: Data, degree: jax.Array) -> jax.Array:
 
     Two products of ten bits each are exact in floats. The server divides by the items' degrees.
     """
-    items, users = len(degree), sum(clients.users.size for clients in data.clients)
+    items = len(degree)
+    users = users_everywhere(sum(clients.users.size for clients in data.clients))
     units = 2 ** min(20, 30 - math.ceil(math.log2(users + 1)))
     total = jnp.zeros((items, items), jnp.int32)
     for clients in data.clients:
@@ -231,7 +233,7 @@ def _normalised_gram_in_integers(data: Data, degree: jax.Array) -> jax.Array:
         square = partial(secure_sum.product_sum, right=rows, most=32)  # 32^2 is 1024 times 1
         total += 1024 * square(high) + square(low)
     scale = inverse_root(degree)
-    return scale[:, None] * (total / units) * scale
+    return scale[:, None] * (everywhere(total) / units) * scale
 
 
 def _sketch_unit(users: int) -> float:
@@ -273,14 +275,14 @@ def _secure_sums(
                 product = product.astype(jnp.int32)
             product = product.at[item].add(part)
             form += inner.T @ inner
-        if unit is not None:
-            product = product * unit
-            form = right.T @ product  # the server has no other
-            form = (form + form.T) / 2
-        return product, form
+        if unit is None:
+            return everywhere((product, form))
+        product = everywhere(product) * unit
+        form = right.T @ product  # the server has no other
+        return product, (form + form.T) / 2
 
-    trace = sum(jnp.sum(edges(clients)[2] ** 2) for clients in data.clients)
-    return similarity.Operator(apply, jnp.asarray(trace))
+    trace = everywhere(sum(jnp.sum(edges(clients)[2] ** 2) for clients in data.clients))
+    return similarity.Operator(apply, jnp.asarray(trace), summed=True)
 
 
 def _low_pass(
@@ -363,6 +365,7 @@ def _paper_mean(data: Data, config: LinearConfig, items: int) -> jax.Array:
             [normalised, right.reshape(-1, items)]
         )
     present = sum(jnp.sum(clients.weight > 0) for clients in data.clients)
+    total, present = everywhere((total, present))
     return total / jnp.maximum(present, 1)
 
 

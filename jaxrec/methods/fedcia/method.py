@@ -38,6 +38,7 @@ from jaxrec.federated import local, scoring
 from jaxrec.federated.aggregate import combine
 from jaxrec.federated.cohort import check_rounds, releases, weighed_alike, with_enough
 from jaxrec.federated.engine import federated_round
+from jaxrec.federated.everywhere import is_divided
 from jaxrec.federated.malicious import RENAMED, with_attackers
 from jaxrec.federated.private_mean import first_bounds
 from jaxrec.federated.sum_bytes import with_protocol
@@ -57,6 +58,7 @@ from jaxrec.types import (
     Earlier,
     Method,
     Reads,
+    SettingError,
     Sizes,
     Traffic,
     Traits,
@@ -190,6 +192,11 @@ def groups(
     data: Data, models: tuple[ClientModel, ...], weighting: str
 ) -> list[tuple[ClientModel, Clients]]:
     """Buckets split by model, clients of a bucket dealt out in turn; weights as asked for."""
+    if is_divided() and len(models) > 1:
+        raise SettingError(
+            f"model = {','.join(model.name for model in models)!r}: models are dealt out among "
+            "clients of one machine, and these have machines of their own; give one model"
+        )
     found = []
     for clients in (weighed_alike(data) if weighting == "uniform" else data).clients:
         for number, model in enumerate(models[: len(clients.client)]):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrec.federated import everywhere
 from jaxrec.ops import linalg
 
 
@@ -29,6 +30,7 @@ class Operator(NamedTuple):
 
     apply: Callable[[jax.Array], tuple[jax.Array, jax.Array]]  # X [I, R] -> S X, X^T S X
     trace: jax.Array
+    summed: bool = False  # apply adds up over clients, who may be on other machines
 
 
 def rotate(table: jax.Array, key: jax.Array) -> jax.Array:
@@ -110,7 +112,8 @@ def top_eigenpairs(
     def iterate(_, basis):
         return linalg.orthonormal(operator.apply(basis)[0])
 
-    basis = jax.lax.fori_loop(0, iterations, iterate, linalg.orthonormal(start))
+    repeat = everywhere.repeat if operator.summed else jax.lax.fori_loop
+    basis = repeat(0, iterations, iterate, linalg.orthonormal(start))
     values, turn = linalg.eigh(operator.apply(basis)[1])
     values, turn = jnp.maximum(values[::-1], 0), turn[:, ::-1]
     return Similarity(basis @ turn, values), jnp.sum(values) / jnp.maximum(operator.trace, 1e-30)

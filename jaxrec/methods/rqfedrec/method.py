@@ -46,6 +46,7 @@ from jaxrec.federated import catalogue, codecs, cohort, scoring
 from jaxrec.federated.catalogue import Catalogue
 from jaxrec.federated.cooccurrence import recent_counts
 from jaxrec.federated.engine import federated_round
+from jaxrec.federated.everywhere import everywhere
 from jaxrec.federated.malicious import RENAMED, with_attackers
 from jaxrec.federated.privacy import check_user_sums
 from jaxrec.federated.sum_bytes import masked_bytes, with_protocol
@@ -226,7 +227,7 @@ def step(config: Config, state: State, data: Data, key: jax.Array) -> tuple[Stat
         renew = lambda shared: server.refresh(config, shared, data, key_refresh)
         shared = jax.lax.cond(due, renew, lambda shared: shared, shared)
         error = tuple(jnp.where(due, 0, each) for each in error)  # it was of the old codes
-        members = sum(jnp.sum(clients.weight > 0) for clients in data.clients)
+        members = everywhere(sum(jnp.sum(clients.weight > 0) for clients in data.clients))
         refreshed = due * config.sketch_participation * members
     gates = server.gates_at(config, shared.round, shared.gates)
     metrics = Metrics(

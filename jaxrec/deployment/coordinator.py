@@ -1,0 +1,146 @@
+"""The server of a federation: it asks nodes for parts of sums, adds them and goes on from there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxrec.deployment import vectors
+from jaxrec.deployment.messages import Message, decode, encode
+from jaxrec.deployment.party import Party
+from jaxrec.deployment.terms import Terms
+from jaxrec.federated.secure_aggregation import ProtocolError, agree
+from jaxrec.federated.secure_aggregation.rounds import run
+from jaxrec.federated.stages import Progress
+from jaxrec.types import Data, DataError
+
+Ask = Callable[[Mapping[str, bytes]], Iterable[tuple[str, bytes]]]
+"""Sends each node its request, and gives the replies that come, each with its node's name."""
+
+
+class Coordinator:
+    """The server's side, without rows: a state's shared leaves, and who takes part.
+
+    A node that refuses, or whose reply does not come, is out of the sums of that round; `left_out`
+    says why. The round goes on with the others while there are at least `min_cohort` of them.
+    """
+
+    def __init__(self, terms: Terms, data: Data, ask: Ask):
+        """`data`: see `party.nobody`; `ask`: the transport."""
+        self.terms, self.ask = terms, ask
+        self.party = Party(terms, data)
+        self.secure = self.party.config.privacy == "secure_sum"
+        self.members: dict[str, int] = {}  # the number of each node that has joined
+        self.left_out: dict[str, str] = {}  # in what was done last, by node
+        self._sums = 0
+
+    def enrol(self, nodes: Iterable[str]) -> None:
+        """Offer the terms to nodes; those that agree are members from now on."""
+        self.left_out = {}
+        free = sorted(set(range(self.terms.clients)) - set(self.members.values()), reverse=True)
+        places, terms = {}, self.terms.to_json()
+        for name in sorted(nodes):
+            if name in self.members:
+                places[name] = self.members[name]
+            elif free:
+                places[name] = free.pop()
+            else:
+                self.left_out[name] = f"all {self.terms.clients} places are taken"
+        offer = lambda place: Message({"do": "join", "terms": terms, "client": place})
+        agreed = self._asked({name: offer(place) for name, place in places.items()})
+        self.members |= {name: places[name] for name, _ in agreed}
+
+    def init(self) -> Any:
+        """The set-up with all members; returns the first state."""
+        stages = self.party.programs.init(False)
+        return self._run("init", -1, [], stages.begin(self.party.init_key, self.party.data))
+
+    def step(self, state: Any, round: int) -> tuple[Any, Any]:
+        """A round with all members; returns the state and the metrics."""
+        party = self.party
+        progress = party.programs.step(False).begin(state, party.data, party.key_of(round))
+        return self._run("step", round, party.leaves(state, own=False), progress)
+
+    def _run(self, what: str, round: int, shared: list[np.ndarray], progress: Progress) -> Any:
+        """One function, exchange by exchange."""
+        self.left_out = {}
+        there = sorted(self.members, key=self.members.__getitem__)
+        self._need(len(there), round)
+        head = {"do": "begin", "what": what, "round": round, "shared": len(shared)}
+        arrays = shared
+        while True:
+            shapes = progress.due
+            if not shapes:  # nothing is added any more, and nodes may wait for the last sums
+                self._asked({name: Message(head, arrays) for name in there})
+                return progress.results
+            there, totals = self._summed(there, head, arrays, shapes)
+            progress = progress.go_on(totals)
+            head = {"do": "go on", "round": round, "totals": len(totals)}
+            arrays = totals
+
+    def _summed(
+        self, there: list[str], head: dict[str, Any], arrays: list[np.ndarray], shapes: Any
+    ) -> tuple[list[str], list[np.ndarray]]:
+        """Who was in the sums of an exchange, and the sums."""
+        self._need(len(there), head["round"])
+        if not self.secure:
+            requests = {name: Message(head, arrays) for name in there}
+            found = dict(self._asked(requests))
+            for name, reply in list(found.items()):
+                told = [(a.shape, a.dtype) for a in reply.arrays]
+                if told != [(s.shape, s.dtype) for s in shapes]:
+                    self.left_out[name] = f"its parts have the shapes {told}"
+                    del found[name]
+            there = [name for name in there if name in found]
+            self._need(len(there), head["round"])
+            return there, vectors.added([found[name].arrays for name in there])
+        terms = agree(
+            len(there), vectors.length(shapes), 32,
+            round=self._sums, least=max(2, self.party.config.min_cohort),
+        )  # fmt: skip
+        self._sums += 1
+
+        def exchange(stage: str, requests: Mapping[int, bytes]) -> Iterator[tuple[int, bytes]]:
+            messages = {}
+            for place, request in requests.items():
+                told = {"do": "secure"}
+                if stage == "advertise":
+                    told = {**head, "sum": terms.round, "me": place}
+                own = [np.frombuffer(request, np.uint8)]
+                both = [*arrays, *own] if stage == "advertise" else own
+                messages[there[place]] = Message(told, both)
+            for name, reply in self._asked(messages):
+                yield there.index(name), reply.arrays[0].tobytes()
+
+        outcome = run(terms, exchange)
+        self.left_out |= {there[c]: why for c, why in outcome.refused.items()}
+        kept = [there[place] for place in outcome.clients]
+        return kept, vectors.from_vector(outcome.total, shapes)
+
+    def _asked(self, requests: Mapping[str, Message]) -> list[tuple[str, Message]]:
+        """The replies that came and are no refusals."""
+        found, missing = [], set(requests)
+        for name, data in self.ask({name: encode(m) for name, m in requests.items()}):
+            missing.discard(name)
+            try:
+                reply = decode(data)
+            except DataError as error:
+                reply = Message({"refused": str(error)})
+            if "refused" in reply.head:
+                self.left_out[name] = reply.head["refused"]
+            else:
+                found.append((name, reply))
+        self.left_out |= dict.fromkeys(missing, "no reply came")
+        return found
+
+    def _need(self, number: int, round: int) -> None:
+        least = self.party.config.min_cohort if self.secure else 1
+        if number < least:
+            where = "the set-up" if round < 0 else f"round {round}"
+            why = "; ".join(f"{name}: {reason}" for name, reason in self.left_out.items())
+            raise ProtocolError(
+                f"{where}: {number} clients are left, and {least} are needed; nothing was added "
+                f"up{f' ({why})' if why else ''}"
+            )

@@ -1,0 +1,252 @@
+"""Clients on machines of their own learn what a simulation of the same clients learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec.data.pack import pack
+from jaxrec.data.split import split
+from jaxrec.data.synthetic import synthetic
+from jaxrec.deployment import Coordinator, Limits, Node, Terms
+from jaxrec.deployment.messages import Message, decode, encode
+from jaxrec.deployment.party import nobody
+from jaxrec.federated.secure_aggregation import ProtocolError
+from jaxrec.types import SettingError
+
+CLIENTS = 4
+SUMS = {"min_cohort": 2}
+PLAIN = {"privacy": "plain"}
+WILLING = Limits(secure_sum=False, min_cohort=2)
+CODED = {"width": 4, "codes": 4, "levels": 1, "passes": 2, "participation": 1.0}
+# In eight bits, rounding follows the arbitrary signs of the set-up's eigenvectors.
+EXACT = {"uplink": "float32", "downlink": "float32", "sketch_bits": 32}
+COLD = {"channels": "random", "start": "cold"}
+METHODS = {
+    "popularity": ("popularity", SUMS, 1),
+    "fedavg": ("fedavg", {"width": 8, "local_steps": 2, **SUMS}, 3),
+    "fedavg in clear": ("fedavg", {"width": 8, "local_steps": 2, **PLAIN}, 2),
+    "fedmf": ("fedavg", {"width": 8, "upload": "gradient", **SUMS}, 2),
+    "fedcia": ("fedcia", {"width": 8, **SUMS}, 3),
+    "ease in clear": ("fedcia", {"model": "ease", **PLAIN}, 1),
+    "gfcf": ("fedcia", {"model": "gfcf", "singular_vectors": 8, **SUMS}, 1),
+    "gfcf's sketch": ("fedcia", {"model": "gfcf", "singular_vectors": 8, "sketch": 20, **SUMS}, 1),
+    "gram": ("fedcia", {"model": "gram", "directions": 10, "basis": "items", **SUMS}, 1),
+    "rqfedrec's rounds": ("rqfedrec", {**CODED, **EXACT, **SUMS, **COLD}, 2),
+    "rqfedrec": ("rqfedrec", {**CODED, **EXACT, **SUMS}, 2),
+}
+SLOW = ("rqfedrec's rounds", "rqfedrec")  # their sums are of the kinds of fedmf and gfcf's sketch
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """All clients in one bucket, by number, and the sizes."""
+    dataset = split(synthetic(users=48, items=32, clients=CLIENTS, length=16), "ratio", 0.1, 0.2, 0)
+    data, sizes = pack(dataset, lengths=[300])
+    (clients,) = data.clients
+    order = np.argsort(clients.client)
+    return data._replace(clients=(jax.tree.map(lambda leaf: leaf[order], clients),)), sizes
+
+
+def of_client(data, number):
+    return data._replace(
+        clients=(jax.tree.map(lambda leaf: leaf[number : number + 1], data.clients[0]),)
+    )
+
+
+class Network:
+    """Nodes in this process; some requests get lost, and some replies change on their way."""
+
+    def __init__(self, whole, limits=WILLING):
+        data, _ = whole
+        self.nodes = {f"client {n}": Node(of_client(data, n), limits) for n in range(CLIENTS)}
+        self.lost = lambda name, request: False
+        self.changed = lambda name, reply: reply
+        self.up = self.down = 0
+
+    def ask(self, requests):
+        for name, request in requests.items():
+            if self.lost(name, decode(request).head):
+                continue
+            reply = self.changed(name, self.nodes[name].answer(request))
+            self.down, self.up = self.down + len(request), self.up + len(reply)
+            yield name, reply
+
+
+def federation(whole, method, settings, network):
+    data, sizes = whole
+    terms = Terms(method, sizes.items, CLIENTS, sizes.users, 7, settings)
+    coordinator = Coordinator(terms, nobody(terms, data), network.ask)
+    coordinator.enrol(network.nodes)
+    return coordinator
+
+
+def simulated(coordinator, data, rounds):
+    """The state and the last metrics of the same rounds on one machine."""
+    party = coordinator.party
+    state, step, metrics = jax.jit(party.method.init)(party.init_key, data), None, None
+    step = jax.jit(party.method.step)
+    for number in range(rounds):
+        state, metrics = step(state, data, party.key_of(number))
+    return state, metrics
+
+
+def scores(coordinator, state, data):
+    method, users = coordinator.party.method, coordinator.terms.users
+    serve = lambda state: method.score(method.prepare(state, data), jnp.arange(users))
+    return np.asarray(jax.jit(serve)(state))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in METHODS]
+)
+def test_clients_on_their_own_machines_learn_what_a_simulation_does(whole, name):
+    method, settings, rounds = METHODS[name]
+    network = Network(whole)
+    coordinator = federation(whole, method, settings, network)
+    assert coordinator.members == {f"client {n}": n for n in range(CLIENTS)}
+    state = coordinator.init()
+    for number in range(rounds):
+        state, metrics = coordinator.step(state, number)
+    assert coordinator.left_out == {}
+    expected, expected_metrics = simulated(coordinator, whole[0], rounds)
+    own = [network.nodes[name].own[rounds] for name in sorted(network.nodes)]
+    together = [np.concatenate(leaves) for leaves in zip(*own, strict=True)]
+    state = coordinator.party.joined(coordinator.party.leaves(state, own=False), together)
+    found, wanted = (scores(coordinator, each, whole[0]) for each in (state, expected))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+    for one, other in zip(*map(jax.tree.leaves, (metrics, expected_metrics)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_the_server_sees_no_part_of_a_secure_sum(whole):
+    network, seen = Network(whole), []
+    coordinator = federation(whole, "popularity", SUMS, network)
+    network.changed = lambda name, reply: seen.append(decode(reply)) or reply
+    state, _ = coordinator.step(coordinator.init(), 0)
+    counts = np.bincount(np.asarray(whole[0].clients[0].item)[np.asarray(whole[0].clients[0].mask)])
+    kept = np.where(counts >= coordinator.party.config.min_support, counts, 0)
+    np.testing.assert_array_equal(state.counts[: len(kept)], kept)
+    assert {array.dtype for reply in seen for array in reply.arrays} == {np.dtype(np.uint8)}
+    assert {key for reply in seen for key in reply.head} == {"done", "parts"}
+
+
+FEDAVG = ("fedavg", {"width": 8, "local_steps": 2, **SUMS})
+
+
+@pytest.mark.parametrize("stage", ["begin", "advertised", "shared", "masked"])
+def test_a_client_that_vanishes_is_out_of_the_round_and_comes_back(whole, stage):
+    """At each message of a round; whoever has sent its vector is in the sum."""
+    method, settings = FEDAVG
+    network = Network(whole)
+    coordinator = federation(whole, method, settings, network)
+    state, heard = coordinator.init(), []
+    before = {name: node.own[0] for name, node in network.nodes.items()}
+    number = ["begin", "advertised", "shared", "masked"].index(stage)
+
+    def lost(name, head):
+        heard.append(name)
+        return name == "client 2" and heard.count(name) > number
+
+    network.lost = lost
+    state, metrics = coordinator.step(state, 0)
+    assert metrics.participants == (4 if stage == "masked" else 3)
+    assert coordinator.left_out == {"client 2": "no reply came"}
+    network.lost = lambda *_: False
+    if stage == "begin":  # it never heard of the round, so its users stand where they stood
+        assert network.nodes["client 2"].own == {0: before["client 2"]}
+    state, metrics = coordinator.step(state, 1)
+    assert (metrics.participants, coordinator.left_out) == (4, {})
+
+
+def test_too_few_clients_end_a_round_and_nothing_is_revealed(whole):
+    network = Network(whole)
+    coordinator = federation(whole, *FEDAVG, network)
+    state = coordinator.init()
+    network.lost = lambda name, head: head["do"] == "begin" and name != "client 0"
+    with pytest.raises(ProtocolError, match="begin another round"):
+        coordinator.step(state, 0)
+    network.lost = lambda *_: False
+    _, metrics = coordinator.step(state, 0)
+    assert metrics.participants == 4
+
+
+def test_a_damaged_reply_counts_as_none(whole):
+    network = Network(whole)
+    coordinator = federation(whole, *FEDAVG, network)
+    state = coordinator.init()
+    network.changed = lambda name, reply: reply[:-3] if name == "client 1" else reply
+    _, metrics = coordinator.step(state, 0)
+    assert metrics.participants == 3
+    assert "is damaged" in coordinator.left_out["client 1"]
+
+
+def test_a_client_refuses_terms_beyond_its_limits(whole):
+    careful = Network(whole, Limits(min_cohort=2))
+    coordinator = federation(whole, "fedcia", {"width": 8, **PLAIN}, careful)
+    assert coordinator.members == {}
+    assert set(coordinator.left_out) == set(careful.nodes)
+    assert "parts of secure sums alone" in coordinator.left_out["client 0"]
+    with pytest.raises(ProtocolError, match="the set-up: 0 clients are left"):
+        coordinator.init()
+    strict = Network(whole, Limits(min_cohort=3))
+    coordinator = federation(whole, "fedcia", {"width": 8, **SUMS}, strict)
+    assert "sums over at least 3 clients" in coordinator.left_out["client 3"]
+    choosy = Network(whole, Limits(methods=("rqfedrec",)))
+    coordinator = federation(whole, "fedcia", {"width": 8}, choosy)
+    assert "takes part in rqfedrec" in coordinator.left_out["client 3"]
+
+
+def test_more_clients_than_places_are_told(whole):
+    network = Network(whole)
+    network.nodes["client 9"] = network.nodes["client 0"]
+    coordinator = federation(whole, *FEDAVG, network)
+    assert coordinator.left_out == {"client 9": "all 4 places are taken"}
+    coordinator.enrol(["client 1"])  # it keeps its number
+    assert coordinator.members["client 1"] == 1
+
+
+@pytest.mark.parametrize(
+    "head, told",
+    [
+        ({"do": "begin", "what": "step", "round": 0, "shared": 0}, "has not joined"),
+        ({"do": "go on", "totals": 0}, "was started anew"),
+        ({"do": "secure"}, "list index out of range"),
+        ({"do": "_reply"}, "nobody here can"),
+        ({}, "KeyError"),
+        ({"do": "join", "terms": "{}", "client": 0}, "no terms of a federation"),
+        ({"do": "join", "terms": '{"method": "svd"}', "client": 0}, "no terms of a federation"),
+    ],
+)
+def test_requests_out_of_turn_are_refused(whole, head, told):
+    node = Node(of_client(whole[0], 0))
+    assert told in decode(node.answer(encode(Message(head)))).head["refused"]
+
+
+@pytest.mark.parametrize(
+    "method, settings, told",
+    [
+        ("itemknn", {}, "method = 'itemknn': must be one of fedavg, fedcia, popularity, rqfedrec"),
+        ("fedavg", {"participation": 0.5}, "participation = 0.5: simulates who takes part"),
+        ("fedavg", {"privacy": "central_dp", "epsilon": 1.0, "clip": 1.0}, "add no noise yet"),
+        ("fedavg", {"width": 0}, "width = 0: must be at least 1"),
+    ],
+)
+def test_terms_that_real_clients_cannot_have_are_refused(method, settings, told):
+    with pytest.raises(SettingError, match=told):
+        _ = Terms(method, 32, CLIENTS, 48, settings=settings).config
+
+
+@pytest.mark.parametrize(
+    "method, settings, told",
+    [
+        ("fedavg", {"aggregate": "median", **PLAIN}, "aggregate = 'median': clients on machines"),
+        ("fedcia", {"training": "steps", "upload": "factor", **PLAIN}, "upload = 'sketch'"),
+        ("fedcia", {"model": "mf:4,lightgcn:4", **SUMS}, "model = 'mf,lightgcn': models are dealt"),
+        ("rqfedrec", {**CODED, "refresh": 1, **SUMS}, "set refresh = 0"),
+    ],
+)
+def test_settings_that_need_more_than_sums_are_refused(whole, method, settings, told):
+    with pytest.raises(SettingError, match=told):
+        coordinator = federation(whole, method, {"width": 4, **settings}, Network(whole))
+        coordinator.party.programs.step(False)
