@@ -30,9 +30,9 @@ from jaxrec.training.prepared import environment
 from jaxrec.types import DataError
 
 NAMES = (
-    "start", "ranking", "fedcia", "rqfedrec", "quantize", "sequential", "llmd4rec", "decoder",
-    "encoder", "agentcf", "seeds", "attacks", "privacy", "privacy_curve", "scale", "large", "serve",
-    "updates",
+    "start", "compile", "ranking", "fedcia", "rqfedrec", "quantize", "sequential", "llmd4rec",
+    "decoder", "encoder", "agentcf", "seeds", "attacks", "privacy", "privacy_curve", "scale",
+    "large", "serve", "updates",
 )  # fmt: skip
 
 
