@@ -1,5 +1,6 @@
 """A page says what its runs say, escapes whatever they hold, and needs nothing but itself."""
 
+import functools
 import importlib
 import json
 import os
@@ -33,8 +34,13 @@ TINY = {"text": "tfidf", "baselines": (), "progress": False}
 METHODS = {
     "fedcia": {"rounds": 4, "width": 4, "rank": 4, "baselines": ("popularity",)},
     "ease": {"model": "ease"},
-    "rqfedrec": {"rounds": 1, "codes": 6, "levels": 2, "width": 4, "start": "cold"},
-    "agentcf": {"groups": 3, "rank": 4, "recent": 6, "ks": (1, 5), "candidates": 4},
+    "rqfedrec": {
+        "rounds": 1, "codes": 6, "levels": 2, "width": 4, "start": "cold", "next_rows": 0,
+        "user_steps": 1,
+    },
+    "agentcf": {
+        "groups": 3, "rank": 4, "recent": 6, "ks": (1, 5), "candidates": 4, "hold_test": True,
+    },
 }  # fmt: skip
 needs_chromium = pytest.mark.skipif(
     not shutil.which("chromium"), reason="no browser: the program chromium is not installed"
@@ -72,6 +78,12 @@ def trained(data, tmp_path_factory):
         return found[name, seed]
 
     return get
+
+
+@pytest.fixture(scope="module")
+def page_of(trained):
+    """The page of one run, made when it is first asked for."""
+    return functools.cache(lambda name: page([trained(name).out]))
 
 
 @pytest.fixture
@@ -115,7 +127,7 @@ def first(pairs, number):
 
 
 @pytest.mark.parametrize("name", ["fedcia", "ease"])
-def test_neighbours_are_those_of_the_dense_similarity(trained, name):
+def test_neighbours_are_those_of_the_dense_similarity(trained, page_of, name):
     result = trained(name)
     titles, popular, _ = items_of(result)
     if name == "ease":
@@ -124,7 +136,7 @@ def test_neighbours_are_those_of_the_dense_similarity(trained, name):
         vectors, values = map(np.asarray, result.state.shared.similarity)
         dense = vectors @ np.diag(values) @ vectors.T
         dense = dense / np.sqrt(np.outer(np.diag(dense), np.diag(dense)))
-    shown = cards_of(section(page([result.out]), "Similar items"))
+    shown = cards_of(section(page_of(name), "Similar items"))
     expected = [item for item, _ in first(popular.items(), 6)]
     assert list(shown) == [titles[item] for item in expected]
     assert EVIL in shown
@@ -271,9 +283,8 @@ def test_elements_escape_all_that_is_no_markup():
     assert element("p", inner, "<b>", 3) == f"<p>{inner}&lt;b&gt;3</p>"
 
 
-def test_curves_and_users_are_those_of_the_runs(trained):
-    result = trained("fedcia")
-    made = page([result.out])
+def test_curves_and_users_are_those_of_the_runs(trained, page_of):
+    result, made = trained("fedcia"), page_of("fedcia")
     learning = {line.name: line for line in made.charts["results-learning"].lines}
     sent = {line.name: line for line in made.charts["results-accuracy-against-communication"].lines}
     for name, one in {"fedcia": result, **result.baselines}.items():
@@ -319,8 +330,8 @@ def test_lists_are_those_recommended(trained):
         assert lines == expected
 
 
-def test_settings_that_are_not_the_default_are_bold(trained):
-    shown = section(page([trained("fedcia").out]), "Settings and environment")
+def test_settings_that_are_not_the_default_are_bold(page_of):
+    shown = section(page_of("fedcia"), "Settings and environment")
     bold = {text_of(cell) for row in shown.iter("tr") for cell in row.iter("b")}
     assert {"rank", "4", "width", "rounds"} <= bold
     assert not {"learning_rate", "monitor", "split"} & bold

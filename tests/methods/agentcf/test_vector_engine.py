@@ -57,10 +57,12 @@ def small(**settings):
 
 
 def test_events_one_at_a_time_are_the_same_log():
-    exact, slow = small(), small(minibatch=True, minibatch_size=1)
+    """Groups are made of memories afterwards, which stay the same without them."""
+    batches = {"minibatch": True, "groups": 0, "popularity": False}
+    exact, slow = small(), small(**batches, minibatch_size=1)
     np.testing.assert_allclose(slow.memories.item, exact.memories.item, atol=1e-5)
     np.testing.assert_allclose(slow.memories.user.fused, exact.memories.user.fused, atol=1e-4)
-    coarse = small(minibatch=True)
+    coarse = small(**batches)
     difference = jnp.abs(coarse.memories.item - exact.memories.item).max()
     assert 1e-3 < difference < 1.5
 
