@@ -511,7 +511,7 @@ def test_a_run_by_default_says_how_its_data_were_split(dataset, finished):
     assert reopen(result.out, progress=False).protocol == result.protocol
     with pytest.raises(SettingError, match=r"test = 0.3: .*set split = 'ratio' or 'time'"):
         fit(dataset, test=0.3)
-    fit(dataset, test=0.3, split="ratio", rounds=2)
+    fit(dataset, test=0.3, split="ratio", rounds=2, hold_test=True)
 
 
 def test_a_run_goes_on_with_its_own_text_vectors_only():
