@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from html import escape, unescape
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -34,13 +35,9 @@ TINY = {"text": "tfidf", "baselines": (), "progress": False}
 METHODS = {
     "fedcia": {"rounds": 4, "width": 4, "rank": 4, "baselines": ("popularity",)},
     "ease": {"model": "ease"},
-    "rqfedrec": {
-        "rounds": 1, "codes": 6, "levels": 2, "width": 4, "start": "cold", "next_rows": 0,
-        "user_steps": 1,
-    },
-    "agentcf": {
-        "groups": 3, "rank": 4, "recent": 6, "ks": (1, 5), "candidates": 4, "hold_test": True,
-    },
+    "rqfedrec": {"rounds": 1, "codes": 6, "levels": 2, "width": 4, "start": "cold"},
+    "agentcf": {"groups": 3, "rank": 4, "recent": 6, "ks": (1, 5), "candidates": 4},
+    "itemknn": {"ks": (1, 5), "candidates": 4, "monitor": "MRR"},
 }  # fmt: skip
 needs_chromium = pytest.mark.skipif(
     not shutil.which("chromium"), reason="no browser: the program chromium is not installed"
@@ -209,6 +206,27 @@ def test_groups_show_what_their_members_took(trained):
         assert found == [titles[i] for i in expected]
 
 
+def test_groups_of_a_state_show_what_it_remembers_of_them(trained):
+    """A state of AgentCF++ made by hand: 40 users with 2 memories each, 3 groups, 30 items."""
+    rng, result = np.random.default_rng(0), trained("fedcia")
+    slot, recent = rng.integers(4, size=(40, 2)), rng.integers(31, size=(3, 2, 6))
+    count, popularity = rng.integers(9, size=(3, 30)), rng.integers(1, 40, size=30)
+    state = SimpleNamespace(groups=(slot, count, recent), popularity=popularity)
+    run = SimpleNamespace(settings={"groups": 3})
+    parts = sections.trends(run, lambda: result._replace(state=state))
+    shown = cards_of(ElementTree.fromstring(f"<div>{''.join(parts)}</div>"))
+    titles, members = items_of(result)[0], [(slot == group).any(1).sum() for group in range(3)]
+    order = [group for group, _ in first(enumerate(members), 3)]
+    assert list(shown) == [f"Group {group}: {members[group]} members" for group in order]
+    for group, lines in zip(order, shown.values(), strict=True):
+        excess = count[group] * popularity.sum() - count[group].sum() * popularity
+        expected = [i for i, _ in first(enumerate(count[group]), 5)]
+        expected += [i for i, _ in first(enumerate(excess), 5)]
+        for newest in recent[group].tolist():
+            expected += [i for i in dict.fromkeys(newest) if i < 30][:5]
+        assert [line[0] for line in lines] == [titles[i] for i in expected]
+
+
 def taught(folder):
     """A run turned into one of LLMD4Rec as far as its rows go: one epoch each of three phases."""
     record = json.loads((folder / "config.json").read_text())
@@ -354,10 +372,10 @@ def test_runs_that_differ_in_their_seed_have_one_colour_and_one_label(trained):
 
 
 def test_runs_that_are_measured_differently_share_no_chart(trained):
-    made = page([trained("fedcia").out, trained("agentcf").out])
+    made = page([trained("fedcia").out, trained("itemknn").out])
     titles = [node.text for node in main_of(made).iter("h2")]
-    assert titles[:2] == ["Results: fedcia, popularity", "Results: agentcf"]
-    assert [line.name for line in made.charts["results-agentcf-learning"].lines] == ["agentcf"]
+    assert titles[:2] == ["Results: fedcia, popularity", "Results: itemknn"]
+    assert [line.name for line in made.charts["results-itemknn-learning"].lines] == ["itemknn"]
 
 
 def test_what_a_run_lacks_is_left_out_with_a_reason(copied):
