@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxrec.cli.train import main
 from jaxrec.data.synthetic import synthetic
 
 TOY = Path(__file__).parents[1] / "toy.py"
@@ -64,14 +65,22 @@ def test_a_run_ends_with_a_table_and_a_folder(data, tmp_path):
         (["toy", "--nan-at", "1", *QUICK], "round 1: loss is nan"),
     ],
 )
-def test_what_is_wrong_is_one_line_and_status_2(words, message, tmp_path):
-    done = command(*words, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ")
-    assert message in line
-    leftover = [path for path in tmp_path.glob("runs/*") if not (path / "config.json").exists()]
+@pytest.mark.usefixtures("toy")
+def test_what_is_wrong_is_one_line_and_status_2(words, message, tmp_path, monkeypatch, capfd):
+    """In this process, and where it is wrong from the first word or in the midst of a run, also in
+    one of its own."""
+    monkeypatch.chdir(tmp_path)
+    told = [(main(words), *capfd.readouterr())]
+    if words[0] == "tooy" or "--nan-at" in words:
+        (apart := tmp_path / "apart").mkdir()
+        done = command(*words, cwd=apart)
+        told.append((done.returncode, done.stdout, done.stderr))
+    for status, out, err in told:
+        assert (status, out) == (2, "")
+        (line,) = err.splitlines()
+        assert line.startswith("error: ")
+        assert message in line
+    leftover = [path for path in tmp_path.rglob("runs/*") if not (path / "config.json").exists()]
     assert leftover == []
 
 

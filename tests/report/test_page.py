@@ -1,5 +1,6 @@
 """A page says what its runs say, escapes whatever they hold, and needs nothing but itself."""
 
+import functools
 import importlib
 import json
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from html import escape, unescape
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -35,6 +37,7 @@ METHODS = {
     "ease": {"model": "ease"},
     "rqfedrec": {"rounds": 1, "codes": 6, "levels": 2, "width": 4, "start": "cold"},
     "agentcf": {"groups": 3, "rank": 4, "recent": 6, "ks": (1, 5), "candidates": 4},
+    "itemknn": {"ks": (1, 5), "candidates": 4, "monitor": "MRR"},
 }  # fmt: skip
 needs_chromium = pytest.mark.skipif(
     not shutil.which("chromium"), reason="no browser: the program chromium is not installed"
@@ -72,6 +75,12 @@ def trained(data, tmp_path_factory):
         return found[name, seed]
 
     return get
+
+
+@pytest.fixture(scope="module")
+def page_of(trained):
+    """The page of one run, made when it is first asked for."""
+    return functools.cache(lambda name: page([trained(name).out]))
 
 
 @pytest.fixture
@@ -115,7 +124,7 @@ def first(pairs, number):
 
 
 @pytest.mark.parametrize("name", ["fedcia", "ease"])
-def test_neighbours_are_those_of_the_dense_similarity(trained, name):
+def test_neighbours_are_those_of_the_dense_similarity(trained, page_of, name):
     result = trained(name)
     titles, popular, _ = items_of(result)
     if name == "ease":
@@ -124,7 +133,7 @@ def test_neighbours_are_those_of_the_dense_similarity(trained, name):
         vectors, values = map(np.asarray, result.state.shared.similarity)
         dense = vectors @ np.diag(values) @ vectors.T
         dense = dense / np.sqrt(np.outer(np.diag(dense), np.diag(dense)))
-    shown = cards_of(section(page([result.out]), "Similar items"))
+    shown = cards_of(section(page_of(name), "Similar items"))
     expected = [item for item, _ in first(popular.items(), 6)]
     assert list(shown) == [titles[item] for item in expected]
     assert EVIL in shown
@@ -195,6 +204,27 @@ def test_groups_show_what_their_members_took(trained):
             expected += [*dict.fromkeys(there)][:5]
         found = [line[0] for line in shown[f"Group {group}: {len(members)} members"]]
         assert found == [titles[i] for i in expected]
+
+
+def test_groups_of_a_state_show_what_it_remembers_of_them(trained):
+    """A state of AgentCF++ made by hand: 40 users with 2 memories each, 3 groups, 30 items."""
+    rng, result = np.random.default_rng(0), trained("fedcia")
+    slot, recent = rng.integers(4, size=(40, 2)), rng.integers(31, size=(3, 2, 6))
+    count, popularity = rng.integers(9, size=(3, 30)), rng.integers(1, 40, size=30)
+    state = SimpleNamespace(groups=(slot, count, recent), popularity=popularity)
+    run = SimpleNamespace(settings={"groups": 3})
+    parts = sections.trends(run, lambda: result._replace(state=state))
+    shown = cards_of(ElementTree.fromstring(f"<div>{''.join(parts)}</div>"))
+    titles, members = items_of(result)[0], [(slot == group).any(1).sum() for group in range(3)]
+    order = [group for group, _ in first(enumerate(members), 3)]
+    assert list(shown) == [f"Group {group}: {members[group]} members" for group in order]
+    for group, lines in zip(order, shown.values(), strict=True):
+        excess = count[group] * popularity.sum() - count[group].sum() * popularity
+        expected = [i for i, _ in first(enumerate(count[group]), 5)]
+        expected += [i for i, _ in first(enumerate(excess), 5)]
+        for newest in recent[group].tolist():
+            expected += [i for i in dict.fromkeys(newest) if i < 30][:5]
+        assert [line[0] for line in lines] == [titles[i] for i in expected]
 
 
 def taught(folder):
@@ -271,9 +301,8 @@ def test_elements_escape_all_that_is_no_markup():
     assert element("p", inner, "<b>", 3) == f"<p>{inner}&lt;b&gt;3</p>"
 
 
-def test_curves_and_users_are_those_of_the_runs(trained):
-    result = trained("fedcia")
-    made = page([result.out])
+def test_curves_and_users_are_those_of_the_runs(trained, page_of):
+    result, made = trained("fedcia"), page_of("fedcia")
     learning = {line.name: line for line in made.charts["results-learning"].lines}
     sent = {line.name: line for line in made.charts["results-accuracy-against-communication"].lines}
     for name, one in {"fedcia": result, **result.baselines}.items():
@@ -319,8 +348,8 @@ def test_lists_are_those_recommended(trained):
         assert lines == expected
 
 
-def test_settings_that_are_not_the_default_are_bold(trained):
-    shown = section(page([trained("fedcia").out]), "Settings and environment")
+def test_settings_that_are_not_the_default_are_bold(page_of):
+    shown = section(page_of("fedcia"), "Settings and environment")
     bold = {text_of(cell) for row in shown.iter("tr") for cell in row.iter("b")}
     assert {"rank", "4", "width", "rounds"} <= bold
     assert not {"learning_rate", "monitor", "split"} & bold
@@ -343,10 +372,10 @@ def test_runs_that_differ_in_their_seed_have_one_colour_and_one_label(trained):
 
 
 def test_runs_that_are_measured_differently_share_no_chart(trained):
-    made = page([trained("fedcia").out, trained("agentcf").out])
+    made = page([trained("fedcia").out, trained("itemknn").out])
     titles = [node.text for node in main_of(made).iter("h2")]
-    assert titles[:2] == ["Results: fedcia, popularity", "Results: agentcf"]
-    assert [line.name for line in made.charts["results-agentcf-learning"].lines] == ["agentcf"]
+    assert titles[:2] == ["Results: fedcia, popularity", "Results: itemknn"]
+    assert [line.name for line in made.charts["results-itemknn-learning"].lines] == ["itemknn"]
 
 
 def test_what_a_run_lacks_is_left_out_with_a_reason(copied):

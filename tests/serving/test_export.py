@@ -3,6 +3,7 @@
 import importlib
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -31,8 +32,9 @@ def test_rows_multiply_to_the_scores_and_are_named(trained, tmp_path, to):
     told = exporting.export(trained, tmp_path / "export", to)
     path = tmp_path / "export" / f"vectors.{to}"
     arrays = dict(np.load(path)) if to == "npz" else load_file(path)
-    served = trained.method.prepare(trained.state, trained.data)
-    scores = trained.method.score(served, jnp.arange(USERS))
+    method = trained.method
+    every = lambda *args: method.score(method.prepare(*args), jnp.arange(USERS))
+    scores = jax.jit(every)(trained.state, trained.data)
     np.testing.assert_allclose(arrays["user"] @ arrays["item"].T, scores, rtol=1e-5, atol=1e-6)
     assert told == json.loads((tmp_path / "export" / "export.json").read_text())
     assert told == {"users": USERS, "items": ITEMS, "width": 4, "until": "test"}

@@ -4,6 +4,7 @@ import importlib
 import io
 import warnings
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -77,7 +78,8 @@ def test_a_method_that_cannot_says_why(ease):
 def test_least_squares_finds_the_vector_of_the_least_loss():
     run = trained("fedavg", width=8, negative_weight=0.2, l2_user=0.7)
     item = np.asarray(run.state.shared.item, float)
-    served = run.method.fold_in(run.state, newcomers(run.data, list(map(np.array, ROWS))))
+    new = newcomers(run.data, list(map(np.array, ROWS)))
+    served = jax.jit(run.method.fold_in)(run.state, new)
     for user, own in enumerate(ROWS):
         weight, target = np.full(ITEMS, 0.2), np.zeros(ITEMS)
         weight[own] = target[own] = 1
@@ -102,7 +104,7 @@ def test_least_squares_finds_the_vector_of_the_least_loss():
 )
 def test_a_softmax_comes_near_the_least_loss(method, settings, l2, prior):
     run, own = trained(method, **settings), ROWS[0]
-    served = run.method.fold_in(run.state, newcomers(run.data, [np.array(own)]))
+    served = jax.jit(run.method.fold_in)(run.state, newcomers(run.data, [np.array(own)]))
     features = np.asarray(served.item, float)
     start = np.zeros(features.shape[1])
     start[-1] = prior  # RQFedRec's weight of popularity

@@ -33,6 +33,12 @@ def method(config, one_shot=False, silent=False):
     )
 
 
+@pytest.fixture(autouse=True)
+def no_curve(monkeypatch):
+    """Drawing it is a good part of the time of so small a run; `test_curve.py` does."""
+    monkeypatch.setattr("jaxrec.training.curve.write_curve", lambda *args: None)
+
+
 @pytest.fixture
 def private(toy, monkeypatch):
     """The toy as a method with settings of privacy, and the names of what it was made with."""

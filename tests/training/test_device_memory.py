@@ -63,7 +63,7 @@ def test_a_rounds_work_that_does_not_fit_is_refused_with_a_setting_that_does(dat
     config = {"width": 16}
     seen = []
     monkeypatch.setattr(device_memory, "check", lambda name, parts, *rest: seen.append(parts))
-    fit(dataset, "fedavg", **config)
+    fit(dataset, "fedavg", hold_test=True, **config)
     monkeypatch.undo()
     before, program = seen
     assert set(before) == {"data", "state"}
@@ -78,7 +78,7 @@ def test_a_rounds_work_that_does_not_fit_is_refused_with_a_setting_that_does(dat
         fit(dataset, "fedavg", **config)
     block = int(re.search(r"With block = (\d+) it takes", str(error.value))[1])
     assert "a round's work" in str(error.value)
-    fit(dataset, "fedavg", block=block, **config)
+    fit(dataset, "fedavg", block=block, hold_test=True, **config)
 
 
 def test_where_no_setting_helps_it_says_so(dataset, monkeypatch):

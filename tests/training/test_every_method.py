@@ -59,11 +59,13 @@ def test_settings_of_one_method_are_refused(few, name):
         jaxrec.train("all", few, **{name: 3})
 
 
-def test_the_command_prints_one_table_quickest_first(monkeypatch, tmp_path, capsys):
+def test_the_command_prints_one_table_quickest_first(few, monkeypatch, tmp_path, capsys):
+    (tmp_path / "few").mkdir()
+    few.interactions.to_parquet(tmp_path / "few" / "interactions.parquet")
     monkeypatch.setattr(every_method, "METHODS", {name: METHODS[name] for name in FEW[3:]})
     monkeypatch.setattr(every_method, "QUICKEST", ())
     words = ["all", "--quiet", "--split", "ratio", "--out", str(tmp_path / "run")]
-    assert command.main(words) == 0
+    assert command.main([*words, "--data", str(tmp_path / "few")]) == 0
     lines = filter(None, (line.split() for line in capsys.readouterr().out.splitlines()))
     shown = [line[0] for line in lines if line[0] in FEW][:3]
     taken = {

@@ -17,6 +17,12 @@ SMALL = {"baselines": (), "evaluate_every": 2, "patience": 0, "progress": False,
 STANDING = {"item_learning_rate": 0.0}  # the item table does not move
 
 
+@pytest.fixture(autouse=True)
+def no_curve(monkeypatch):
+    """Drawing it is a good part of the time of so small a run; `test_curve.py` does."""
+    monkeypatch.setattr("jaxrec.training.curve.write_curve", lambda *args: None)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with old.csv, newer.csv and `run`, a run of FedAvg on the first of them."""
@@ -60,7 +66,7 @@ def test_a_frame_may_follow_a_file_and_updates_follow_each_other(place, tmp_path
     run = place / "run"
     for number, part in enumerate(parts):
         before, run = run, tmp_path / str(number)
-        jaxrec.train(from_run=before, data=part, out=run, rounds=1, progress=False)
+        jaxrec.train(from_run=before, data=part, out=run, rounds=2, progress=False)
     record = json.loads((run / "config.json").read_text())
     assert record["from"]["updates"] == 2 and record["data"]["users"] == 14
 
@@ -95,7 +101,7 @@ def test_counts_are_those_of_all_rows(place, tmp_path):
 
 
 def test_the_command(place, tmp_path, capsys):
-    words = ["--from", str(place / "run"), "--data", str(place / "newer.csv"), "--rounds", "1"]
+    words = ["--from", str(place / "run"), "--data", str(place / "newer.csv"), "--rounds", "2"]
     assert main([*words, "--out", str(tmp_path / "more")]) == 0
     said = capsys.readouterr()
     assert "newer: 26 interactions, 2 users, 2 items are new" in said.err

@@ -1,6 +1,7 @@
 """A run picks the best state, stops, saves, and resumes with the same bits."""
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -23,6 +24,8 @@ import pytest
 from jaxrec.data.buckets import POWERS_OF_TWO
 from jaxrec.data.synthetic import synthetic
 from jaxrec.files import in_use
+from jaxrec.methods import METHODS
+from jaxrec.training import curve
 from jaxrec.training.checkpoint import to_arrays
 from jaxrec.training.opening import reopen
 from jaxrec.training.prepared import prepare
@@ -33,6 +36,13 @@ from jaxrec.types import CheckpointError, SettingError
 
 pytestmark = pytest.mark.usefixtures("toy")
 TOY = Path(__file__).parents[1] / "toy.py"
+WRITE_CURVE = curve.write_curve
+
+
+@pytest.fixture(autouse=True)
+def no_curve(monkeypatch):
+    """Drawing it is half the time of a toy's run; `test_what_a_run_folder_holds` does."""
+    monkeypatch.setattr(curve, "write_curve", lambda *args: None)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +61,25 @@ def folder(dataset, tmp_path_factory):
 
 def fit(dataset, **settings):
     return train("toy", dataset, progress=False, **settings)
+
+
+@pytest.fixture(scope="module")
+def finished(dataset, tmp_path_factory):
+    """Runs of the toy in folders, each trained when it is first asked for; nobody writes there."""
+    found = {}
+
+    def get(**settings):
+        name = repr(settings)
+        if name not in found:
+            found[name] = fit(dataset, out=tmp_path_factory.mktemp("runs") / "run", **settings)
+        return found[name]
+
+    return get
+
+
+def copied(result, folder):
+    """A copy of a run's folder, to go on in or to spoil."""
+    return shutil.copytree(result.out, folder)
 
 
 @pytest.mark.slow  # the methods' own tests say what is settled
@@ -102,44 +131,50 @@ def assert_same_folder(left, right):
     pd.testing.assert_frame_equal(*users, check_exact=True)
 
 
-def by_hand(toy, dataset, rounds, **settings):
-    """States after each round, by a plain loop."""
-    prepared = prepare(RunConfig(), dataset)
-    method = toy.make(toy.Config(**settings), prepared.sizes)
-    init_key, key = jax.random.split(jax.random.key(0))
-    states, step = [jax.jit(method.init)(init_key, prepared.data)], jax.jit(method.step)
-    for number in range(rounds):
-        state, _ = step(states[-1], prepared.data, jax.random.fold_in(key, number))
-        states.append(state)
+@pytest.fixture(scope="module")
+def by_hand(dataset):
+    """The toy's states after each of 7 rounds, by a plain loop."""
+
+    @functools.cache
+    def states():
+        prepared, toy = prepare(RunConfig(), dataset), METHODS["toy"]
+        method = toy.make(toy.Config(), prepared.sizes)
+        init_key, key = jax.random.split(jax.random.key(0))
+        found, step = [jax.jit(method.init)(init_key, prepared.data)], jax.jit(method.step)
+        for number in range(7):
+            state, _ = step(found[-1], prepared.data, jax.random.fold_in(key, number))
+            found.append(state)
+        return found
+
     return states
 
 
-def test_the_best_state_by_validation_is_the_one_tested(toy, dataset):
-    result = fit(dataset, rounds=7, evaluate_every=2)
+def test_the_best_state_by_validation_is_the_one_tested(by_hand, finished):
+    result = finished(rounds=7)
     assert [row["round"] for row in result.rows] == [2, 4, 6, 7]
     values = [row["valid/NDCG@10"] for row in result.rows]
     best = result.rows[int(np.argmax(values))]
     assert result.values["best_round"] == best["round"]
     assert result.values["valid/NDCG@10"] == max(values)
     assert result.values["rounds"] == 7
-    expected = by_hand(toy, dataset, 7)[best["round"]]
+    expected = by_hand()[best["round"]]
     for name, array in to_arrays(expected).items():
         np.testing.assert_allclose(to_arrays(result.state)[name], array, rtol=1e-5, err_msg=name)
 
 
-def test_a_row_holds_means_over_its_rounds(toy, dataset):
-    result = fit(dataset, rounds=4, evaluate_every=4)
-    states = by_hand(toy, dataset, 4)
-    losses = [np.abs(b.item - a.item).mean() for a, b in itertools.pairwise(states)]
-    assert result.rows[0]["train/loss"] == pytest.approx(np.mean(losses), rel=1e-4)
-    assert (
-        result.rows[0]["train/participants"] == 5.5
-    )  # 6 clients, one of them out every other round
+def test_a_row_holds_means_over_its_rounds(by_hand, finished):
+    items = [np.asarray(state.item) for state in by_hand()]
+    losses = [np.abs(b - a).mean() for a, b in itertools.pairwise(items)]
+    *pairs, last = finished(rounds=7).rows
+    for row, *both in zip(pairs, losses[:6:2], losses[1:6:2], strict=True):
+        assert row["train/loss"] == pytest.approx(np.mean(both), rel=1e-4)
+        assert row["train/participants"] == 5.5  # 6 clients, one of them out every other round
+    assert last["train/loss"] == pytest.approx(losses[6], rel=1e-4)
 
 
-def test_bytes_count_the_clients_that_took_part(dataset):
+def test_bytes_count_the_clients_that_took_part(finished):
     """6 clients, one of them out every other round; a refresh by 4 in round 3."""
-    result = fit(dataset, rounds=4)
+    result = finished(rounds=4)
     (best,) = (row for row in result.rows if row["round"] == result.values["best_round"])
     up, down = (5 + 6 + 5 + 6) * 4 + 6 * 100 + 4 * 2, (5 + 6 + 5 + 6) * 8 + 2 * 6 * 50 + 4 * 1
     assert {name: value for name, value in result.values.items() if name.startswith("bytes")} == {
@@ -156,9 +191,8 @@ def test_bytes_count_the_clients_that_took_part(dataset):
     assert by_row == [(sum(first), *first), (up + down, up, down)]
 
 
-def test_the_ledger_survives_a_checkpoint(dataset, tmp_path):
-    out = tmp_path / "run"
-    fit(dataset, out=out, rounds=4)
+def test_the_ledger_survives_a_checkpoint(dataset, finished, tmp_path):
+    out = copied(finished(rounds=4), tmp_path / "run")
     path = out / "checkpoint" / "index.json"
     index = json.loads(path.read_text())
     ledger = {
@@ -167,7 +201,7 @@ def test_the_ledger_survives_a_checkpoint(dataset, tmp_path):
     }  # fmt: skip
     assert index["memory"]["ledger"] == ledger
     resumed = train(resume=out, data=dataset, rounds=7, progress=False)
-    assert timeless(resumed.values) == timeless(fit(dataset, rounds=7).values)
+    assert timeless(resumed.values) == timeless(finished(rounds=7).values)
     index["memory"]["bytes"] = index["memory"].pop("ledger")
     path.write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"index\.json: of another version"):
@@ -180,8 +214,8 @@ def test_a_sampled_metric_is_monitored_under_its_own_name(dataset):
     assert result.values["best_round"] == result.rows[int(np.argmax(values))]["round"]
 
 
-def test_items_a_user_already_has_are_ranked_on_request(dataset):
-    masked, whole = fit(dataset), fit(dataset, mask_history=False)
+def test_items_a_user_already_has_are_ranked_on_request(dataset, finished):
+    masked, whole = finished(), fit(dataset, mask_history=False)
     assert "40 items, with those the user already has" in whole.protocol
     # The toy learns what users chose, so that those items stand in front.
     assert whole.values["test/HR@10"] < masked.values["test/HR@10"]
@@ -199,14 +233,14 @@ def test_a_one_shot_method_takes_one_step(dataset):
     assert (result.values["rounds"], len(result.rows), int(result.state.round)) == (1, 1, 1)
 
 
-def test_a_method_on_the_host_is_stepped_in_python(dataset):
-    compiled, stepped = fit(dataset, rounds=3), fit(dataset, rounds=3, on_host=True)
+def test_a_method_on_the_host_is_stepped_in_python(dataset, finished):
+    compiled, stepped = finished(rounds=4), fit(dataset, rounds=4, on_host=True)
     assert stepped.values["test/NDCG@10"] == pytest.approx(compiled.values["test/NDCG@10"])
     assert stepped.rows[0]["train/loss"] == pytest.approx(compiled.rows[0]["train/loss"])
 
 
-def test_the_seed_decides_every_bit(dataset):
-    first, again, other = (fit(dataset, seed=seed) for seed in (1, 1, 2))
+def test_the_seed_decides_every_bit(dataset, finished):
+    (first, again), other = (fit(dataset, seed=1) for _ in range(2)), finished()
     assert timeless(first.values) == timeless(again.values)
     assert_same_state(first.state, again.state)
     assert not np.array_equal(first.state.item, other.state.item)
@@ -228,23 +262,24 @@ def test_items_of_few_train_rows_are_reported_by_themselves():
     assert found == expected and min(expected["cold"], expected["6-20 train rows"]) > 0
 
 
-def test_baselines_stand_beside_the_method(dataset, tmp_path):
-    result = fit(dataset, baselines=["popularity", "toy"], out=tmp_path / "run")
+def test_baselines_stand_beside_the_method(dataset, finished):
+    result = finished(baselines=["popularity", "toy"])
     assert list(result.baselines) == ["popularity"]
     alone = train("popularity", dataset, baselines=(), progress=False)
     beside = result.baselines["popularity"]
     assert timeless(beside.values) == timeless(alone.values)
-    assert beside.out == tmp_path / "run" / "baselines" / "popularity"
+    assert beside.out == result.out / "baselines" / "popularity"
     assert json.loads((beside.out / "result.json").read_text()) == beside.values
 
 
 def test_without_a_folder_nothing_is_written(dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert fit(dataset).out is None
+    assert fit(dataset, rounds=2).out is None
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_what_a_run_folder_holds(dataset, tmp_path):
+def test_what_a_run_folder_holds(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(curve, "write_curve", WRITE_CURVE)
     out = tmp_path / "run"
     result = fit(dataset, out=out, width=4)
     assert sorted(path.name for path in out.iterdir()) == [
@@ -297,14 +332,14 @@ def test_one_process_at_a_time_works_in_the_folder_of_a_run(dataset, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_nan_names_its_round_and_loses_nothing(dataset, tmp_path):
+def test_nan_names_its_round_and_loses_nothing(dataset, finished, tmp_path):
     out = tmp_path / "run"
-    with pytest.raises(FloatingPointError, match=r"round 9: loss is nan.*round \d+ is saved"):
-        fit(dataset, out=out, rounds=20, nan_at=9)
+    with pytest.raises(FloatingPointError, match=r"round 11: loss is nan.*round \d+ is saved"):
+        fit(dataset, out=out, rounds=20, nan_at=11)
     rows = (out / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row)["round"] for row in rows] == [2, 4, 6, 8]
-    result = train(resume=out, data=dataset, rounds=8, progress=False)
-    assert_same_state(result.state, fit(dataset, rounds=8).state)
+    assert [json.loads(row)["round"] for row in rows] == [2, 4, 6, 8, 10]
+    result = train(resume=out, data=dataset, rounds=10, progress=False)
+    assert_same_state(result.state, finished(rounds=10).state)
 
 
 def test_nan_in_scores_or_state_is_named(dataset):
@@ -314,21 +349,19 @@ def test_nan_in_scores_or_state_is_named(dataset):
         fit(dataset, nan_state_at=2)
 
 
-def test_a_finished_run_just_reports(dataset, tmp_path):
-    out = tmp_path / "run"
-    finished = fit(dataset, out=out, baselines=("popularity",))
+def test_a_finished_run_just_reports(dataset, finished, tmp_path):
+    result = finished(baselines=["popularity", "toy"])
+    out = copied(result, tmp_path / "run")
     stamps = {p: p.stat().st_mtime_ns for p in out.rglob("*.parquet")}
     again = train(resume=out, data=dataset, progress=False)
-    assert again.values == finished.values
-    assert again.baselines["popularity"].values == finished.baselines["popularity"].values
-    assert_same_state(again.state, finished.state)
+    assert again.values == result.values
+    assert again.baselines["popularity"].values == result.baselines["popularity"].values
+    assert_same_state(again.state, result.state)
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*.parquet")} == stamps
 
 
-def test_more_rounds_continue_a_finished_run(dataset, tmp_path):
-    short, long = tmp_path / "short", tmp_path / "long"
-    fit(dataset, out=short, rounds=4)
-    fit(dataset, out=long, rounds=10)
+def test_more_rounds_continue_a_finished_run(dataset, finished, tmp_path):
+    short, long = copied(finished(rounds=4), tmp_path / "short"), finished(rounds=10).out
     train(resume=short, data=dataset, rounds=10, progress=False)
     assert_same_folder(short, long)
     assert json.loads((short / "config.json").read_text())["settings"]["rounds"] == 10
@@ -338,9 +371,9 @@ def test_more_rounds_continue_a_finished_run(dataset, tmp_path):
         train(resume=short, data=dataset, out=long, progress=False)
 
 
-def test_finished_baselines_are_not_trained_again(dataset, tmp_path):
-    out = tmp_path / "run"
-    whole = fit(dataset, out=out, baselines=("popularity",))
+def test_finished_baselines_are_not_trained_again(dataset, finished, tmp_path):
+    whole = finished(baselines=["popularity", "toy"])
+    out = copied(whole, tmp_path / "run")
     baseline = out / "baselines" / "popularity"
     before = (baseline / "users.parquet").stat().st_mtime_ns
     for name in ("result.json", "users.parquet"):  # as if killed before these were written
@@ -350,9 +383,8 @@ def test_finished_baselines_are_not_trained_again(dataset, tmp_path):
     assert (baseline / "users.parquet").stat().st_mtime_ns == before
 
 
-def test_a_resumed_run_refuses_what_does_not_fit(dataset, tmp_path):
-    out = tmp_path / "run"
-    fit(dataset, out=out)
+def test_a_resumed_run_refuses_what_does_not_fit(dataset, finished, tmp_path):
+    out = copied(finished(), tmp_path / "run")
     again = lambda data=dataset, **settings: train(
         resume=out, data=data, progress=False, **settings
     )
@@ -378,14 +410,12 @@ def test_a_resumed_run_refuses_what_does_not_fit(dataset, tmp_path):
         again()
 
 
-def test_a_lost_checkpoint_or_row_is_named(dataset, tmp_path):
-    fit(dataset, out=tmp_path / "run")
+def test_a_lost_checkpoint_or_row_is_named(dataset, finished, tmp_path):
     for lost, message in [
         ("checkpoint", r"index\.json: missing"),
         ("metrics.jsonl", r"metrics\.jsonl: damaged"),
     ]:
-        out = tmp_path / lost
-        shutil.copytree(tmp_path / "run", out)
+        out = copied(finished(), tmp_path / lost)
         shutil.rmtree(out / lost) if (out / lost).is_dir() else (out / lost).unlink()
         with pytest.raises(CheckpointError, match=message):
             train(resume=out, data=dataset, progress=False)
@@ -459,31 +489,29 @@ def test_a_run_of_when_buckets_were_powers_of_two_keeps_them(dataset, tmp_path, 
     rows = dataset.interactions
     number = rows.groupby("user").cumcount()
     uneven = replace(dataset, interactions=rows[(rows["client"] > 2) | (number < 5)])
-    settings = {"width": 4, "local_steps": 1, "baselines": (), "progress": False}
     with monkeypatch.context() as before:
         before.setattr(sys.modules["jaxrec.data.pack"], "best_lengths", lambda *_: POWERS_OF_TWO)
-        old = train("local_only", uneven, out=tmp_path, rounds=2, **settings)
-        whole = train("local_only", uneven, rounds=4, **settings)
+        old, whole = fit(uneven, out=tmp_path, rounds=2), fit(uneven, rounds=4)
     record = json.loads((tmp_path / "config.json").read_text())
     lengths = record["data"].pop("lengths")
     (tmp_path / "config.json").write_text(json.dumps(record))
     assert len(lengths) > 1 and set(lengths) <= set(POWERS_OF_TWO)
-    assert len(train("local_only", uneven, rounds=1, **settings).data.clients) == 1
+    assert len(prepare(RunConfig(), uneven).data.clients) == 1
     assert_same_state(reopen(tmp_path, progress=False).state, old.state)
     resumed = train(data=uneven, resume=tmp_path, rounds=4, progress=False)
     assert_same_state(resumed.state, whole.state)
     assert read_record(tmp_path)["data"]["lengths"] == lengths
 
 
-def test_a_run_by_default_says_how_its_data_were_split(dataset, tmp_path):
-    result = fit(dataset, out=tmp_path, rounds=1, baselines=())
+def test_a_run_by_default_says_how_its_data_were_split(dataset, finished):
+    result = finished()
     assert "leave-one-out split" in result.protocol
-    record = json.loads((tmp_path / "config.json").read_text())
+    record = json.loads((result.out / "config.json").read_text())
     assert (record["settings"]["split"], record["data"]["split"]) == ("auto", "leave-one-out")
-    assert reopen(tmp_path, progress=False).protocol == result.protocol
+    assert reopen(result.out, progress=False).protocol == result.protocol
     with pytest.raises(SettingError, match=r"test = 0.3: .*set split = 'ratio' or 'time'"):
         fit(dataset, test=0.3)
-    fit(dataset, test=0.3, split="ratio", rounds=1, baselines=())
+    fit(dataset, test=0.3, split="ratio", rounds=2, hold_test=True)
 
 
 def test_a_run_goes_on_with_its_own_text_vectors_only():

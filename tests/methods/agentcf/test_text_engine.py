@@ -25,8 +25,8 @@ from jaxrec.data.synthetic import synthetic
 from jaxrec.data.text import titled
 from jaxrec.llm import openai_server, protocol
 from jaxrec.llm.protocol import Answer
-from jaxrec.methods.agentcf import text_engine
-from jaxrec.methods.agentcf.text_engine import prompts
+from jaxrec.methods.agentcf import events, text_engine
+from jaxrec.methods.agentcf.text_engine import prompts, stages
 from jaxrec.methods.agentcf.text_engine.forecast import call_rounds
 from jaxrec.methods.agentcf.text_engine.method import check_data
 from jaxrec.methods.agentcf.text_engine.stages import WORD_BYTES, log_of
@@ -42,6 +42,15 @@ needs_openai = pytest.mark.skipif(
     not find_spec("openai"),
     reason="the package openai is not installed: pip install jaxrec[agents]",
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def draws_are_one_program():
+    """A step draws its rejected items anew: by itself each of the drawing's many operations is a
+    program, and some are compiled again in every step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "draw_events", jax.jit(events.draw_events))
+        yield
 
 
 def ready(dataset):
@@ -227,9 +236,9 @@ def test_an_event_without_a_usable_answer_leaves_no_trace(problem, model):
         ]
 
     number = len(log.user)
-    _, before, _ = fit(problem, complete, number - 1, events_per_round=1)
-    _, after, metrics = fit(problem, complete, number, events_per_round=1)
-    assert metrics[-1] == (0.0, 6, 6, 3, 0, 1)
+    method, before, _ = fit(problem, complete, number - 1, events_per_round=1)
+    after, metrics = method.step(before, problem[0], jax.random.key(99))
+    assert metrics == (0.0, 6, 6, 3, 0, 1)
     assert int(after.choice[-1]) == GIVEN_UP
     assert int(before.choice[-1]) == NOT_YET
     assert_same(after._replace(choice=0, done=0), before._replace(choice=0, done=0))

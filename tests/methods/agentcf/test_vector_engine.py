@@ -37,16 +37,18 @@ def problem(how="leave-one-out"):
     return data._replace(text=jnp.asarray(tfidf(texts(held_out(how).items)), jnp.float32)), sizes
 
 
-def trained(data, sizes, **settings):
+@cache
+def programs(sizes, **settings):
+    """A method whose init, step, prepare and score are compiled once for data of one shape."""
     method = agentcf.make(agentcf.Config(**SMALL | settings), sizes)
+    parts = {name: getattr(method, name) for name in ("init", "step", "prepare", "score")}
+    return method._replace(**{name: jax.jit(part) for name, part in parts.items()})
 
-    init, step = (jax.jit(f) for f in (method.init, method.step))
-    state, metrics = step(init(jax.random.key(0), data), data, jax.random.key(1))
 
-    def scores(state, data):
-        return method.score(method.prepare(state, data), jnp.arange(sizes.users))
-
-    return state, metrics, jax.jit(scores)(state, data)
+def trained(data, sizes, **settings):
+    """The state after the one step."""
+    method = programs(sizes, **settings)
+    return method.step(method.init(jax.random.key(0), data), data, jax.random.key(1))[0]
 
 
 @cache
@@ -55,11 +57,13 @@ def small(**settings):
 
 
 def test_events_one_at_a_time_are_the_same_log():
-    exact, slow = small(), small(minibatch=True, minibatch_size=1)
-    np.testing.assert_allclose(slow[0].memories.item, exact[0].memories.item, atol=1e-5)
-    np.testing.assert_allclose(slow[0].memories.user.fused, exact[0].memories.user.fused, atol=1e-4)
-    coarse = small(minibatch=True)
-    difference = jnp.abs(coarse[0].memories.item - exact[0].memories.item).max()
+    """Groups are made of memories afterwards, which stay the same without them."""
+    batches = {"minibatch": True, "groups": 0, "popularity": False}
+    exact, slow = small(), small(**batches, minibatch_size=1)
+    np.testing.assert_allclose(slow.memories.item, exact.memories.item, atol=1e-5)
+    np.testing.assert_allclose(slow.memories.user.fused, exact.memories.user.fused, atol=1e-4)
+    coarse = small(**batches)
+    difference = jnp.abs(coarse.memories.item - exact.memories.item).max()
     assert 1e-3 < difference < 1.5
 
 
@@ -67,24 +71,25 @@ def test_events_one_at_a_time_are_the_same_log():
 def test_at_test_time_the_agents_have_lived_through_the_validation_rows(how):
     data, sizes = problem(how)
     known = data._replace(history=history(held_out(how), TEST))
-    method = agentcf.make(agentcf.Config(**SMALL), sizes)
-    state, _, _ = trained(data, sizes)
-    served = jax.jit(method.prepare)
+    state, served = trained(data, sizes), programs(sizes).prepare
     unchanged = served(state, data).state
     np.testing.assert_array_equal(unchanged.memories.item, state.memories.item)
 
     rows = held_out(how).interactions
     late = rows[rows["split"] == VALID].sort_values("timestamp", kind="stable")
     user, item = (jnp.asarray(late[column].to_numpy()) for column in ("user", "item"))
-    key_negatives, _ = jax.random.split(state.key)
-    rejected = draw_negatives(key_negatives, user, item, data.domain, known.history)
     rates = Rates(temperature=0.3, newest_weight=0.01, item=0.03)
-    by_hand, _ = jax.jit(
-        lambda memories, events: schedule.replay(
-            lambda *args: interact(*args, rates), memories, events,
-            jnp.arange(len(late)), 1, world_of(agentcf.Config(**SMALL), sizes, data),
-        ),
-    )(state.memories, Events(user, item, rejected))  # fmt: skip
+
+    @jax.jit
+    def lived_through(state, known):
+        key_negatives, _ = jax.random.split(state.key)
+        rejected = draw_negatives(key_negatives, user, item, known.domain, known.history)
+        return schedule.replay(
+            lambda *args: interact(*args, rates), state.memories, Events(user, item, rejected),
+            jnp.arange(len(late)), 1, world_of(agentcf.Config(**SMALL), sizes, known),
+        )[0]  # fmt: skip
+
+    by_hand = lived_through(state, known)
     after = served(state, known).state
     np.testing.assert_allclose(after.memories.item, by_hand.item, atol=1e-5)
     np.testing.assert_allclose(after.memories.user.fused, by_hand.user.fused, atol=1e-5)
@@ -95,14 +100,14 @@ def test_at_test_time_the_agents_have_lived_through_the_validation_rows(how):
 
 @pytest.mark.slow
 def test_frozen_items_keep_their_content_and_no_groups_weigh_nothing():
-    state, _, _ = small(item_rate=0.0, groups=0, popularity=False)
+    state = small(item_rate=0.0, groups=0, popularity=False)
     data, sizes = problem()
     np.testing.assert_allclose(
         state.memories.item, world_of(agentcf.Config(**SMALL), sizes, data).content, atol=1e-6
     )
     weights = np.asarray(state.weights)
     assert (weights[:, OF_GROUPS] == 0).all() and (weights[:, OF_COUNTS] == 0).all()
-    with_counts = np.asarray(small(groups=0)[0].weights)
+    with_counts = np.asarray(small(groups=0).weights)
     assert (with_counts[:, OF_GROUPS] == 0).all()
     assert (with_counts[:, OF_COUNTS] != 0).all()
     assert (np.asarray(state.weights)[:, 3] != 0).all()
@@ -111,19 +116,22 @@ def test_frozen_items_keep_their_content_and_no_groups_weigh_nothing():
 def test_a_user_new_to_a_domain_is_served_from_the_others():
     data, sizes = problem()
     past, domain = data.history, np.asarray(data.domain)
-    kept = ~((np.asarray(past.user) == 5) & (domain[np.asarray(past.item)] == 1))
-    item, user = np.asarray(past.item)[kept], np.asarray(past.user)[kept]
-    cut = past._replace(
-        user=jnp.asarray(user), item=jnp.asarray(item), order=jnp.arange(kept.sum()),
-        start=jnp.searchsorted(jnp.asarray(user), jnp.arange(sizes.users + 1)),
-    )  # fmt: skip
-    state, _, _ = trained(data._replace(history=cut), sizes)
+    user, item = np.asarray(past.user), np.array(past.item)
+    theirs = np.flatnonzero((user == 5) & (domain[item] == 1))  # and instead items of domain 0
+    new = np.setdiff1d(np.flatnonzero(domain == 0), item[user == 5])
+    item[theirs] = new[: len(theirs)]
+    state = trained(data._replace(history=past._replace(item=jnp.asarray(item))), sizes)
     assert state.memories.user.count[5, 1] == 0
-    world = world_of(agentcf.Config(**SMALL), sizes, data)
-    fused, _, private, _, _ = ranking.tastes_of(state, world, Rates())
+
+    @jax.jit
+    def tastes(state, data, transfer):
+        world = world_of(agentcf.Config(**SMALL), sizes, data)
+        return ranking.tastes_of(state, world, Rates(transfer=transfer))
+
+    fused, _, private, _, _ = tastes(state, data, Rates().transfer)
     assert np.linalg.norm(fused[5, 1]) == pytest.approx(1, abs=1e-5)
     assert (private[5, 1] == 0).all()
-    alone, *_ = ranking.tastes_of(state, world, Rates(transfer=0.0))
+    alone, *_ = tastes(state, data, 0.0)
     assert np.linalg.norm(alone[5, 1]) < 1e-3
 
 
@@ -151,10 +159,10 @@ def trend():
 
 def test_only_the_members_rankings_follow_a_trend_of_their_group():
     data, sizes = trend()
-    state, _, _ = trained(data, sizes, groups=2, rank=2, half_life=200.0)
+    state = trained(data, sizes, groups=2, rank=2, half_life=200.0)
     # The log's tail is the trend itself, so the weights are given: taste, and the group's counts.
     weights = jnp.zeros_like(state.weights).at[0, 3].set(1.0).at[0, 6].set(3.0)
-    method = agentcf.make(agentcf.Config(**SMALL | {"groups": 2}), sizes)
+    method = programs(sizes, groups=2)
     served = method.prepare(state._replace(weights=weights), data)
     scores = np.asarray(method.score(served, jnp.arange(60)))
     place = (scores[:, :1] < scores).sum(1)  # items ahead of the new one
@@ -218,6 +226,6 @@ def test_a_domain_that_no_user_or_no_item_is_in_does_no_harm():
     data, sizes = pack(replace(dataset, interactions=rows))
     assert sizes.domains == 3
     data = data._replace(text=jnp.asarray(tfidf(texts(dataset.items)), jnp.float32))
-    state, _, scores = trained(data, sizes)
-    assert np.isfinite(scores).all()
+    state, method = trained(data, sizes), programs(sizes)
+    assert np.isfinite(method.score(method.prepare(state, data), jnp.arange(40))).all()
     assert (state.weights[1] == 0).all()
