@@ -61,7 +61,7 @@ METHODS = {
     "rqfedrec": lambda **given: (
         rqfedrec,
         FREE | {"width": WIDTH, "codes": 6, "levels": 2, "text_width": 3, "participation": 1.0}
-        | {"next_rows": 0, "channels": "random", "start": "cold"} | given,
+        | {"next_rows": 0, "channels": "semantic", "start": "cold"} | given,
     ),
 }  # fmt: skip
 
