@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +44,12 @@ def table(seed=1):
 
 def run(plan, scores, **options):
     return evaluator(BY_TABLE, plan, **options)(jnp.asarray(scores), jnp.float32(0))
+
+
+@cache
+def ranked():
+    """The result that several tests look at: every user of the test split, all metrics."""
+    return run(make_plan(dataset(), TEST, ks=KS), table())
 
 
 def slow_user(scores, targets, rivals, ks):
@@ -94,7 +101,7 @@ def test_full_ranking_equals_the_loops(split, mask_history):
 
 
 def test_f1_is_that_of_the_averages_and_its_error_follows_the_gradient():
-    found = run(make_plan(dataset(), TEST, ks=KS), table())
+    found = ranked()
     for k in KS:
         pairs = found.per_user[[f"Precision@{k}", f"Recall@{k}"]].to_numpy()
         f1 = lambda pair: 2 * pair[0] * pair[1] / (pair[0] + pair[1])
@@ -107,8 +114,7 @@ def test_f1_is_that_of_the_averages_and_its_error_follows_the_gradient():
 
 
 def test_the_spread_over_clients_is_that_of_their_means():
-    data = dataset()
-    found = run(make_plan(data, TEST, ks=KS), table())
+    data, found = dataset(), ranked()
     client = data.interactions.groupby("user").client.first()
     each = found.per_user.groupby(found.per_user.user.map(client))
     assert CLIENTS > 10
@@ -121,7 +127,7 @@ def test_the_spread_over_clients_is_that_of_their_means():
 def test_lists_give_coverage_and_gini():
     data, scores = dataset(), table()
     rows = data.interactions
-    found = run(make_plan(data, TEST, ks=KS), scores).means
+    found = ranked().means
     for k in KS:
         counts = np.zeros(ITEMS)
         for user in rows.user[rows.split == TEST].unique():
@@ -284,10 +290,9 @@ def test_a_score_that_is_no_number_names_the_first_user(bad):
 
 
 def test_a_score_of_minus_infinity_is_a_score():
-    data, scores = dataset(), table()
-    lowest = np.where(scores == 0, -np.inf, scores)
-    plan = make_plan(data, TEST, ks=KS)
-    pd.testing.assert_frame_equal(run(plan, lowest).per_user, run(plan, scores).per_user)
+    lowest = np.where(table() == 0, -np.inf, table())
+    found = run(make_plan(dataset(), TEST, ks=KS), lowest)
+    pd.testing.assert_frame_equal(found.per_user, ranked().per_user)
 
 
 def test_the_program_is_traced_once():

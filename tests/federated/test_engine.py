@@ -46,9 +46,14 @@ def make_private(sizes=SIZES):
     return tuple(jnp.asarray(rng.normal(size=count), jnp.float32) for count in sizes)
 
 
+def numbers(key, size=1):
+    """Numbers [size] that no two keys share; a generator would take longer to compile."""
+    return jnp.sin(jnp.arange(1.0, size + 1) * (jax.random.key_data(key)[1] % 1000))
+
+
 def local(shared, private, clients, key):
     """Reads everything that a client is given."""
-    noise = jax.random.normal(key, (ITEMS,))
+    noise = numbers(key, ITEMS)
     seen = jnp.zeros(ITEMS).at[clients.item].add(clients.mask)
     upload = {"change": private * noise + seen * shared, "size": private**2}
     return upload, private + noise[0], upload["change"].sum()
@@ -56,7 +61,11 @@ def local(shared, private, clients, key):
 
 def aggregate(shared, uploads, weights, key):
     mean = weighted_mean(uploads, weights)
-    return shared + mean["change"] + mean["size"] + 0.1 * jax.random.normal(key)
+    return shared + mean["change"] + mean["size"] + 0.1 * numbers(key)
+
+
+def mean_of(shared, uploads, weights, key):
+    return weighted_mean(uploads, weights)
 
 
 @cache
@@ -84,9 +93,10 @@ def play(buckets, private, key=0, *, additive=False, **cohort):
 
 def client(buckets, place):
     bucket, row = place
-    return jax.tree.map(lambda leaf: leaf[row], buckets[bucket])
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[row], buckets[bucket])
 
 
+SOME = {"participation": 0.5, "dropped": 0.2}  # clients whose uploads arrive
 PLACES = [(bucket, row) for bucket, count in enumerate(SIZES) for row in range(count)]
 
 
@@ -98,18 +108,20 @@ def test_a_round_is_the_loop_over_clients():
     buckets, private = make_buckets(), make_private()
     _, key_local, key_aggregate = jax.random.split(jax.random.key(0), 3)
     change, size, metric, total, after = 0, 0, 0, 0, [[], []]
+    work = jax.jit(
+        lambda *given: local(START, *given, jax.random.fold_in(key_local, given[1].client))
+    )
     for bucket, row in PLACES:
         one = client(buckets, (bucket, row))
-        key = jax.random.fold_in(key_local, one.client)
-        upload, new, value = local(START, private[bucket][row], one, key)
+        upload, new, value = jax.tree.map(np.asarray, work(np.asarray(private[bucket])[row], one))
         change += one.weight * upload["change"]
         size += one.weight * upload["size"]
         metric += one.weight * value
         total += one.weight
         after[bucket].append(new)
-    expected = START + change / total + size / total + 0.1 * jax.random.normal(key_aggregate)
+    expected = START + change / total + size / total + 0.1 * numbers(key_aggregate)
     found = play(buckets, private)
-    assert_close(found, (expected, tuple(map(jnp.stack, after)), metric / total, len(PLACES)))
+    assert_close(found, (expected, tuple(map(np.stack, after)), metric / total, len(PLACES)))
 
 
 @pytest.mark.parametrize("block", [1, 3])
@@ -122,59 +134,57 @@ def test_blocks_and_sums_change_nothing(block, additive):
 
 def test_the_same_clients_take_part_whatever_the_block():
     buckets, private = make_buckets(), make_private()
-    settings = {"participation": 0.6, "dropped": 0.3, "key": 3}
+    settings = SOME | {"key": 3}
     whole = play(buckets, private, **settings)
     assert 0 < whole[3] < len(PLACES)
-    assert_close(play(buckets, private, block=2, additive=True, **settings), whole)
+    assert_close(play(buckets, private, block=1, additive=True, **settings), whole)
+
+
+def reordered(buckets):
+    """A leaf's rows in another order, in each bucket."""
+    order = (np.array([2, 0, 1]), np.array([3, 1, 0, 2]))
+    return tuple(
+        jax.tree.map(lambda leaf, o=o: np.asarray(leaf)[o], bucket)
+        for o, bucket in zip(order, buckets, strict=True)
+    )
 
 
 def test_the_order_of_clients_changes_nothing():
     buckets, private = make_buckets(), make_private()
-    order = (np.array([2, 0, 1]), np.array([3, 1, 0, 2]))
-    moved = tuple(
-        jax.tree.map(lambda leaf, o=o: leaf[o], bucket)
-        for o, bucket in zip(order, buckets, strict=True)
-    )
-    moved_private = tuple(p[o] for o, p in zip(order, private, strict=True))
     shared, after, metric, participants = play(buckets, private)
-    expected = tuple(a[o] for o, a in zip(order, after, strict=True))
-    assert_close(play(moved, moved_private), (shared, expected, metric, participants))
+    found = play(reordered(buckets), reordered(private))
+    assert_close(found, (shared, reordered(after), metric, participants))
 
 
 def test_neither_order_nor_padding_decides_who_takes_part():
     buckets, private = make_buckets(), make_private()
-    settings = {"participation": 0.5, "dropped": 0.2, "key": 5}
+    settings = SOME | {"key": 5}
     shared, after, metric, participants = play(buckets, private, **settings)
     assert 0 < participants < len(PLACES)
-    order = (np.array([2, 0, 1]), np.array([3, 1, 0, 2]))
-    moved = tuple(
-        jax.tree.map(lambda leaf, o=o: leaf[o], bucket)
-        for o, bucket in zip(order, buckets, strict=True)
-    )
-    found = play(moved, tuple(p[o] for o, p in zip(order, private, strict=True)), **settings)
-    expected = tuple(a[o] for o, a in zip(order, after, strict=True))
-    assert_close(found, (shared, expected, metric, participants))
+    found = play(reordered(buckets), reordered(private), **settings)
+    assert_close(found, (shared, reordered(after), metric, participants))
 
-    padding = lambda leaf: jnp.concatenate([leaf, leaf[:3]])
+    padding = lambda leaf: np.concatenate([leaf, leaf[:3]])
+    buckets, private = jax.tree.map(np.asarray, (buckets, private))
     padded = tuple(
         jax.tree.map(padding, bucket)._replace(
-            client=jnp.append(bucket.client, 100 + jnp.arange(3)),
-            weight=jnp.append(bucket.weight, jnp.zeros(3)),
+            client=np.append(bucket.client, np.arange(100, 103, dtype=np.int32)),
+            weight=np.append(bucket.weight, np.zeros(3, np.float32)),
         )
         for bucket in buckets
     )
     found = play(padded, tuple(padding(p) for p in private), **settings)
-    kept = tuple(p[: len(a)] for p, a in zip(found[1], after, strict=True))
+    kept = tuple(np.asarray(p)[: len(a)] for p, a in zip(found[1], after, strict=True))
     assert_close((found[0], kept, *found[2:]), (shared, after, metric, participants))
 
 
 @pytest.mark.parametrize("additive", [False, True])
 def test_a_client_without_weight_has_no_effect(additive):
-    buckets, private = make_buckets(), make_private()
-    weight = buckets[1].weight.at[2].set(0)
-    without = (buckets[0], buckets[1]._replace(weight=weight))
-    other = (buckets[0], without[1]._replace(item=buckets[1].item.at[2].set(0)))
-    changed = (private[0], private[1].at[2].set(1e6))
+    buckets, private = jax.tree.map(np.asarray, (make_buckets(), make_private()))
+    without, other, changed = (jax.tree.map(np.copy, tree) for tree in (buckets, buckets, private))
+    without[1].weight[2] = other[1].weight[2] = 0
+    other[1].item[2] = 0
+    changed[1][2] = 1e6
     shared, after, metric, participants = play(without, private, additive=additive)
     found = play(other, changed, additive=additive)
     assert_close((found[0], found[2], found[3]), (shared, metric, participants))
@@ -184,7 +194,7 @@ def test_a_client_without_weight_has_no_effect(additive):
         jax.tree.map(lambda leaf, b=bucket: leaf[np.arange(len(leaf)) != 2] if b else leaf, tree)
         for bucket, tree in enumerate(without)
     )
-    gone = play(alone, (private[0], jnp.delete(private[1], 2)), additive=additive)
+    gone = play(alone, (private[0], np.delete(private[1], 2)), additive=additive)
     assert_close(gone[0], shared)
 
 
@@ -197,17 +207,27 @@ def test_a_round_that_nobody_finishes_leaves_no_trace(additive):
     assert participants == 0 and np.isfinite(metric)
 
 
+def attendances(rounds=400, **cohort):
+    """Which clients, bool [rounds, C], took part in rounds of little work, and how many."""
+
+    def presence(shared, private, clients, key):
+        return 1.0, private + 1, 0.0
+
+    def play(key):
+        _, after, _, participants, *_ = federated_round(
+            (presence,) * len(SIZES), mean_of, jnp.float32(0), tuple(map(jnp.zeros, SIZES)),
+            make_buckets(), key, cohort=CohortConfig(privacy="plain", **cohort),
+        )  # fmt: skip
+        return jnp.concatenate(after) > 0, participants
+
+    keys = jax.random.split(jax.random.key(0), rounds)
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(play))(keys))
+
+
 @pytest.mark.parametrize("participation", [0.1, 0.5, 0.9])
 def test_each_client_takes_part_as_often_as_asked(participation):
     rounds = 400
-    buckets, private = make_buckets(), make_private()
-
-    def present(key):
-        cohort = CohortConfig(participation=participation, privacy="plain")
-        _, after, _, participants, *_ = program(cohort, False)(buckets, private, key)
-        return jnp.concatenate(after) != jnp.concatenate(private), participants
-
-    took_part, participants = jax.vmap(present)(jax.random.split(jax.random.key(0), rounds))
+    took_part, participants = attendances(rounds, participation=participation)
     np.testing.assert_array_equal(took_part.sum(1), participants)
     expected = participation * np.array(SIZES)
     for count, mean in zip((took_part[:, :3], took_part[:, 3:]), expected, strict=True):
@@ -218,15 +238,7 @@ def test_each_client_takes_part_as_often_as_asked(participation):
 
 
 def test_dropping_loses_uploads_at_its_rate():
-    buckets, private = make_buckets(), make_private()
-    count = jax.vmap(
-        lambda key: (
-            program(CohortConfig(dropped=0.25, privacy="plain"), False)(
-                buckets, private, key
-            ).participants
-        )
-    )
-    participants = count(jax.random.split(jax.random.key(0), 400))
+    _, participants = attendances(400, dropped=0.25)
     error = 4 * np.sqrt(0.25 * 0.75 / (400 * len(PLACES)))
     assert participants.mean() / len(PLACES) == pytest.approx(0.75, abs=error)
     assert len(np.unique(participants)) > 2
@@ -242,13 +254,13 @@ def test_weighted_mean_over_buckets():
 
 def test_rows_and_counts_are_those_of_a_loop():
     buckets = make_buckets()
-    counts = np.zeros(ITEMS)
+    counts, rows_of = np.zeros(ITEMS), jax.jit(partial(dense_rows, items=ITEMS))
     for place in PLACES:
         one, rows = client(buckets, place), np.zeros((USERS, ITEMS))
         for user, item, real in zip(one.user, one.item, one.mask, strict=True):
             rows[user, item] = max(rows[user, item], real)
             counts[item] += real
-        np.testing.assert_array_equal(dense_rows(one, ITEMS), rows)
+        np.testing.assert_array_equal(rows_of(one), rows)
     np.testing.assert_array_equal(item_counts(Data(buckets), ITEMS), counts)
 
 
@@ -279,19 +291,23 @@ def collector(cohort):
     return jax.jit(play)
 
 
-def received(key, sizes=SIZES, **cohort):
+MANY = (120, 200)  # clients of each bucket
+
+
+def received(key, **cohort):
     """Uploads as they came, and as they should have come from honest clients."""
-    buckets = make_buckets(sizes=sizes)
+    buckets = make_buckets(sizes=MANY)
     found = collector(CohortConfig(privacy="plain", **cohort))(buckets, jax.random.key(key))
     ids = np.concatenate([bucket.client for bucket in buckets])
-    honest = jax.vmap(lambda client: echo(0, 0, buckets[0]._replace(client=client), key)[0])(ids)
+    honest = jax.jit(jax.vmap(lambda one: echo(0, 0, buckets[0]._replace(client=one), key)[0]))(ids)
     return jax.tree.map(np.asarray, (found, honest))
 
 
 def test_the_same_clients_send_noise_in_every_round_and_the_others_what_they_have():
-    rounds = [received(key, attackers=NOISY) for key in range(4)]
+    noise = {"attackers": 0.3, "attack_scale": 0.5}
+    rounds = [received(key, **noise) for key in range(4)]
     different = [(found["large"] != honest["large"]).any(1) for found, honest in rounds]
-    assert 0 < different[0].sum() < len(PLACES)
+    assert 0 < different[0].sum() < sum(MANY)
     for (found, honest), noisy in zip(rounds, different, strict=True):
         np.testing.assert_array_equal(noisy, different[0])
         np.testing.assert_array_equal(found["one"] != honest["one"], noisy)
@@ -300,14 +316,13 @@ def test_the_same_clients_send_noise_in_every_round_and_the_others_what_they_hav
     noisy = different[0]
     for one, other in ((rounds[0], rounds[1]), (rounds[2], rounds[3])):  # each round anew
         assert (one[0]["large"][noisy] != other[0]["large"][noisy]).all()
-    blocks, _ = received(0, attackers=NOISY, block=2)
+    blocks, _ = received(0, **noise, block=40)
     assert_close(blocks, rounds[0][0])
 
 
 def test_noise_is_as_large_as_stated_and_its_clients_as_many():
-    sizes = (120, 200)
     for scale in (0.5, 10.0):
-        found, honest = received(0, sizes, attackers=0.3, attack_scale=scale)
+        found, honest = received(0, attackers=0.3, attack_scale=scale)
         noisy = (found["large"] != honest["large"]).any(1)
         assert noisy.mean() == pytest.approx(0.3, abs=4 * np.sqrt(0.3 * 0.7 / 320))
         root = np.sqrt(np.mean(honest["large"] ** 2, axis=1, keepdims=True))
@@ -327,7 +342,7 @@ def test_noise_changes_neither_private_states_nor_metrics():
     expected, found = play(buckets, private), play(buckets, private, attackers=NOISY)
     assert_close(found[1:], expected[1:])
     assert np.abs(found[0] - expected[0]).max() > 1e-2
-    assert_close(play(buckets, private, attackers=NOISY, additive=True, block=2), found)
+    assert_close(play(buckets, private, attackers=NOISY, additive=True, block=1), found)
 
 
 @pytest.mark.parametrize(
@@ -360,8 +375,8 @@ WIDTH = 3
 
 def factors(shared, private, clients, key):
     """An upload that is a product of what the client's users and items are."""
-    left = jax.random.normal(key, (USERS, ITEMS)) + private
-    right = jax.random.normal(jax.random.fold_in(key, 1), (USERS, WIDTH)) * shared[:WIDTH]
+    left = numbers(key, USERS * ITEMS).reshape(USERS, ITEMS) + private
+    right = jnp.cos(left[:, :WIDTH]) * shared[:WIDTH]
     return Factored(left, right), private + 1, left.sum()
 
 
@@ -371,10 +386,7 @@ def products(shared, private, clients, key):
     return upload.left.T @ upload.right, private, metrics
 
 
-def mean_of(shared, uploads, weights, key):
-    return weighted_mean(uploads, weights)
-
-
+@cache
 def mean_at_server(local, product=multiply, additive=True, **cohort):
     """The mean [I, D] that the server computes, the private states and the metrics."""
 
@@ -385,7 +397,7 @@ def mean_at_server(local, product=multiply, additive=True, **cohort):
     work = lambda shared, *rest: local(shared["item"], *rest)
     start = {"mean": jnp.zeros((ITEMS, WIDTH)), "item": 1.0 + START}
 
-    @partial(jax.jit)
+    @jax.jit
     def play(buckets, private, key):
         return federated_round(
             (work,) * len(buckets), aggregate, start, private, buckets, key,
@@ -397,10 +409,13 @@ def mean_at_server(local, product=multiply, additive=True, **cohort):
 
 
 @pytest.mark.parametrize(
-    "cohort", [{}, {"block": 2}, {"participation": 0.5, "dropped": 0.2}], ids=str
+    ("block", "cohort"),
+    [(0, {}), (2, {}), (0, SOME)],
+    ids=str,
 )
-def test_a_mean_of_factors_is_the_mean_of_their_products(cohort):
-    assert_close(mean_at_server(factors, **cohort), mean_at_server(products, **cohort))
+def test_a_mean_of_factors_is_the_mean_of_their_products(block, cohort):
+    """Blocks, which change nothing, are of the factors only."""
+    assert_close(mean_at_server(factors, block=block, **cohort), mean_at_server(products, **cohort))
 
 
 @pytest.mark.parametrize(
@@ -414,7 +429,8 @@ def test_a_mean_of_factors_is_the_mean_of_their_products(cohort):
 )
 def test_factors_are_multiplied_out_where_a_single_upload_counts(settings):
     """Noise takes the place of what really travels, the product."""
-    found, expected = (mean_at_server(local, **settings) for local in (factors, products))
+    cohort = {"attackers": settings.get("attackers", 0.0)}  # what the products depend on
+    found, expected = mean_at_server(factors, **settings), mean_at_server(products, **cohort)
     assert_close(found, expected)
     plain = mean_at_server(products)
     assert ("attackers" in settings) == (np.abs(found[0] - plain[0]).max() > 1e-2)
@@ -429,8 +445,8 @@ def test_a_method_says_what_its_factors_send():
 
 def test_a_round_refuses_buckets_and_states_that_do_not_agree():
     buckets, private = make_buckets(), make_private()
-    run = lambda local, private: federated_round(
-        local, aggregate, jnp.asarray(START), private, buckets, jax.random.key(0)
+    run = lambda local, private: jax.eval_shape(
+        lambda: federated_round(local, aggregate, START, private, buckets, jax.random.key(0))
     )
     with pytest.raises(AssertionError):
         run((local,), private)
@@ -444,7 +460,6 @@ def test_a_round_refuses_uploads_that_lost_their_client_axis():
     lost = lambda cohort, uploads, client, key: jax.tree.map(lambda leaf: leaf.sum(0), uploads)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(AssertionError):
         patch.setattr(engine, "falsify", lost)
-        federated_round(
-            (local, local), aggregate, jnp.asarray(START), make_private(), make_buckets(),
-            jax.random.key(0), cohort=CohortConfig(privacy="plain"),
-        )  # fmt: skip
+        program.__wrapped__(CohortConfig(privacy="plain"), False).lower(
+            make_buckets(), make_private(), jax.random.key(0)
+        )

@@ -26,11 +26,11 @@ DISTRIBUTED = CohortConfig(privacy="distributed_dp", epsilon=1.0, clip=1.0)
 def some_uploads(seed=0, clients=CLIENTS):
     rng = np.random.default_rng(seed)
     table = rng.normal(size=(clients, ROWS, WIDTH)) * rng.lognormal(size=(clients, 1, 1))
-    return {"table": jnp.asarray(table, jnp.float32), "trace": jnp.asarray(table[:, 0, 0] ** 2)}
+    return {"table": np.float32(table), "trace": np.float32(table[:, 0, 0] ** 2)}
 
 
 def weights():
-    return jnp.asarray([3.0, 1, 0, 7, 2, 5, 1, 1, 4, 2, 9, 6])
+    return np.float32([3, 1, 0, 7, 2, 5, 1, 1, 4, 2, 9, 6])
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="bits")
@@ -50,22 +50,24 @@ def made(config, uploads, weights=None, bits=32, bounds=None, key=0):
 def test_the_sum_has_the_bits_that_the_protocol_returns(bits):
     """Each client's integers go through masks, shares and a drop-out, and come back as the sum."""
     rng = np.random.default_rng(bits)
-    upload = jnp.asarray(rng.normal(size=(CLIENTS, ROWS, WIDTH)), jnp.float32)
-    bounds = Bounds(jnp.float32(0), (jnp.linspace(0.5, 2.0, ROWS),))
+    upload = np.float32(rng.normal(size=(CLIENTS, ROWS, WIDTH)))
+    bounds = Bounds(np.float32(0), (np.linspace(0.5, 2.0, ROWS, dtype=np.float32),))
     alive = weights() > 0
-    found = total(SECURE, bounds, upload, weights(), KEYS, addends=CLIENTS, bits=bits)
+    found = made(SECURE, upload, weights(), bits=bits, bounds=bounds)[2]
 
     most = secure_sum.headroom(CLIENTS, bits)
-    sent = []
-    for client, weight in enumerate(np.asarray(weights())):  # a client by itself
-        key = jax.random.fold_in(KEYS[client], 0)
-        unit = (bounds.reach[0] / most)[:, None]
-        dither = secure_sum.spread_dither(key, (ROWS, WIDTH))
-        sent.append(secure_sum.to_integers(weight * upload[client], unit, most, dither))
-    vectors = np.asarray(jnp.stack(sent)).reshape(CLIENTS, -1).astype(np.uint32)
+    unit = (bounds.reach[0] / most)[:, None]
+
+    @jax.jit
+    def sent(key, weight, upload):  # by a client
+        dither = secure_sum.spread_dither(jax.random.fold_in(key, 0), (ROWS, WIDTH))
+        return secure_sum.to_integers(weight * upload, unit, most, dither)
+
+    each = [np.asarray(sent(*one)) for one in zip(KEYS, weights(), upload, strict=True)]
+    vectors = np.stack(each).reshape(CLIENTS, -1).astype(np.uint32)
     modulus = max(8, secure_sum.sum_bits(CLIENTS, most))
     terms = agree(CLIENTS, vectors.shape[1], modulus, seed=3)
-    gone = set(np.flatnonzero(~np.asarray(alive)).tolist())
+    gone = set(np.flatnonzero(~alive).tolist())
     outcome = aggregate_in_process(
         (vectors % np.uint64(2**modulus)).astype(np.uint32), terms, drop={"mask": gone}
     )
@@ -87,18 +89,20 @@ def test_a_secure_mean_is_the_mean_up_to_a_unit():
 def test_products_of_factors_are_sums_of_integer_products():
     rng = np.random.default_rng(0)
     left, right = rng.normal(size=(CLIENTS, 2, 40)), rng.normal(size=(CLIENTS, 2, WIDTH))
-    factors = Factored(jnp.asarray(left, jnp.float32), jnp.asarray(right, jnp.float32))
-    bounds = Bounds(jnp.float32(0), (jnp.float32(40.0), jnp.float32(4.0)))
-    found = total(SECURE, bounds, factors, weights(), KEYS, addends=CLIENTS)
+    factors = Factored(np.float32(left), np.float32(right))
+    bounds = Bounds(np.float32(0), (np.float32(40), np.float32(4)))
+    given = SECURE, bounds, factors, weights(), KEYS
+    found = jax.jit(partial(total, addends=CLIENTS), static_argnums=0)(*given)
+
+    @jax.jit
+    def integers(key, number, values, unit):
+        dither = secure_sum.spread_dither(jax.random.fold_in(key, number), values.shape)
+        return secure_sum.to_integers(values, unit, 127, dither)
+
     expected = np.zeros((40, WIDTH), np.int64)
-    for client, weight in enumerate(np.asarray(weights())):
-        each = (weight * factors.left[client], 40 / 127), (factors.right[client], 4 / 127)
-        integers = []
-        for number, (values, unit) in enumerate(each):
-            key = jax.random.fold_in(KEYS[client], number)
-            dither = secure_sum.spread_dither(key, values.shape)
-            integers.append(np.asarray(secure_sum.to_integers(values, unit, 127, dither)))
-        expected += integers[0].T.astype(np.int64) @ integers[1]
+    for key, weight, left, right in zip(KEYS, weights(), *factors, strict=True):
+        left = np.asarray(integers(key, 0, weight * left, 40 / 127))
+        expected += left.T.astype(np.int64) @ np.asarray(integers(key, 1, right, 4 / 127))
     np.testing.assert_array_equal(found.sum.table, expected)
     large = jnp.full((3000, 4), 127), jnp.full((3000, 2), -127)
     np.testing.assert_array_equal(secure_sum.product_sum(*large, 127), -3000 * 127**2)
@@ -108,7 +112,7 @@ def test_products_of_factors_are_sums_of_integer_products():
 def test_rounding_keeps_the_expectation_and_the_largest_integer(dither):
     values = jnp.array([0.3, -0.7, 2.0, 9.0, -9.0, 0.001])
     one = lambda key: secure_sum.to_integers(values, jnp.float32(1), 5, dither(key, (6,)))
-    drawn = np.asarray(jax.vmap(one)(jax.random.split(jax.random.key(0), 5000)))
+    drawn = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 5000)))
     error = 4 * 0.5 / np.sqrt(5000) + 2**-16
     np.testing.assert_allclose(drawn.mean(0), [0.3, -0.7, 2, 5, -5, 0.001], atol=error)
     assert set(np.unique(drawn[:, 0])) == {0, 1}
@@ -117,10 +121,11 @@ def test_rounding_keeps_the_expectation_and_the_largest_integer(dither):
 def test_no_noise_has_the_bits_of_no_budget():
     uploads = some_uploads()
     found, _, _ = made(CENTRAL, uploads)  # its noise multiplier is 0
-    short, _ = clipped(uploads, CENTRAL.clip)
+    short, _ = jax.jit(clipped)(uploads, CENTRAL.clip)
     expected, _, _ = made(CohortConfig(privacy="plain"), short)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
-    assert (norms(short) <= CENTRAL.clip * (1 + 1e-6)).all() and (norms(uploads) > 1).any()
+    lengths = jax.jit(norms)
+    assert (lengths(short) <= CENTRAL.clip * (1 + 1e-6)).all() and (lengths(uploads) > 1).any()
 
 
 @pytest.mark.parametrize("config", [CENTRAL, DISTRIBUTED], ids=lambda config: config.privacy)
@@ -129,16 +134,18 @@ def test_one_client_changes_a_sum_by_no_more_than_noise_counts_on(config):
     uploads = some_uploads()
     bounds = first_bounds(config, (), ())
     add = jax.jit(lambda ups, w: total(config, bounds, ups, w, KEYS, addends=CLIENTS).sum)
-    without = add(uploads, jnp.ones(CLIENTS).at[4].set(0))
+    without = add(uploads, np.float32(np.arange(CLIENTS) != 4))
     _, bound = private_mean._noise_grid(bounds.clip, uploads, axes=1)
     limit = bound if config is DISTRIBUTED else config.clip
     lengths = []
     for value in (
-        jnp.zeros((ROWS, WIDTH)), jnp.zeros((ROWS, WIDTH)).at[0, 0].set(1e6),
-        jnp.full((ROWS, WIDTH), -1e6), uploads["table"][0], jnp.full((ROWS, WIDTH), 1e-6),
+        0, 1e6 * (np.arange(ROWS * WIDTH) == 0).reshape(ROWS, WIDTH), -1e6, uploads["table"][0],
+        1e-6,
     ):  # fmt: skip
-        other = uploads | {"table": uploads["table"].at[4].set(value)}
-        difference = jax.tree.map(jnp.subtract, add(other, jnp.ones(CLIENTS)), without)
+        other = jax.tree.map(np.copy, uploads)
+        other["table"][4] = value
+        found = jax.tree.map(np.asarray, (add(other, np.ones(CLIENTS, np.float32)), without))
+        difference = jax.tree.map(np.subtract, *found)
         leaves = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(difference)]
         lengths.append(np.linalg.norm(np.concatenate(leaves)))
     assert max(lengths) <= limit * (1 + 1e-5)
@@ -168,8 +175,9 @@ def test_skellam_noise_has_its_variance(variance):
 
 
 def test_a_reach_grows_where_somebody_passed_it_and_shrinks_where_nobody_came_near():
-    upload = jnp.zeros((CLIENTS, 3, 2)).at[5, 0, 1].set(9.0).at[2, 1, 0].set(0.6)
-    bounds = Bounds(jnp.float32(0), (jnp.ones(3),))
+    upload = np.zeros((CLIENTS, 3, 2), np.float32)
+    upload[5, 0, 1], upload[2, 1, 0] = 9.0, 0.6
+    bounds = Bounds(np.float32(0), (np.ones(3, np.float32),))
     _, moved, found = made(SECURE, upload, bits=8, bounds=bounds)
     np.testing.assert_array_equal(moved.reach[0], [4, 1, 0.5])
     assert found.sum[0, 1] == 127  # the largest integer stands for what is beyond the reach
@@ -186,36 +194,36 @@ def test_an_adaptive_clip_finds_its_quantile():
 
 
 def some_clients(weights=None):
-    rows = jnp.zeros((CLIENTS, 1), jnp.int32)
-    weights = jnp.ones(CLIENTS) if weights is None else weights
-    number = jnp.arange(CLIENTS)
-    return Clients(rows, rows, rows == 0, number[:, None], number, weights)
+    rows = np.zeros((CLIENTS, 1), np.int32)
+    weights = np.ones(CLIENTS, np.float32) if weights is None else weights
+    number = np.arange(CLIENTS, dtype=np.int32)
+    clients = Clients(rows, rows, rows == 0, number[:, None], number, weights)
+    return jax.tree.map(jnp.asarray, clients)
 
 
-def play(upload, key=0, **settings):
-    """One round in which client c sends `upload(c)` and keeps its number."""
-    config = CohortConfig(**settings)
-
+@partial(jax.jit, static_argnums=0)
+def played(config, uploads, key):
     def local(shared, private, clients, key):
-        value = upload(clients.client)
+        value = uploads[clients.client]
         return value, private + 1, value
 
-    @partial(jax.jit)
-    def run(key):
-        return federated_round(
-            (local,), lambda shared, uploads, weights, key: uploads[0][0], jnp.float32(-1),
-            (jnp.zeros(CLIENTS),), (some_clients(),), key,
-            cohort=config, bounds=first_bounds(config, ()), additive=True,
-        )  # fmt: skip
-
-    return run(jax.random.key(key))
+    return federated_round(
+        (local,), lambda shared, uploads, weights, key: uploads[0][0], jnp.float32(-1),
+        (jnp.zeros(CLIENTS),), (some_clients(),), key,
+        cohort=config, bounds=first_bounds(config, ()), additive=True,
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+def play(uploads, key=0, **settings):
+    """One round in which client c sends `uploads[c]` and keeps its number."""
+    return played(CohortConfig(**settings), np.float32(uploads), jax.random.key(key))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("settings", [{"privacy": "plain"}, {}, {"clip": 100.0}], ids=str)
 def test_uploads_that_are_not_finite_are_dropped_and_counted(bad, settings):
-    upload = lambda client: jnp.where(client == 3, bad, client.astype(jnp.float32))
-    done = play(upload, **settings)
+    uploads = [bad if client == 3 else client for client in range(CLIENTS)]
+    done = play(uploads, **settings)
     others = [client for client in range(CLIENTS) if client != 3]
     assert done.shared == pytest.approx(np.mean(others), abs=1e-4)
     assert done.metrics == pytest.approx(np.mean(others))
@@ -224,27 +232,27 @@ def test_uploads_that_are_not_finite_are_dropped_and_counted(bad, settings):
 
 
 def test_training_that_diverged_everywhere_is_no_lie():
-    done = play(lambda client: jnp.float32(jnp.nan), privacy="plain")
+    done = play([np.nan] * CLIENTS, privacy="plain")
     assert np.isnan(done.metrics) and done.shared == -1 and done.non_finite == CLIENTS
 
 
 def test_a_sum_over_too_few_is_left_out():
-    upload = lambda client: client.astype(jnp.float32)
+    uploads = range(CLIENTS)
     few = {"participation": 0.5, "min_cohort": 7}
-    assert play(upload, **few).shared == -1
-    assert play(upload, **few | {"min_cohort": 6}).shared != -1
-    assert play(upload, **few, privacy="plain").shared != -1
+    assert play(uploads, **few).shared == -1
+    assert play(uploads, **few | {"min_cohort": 6}).shared != -1
+    assert play(uploads, **few, privacy="plain").shared != -1
 
 
 def test_a_cohort_under_a_budget_is_a_poisson_sample():
     cohort = CohortConfig(privacy="central_dp", epsilon=1.0, clip=1.0, participation=0.3)
-    clients = some_clients(jnp.ones(CLIENTS).at[0].set(0))
+    clients = some_clients(np.float32(np.arange(CLIENTS) > 0))
 
     def chosen(key):
         rows, present = draw(cohort, clients, key)
         return jnp.zeros(CLIENTS).at[rows].add(present)
 
-    taken = np.asarray(jax.vmap(chosen)(jax.random.split(jax.random.key(0), 2000)))
+    taken = np.asarray(jax.jit(jax.vmap(chosen))(jax.random.split(jax.random.key(0), 2000)))
     assert places(cohort, CLIENTS) == CLIENTS and set(np.unique(taken)) == {0, 1}
     assert (taken[:, 0] == 0).all()
     real = taken[:, 1:]
@@ -259,7 +267,7 @@ def test_a_round_adds_all_of_a_poisson_sample_however_many_blocks_it_fills(more)
     settings = {"privacy": "central_dp", "epsilon": 1.0, "clip": 100.0, "participation": 0.3} | more
     sizes = set()
     for key in range(12):
-        done = play(lambda client: client + 1.0, key=key, **settings)
+        done = play(np.arange(CLIENTS) + 1, key=key, **settings)
         drawn = np.flatnonzero(done.private[0] == 1)
         assert done.shared * 0.3 * CLIENTS == pytest.approx(np.sum(drawn + 1))
         assert done.participants == len(drawn)

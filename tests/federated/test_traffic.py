@@ -34,6 +34,7 @@ CODED = {
     "width": WIDTH, "levels": 2, "codes": 5, "participation": 1.0, "sketch_participation": 1.0,
     "privacy": "plain",
 }  # fmt: skip
+QUICK = {"channels": "random", "start": "cold", "next_rows": 0}  # compiles in a third of the time
 HOSTED = {"agentcf_text"}  # needs a host to be made
 
 
@@ -336,13 +337,12 @@ def summed_bytes(shape, bits) -> float:
     "settings",
     [
         {},
-        {"uplink": "float32", "downlink": "float32", "sketch_bits": 32},
+        {"uplink": "float32", "downlink": "float32", "sketch_bits": 32, "recency": 2.0},
         pytest.param({"uplink": "float32", "attackers": 0.5}, marks=pytest.mark.slow),
         pytest.param({"uplink": "float32", "clip": 0.1}, marks=pytest.mark.slow),
-        {"uplink": "int4", "recency": 2.0},
         {"uplink": "sign", "channels": "collaborative"},
         {"codebook_steps": 2, "channels": "semantic", "start": "cold"},
-        {"negatives": 9, "channels": "random", "start": "cold"},
+        {"uplink": "int4", "negatives": 9, "channels": "random", "start": "cold"},
     ],
     ids=str,
 )
@@ -350,9 +350,10 @@ def test_rqfedrec_sends_codebooks_and_their_change(monkeypatch, secure_sums, set
     data, sizes = problem()
     config = rqfedrec.Config(**CODED | settings)
     made = rqfedrec.make(config, sizes)
+    made = made._replace(init=jax.jit(made.init))  # traced once
     found = crossings(monkeypatch, rqfedrec_method, made)
-    secure_sums.clear()
-    state = run(made.init, KEY, data)
+    users = run(lambda *given: made.init(*given).user, KEY, data)
+    state = jax.eval_shape(made.init, KEY, data)
     sent = jax.eval_shape(partial(rqfedrec_server.broadcast, config), state.shared)
     for upload, read in found:
         assert set(read) <= {".codes.table", ".text", ".popularity"}  # known since the set-up
@@ -371,7 +372,7 @@ def test_rqfedrec_sends_codebooks_and_their_change(monkeypatch, secure_sums, set
         up += summed_bytes(shape, config.sketch_bits)
         basis = jax.ShapeDtypeStruct(shape, jnp.float32)
         down += encoded(basis, "int8" if config.sketch_bits == 8 else "float32")
-    users = np.concatenate([user.reshape(-1, user.shape[-1]) for user in state.user])
+    users = np.concatenate([user.reshape(-1, user.shape[-1]) for user in users])
     if (users[:, :-1] != 0).any():  # they are fitted to the first codebooks
         down += first
     assert (made.traffic.setup_up, made.traffic.setup_down) == (up, down)
@@ -380,7 +381,7 @@ def test_rqfedrec_sends_codebooks_and_their_change(monkeypatch, secure_sums, set
 
 def test_a_refresh_is_one_more_secure_sum_and_a_table_of_codes(secure_sums):
     data, sizes = problem()
-    config = rqfedrec.Config(**CODED, refresh=2)
+    config = rqfedrec.Config(**CODED, **QUICK | {"channels": "collaborative"}, refresh=2)
     made = rqfedrec.make(config, sizes)
     state = run(made.init, KEY, data)
     step = jax.jit(made.step)
@@ -403,7 +404,7 @@ def test_a_refresh_is_one_more_secure_sum_and_a_table_of_codes(secure_sums):
         (fedavg, {"width": WIDTH, "upload": "change"}),
         (fedavg, {"width": WIDTH, "upload": "gradient"}),
         (fedcia, {"width": WIDTH, "rank": RANK, "training": "steps"}),
-        (rqfedrec, CODED),
+        (rqfedrec, CODED | QUICK),
     ],
     ids=["fedavg", "fedmf", "fedcia", "rqfedrec"],
 )

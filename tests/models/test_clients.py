@@ -61,21 +61,28 @@ METHODS = {
     "rqfedrec": lambda **given: (
         rqfedrec,
         FREE | {"width": WIDTH, "codes": 6, "levels": 2, "text_width": 3, "participation": 1.0}
-        | {"next_rows": 0} | given,
+        | {"next_rows": 0, "channels": "semantic", "start": "cold"} | given,
     ),
 }  # fmt: skip
 
 
-def trained(method, rounds=2, **settings):
+@cache
+def built(method, **settings):
+    """A method whose parts are compiled once, whatever the number of tests that run them."""
     module, given = METHODS[method](**settings)
     made = module.make(module.Config(**given), problem()[1])
-    data = problem()[0]
-    state = jax.jit(made.init)(jax.random.key(0), data)
-    step, metrics = jax.jit(made.step), None
+    parts = {name: jax.jit(getattr(made, name)) for name in ("init", "step", "prepare", "score")}
+    return made._replace(**parts)
+
+
+@cache
+def trained(method, rounds=2, **settings):
+    made, data, metrics = built(method, **settings), problem()[0], None
+    state = made.init(jax.random.key(0), data)
     for number in range(rounds):
-        state, metrics = step(state, data, jax.random.key(number))
-    scores = jax.jit(lambda state: made.score(made.prepare(state, data), jnp.arange(24)))
-    return made, state, np.asarray(scores(state)), metrics
+        state, metrics = made.step(state, data, jax.random.key(number))
+    scores = made.score(made.prepare(state, data), np.arange(24))
+    return made, state, np.asarray(scores), metrics
 
 
 def plain_and_module(layers):
@@ -89,9 +96,8 @@ def plain_and_module(layers):
 def test_a_module_trains_to_the_numbers_of_its_plain_twin(layers, loss):
     config = local.LocalConfig(width=WIDTH, loss=loss, local_steps=3)
     client = jax.tree.map(lambda leaf: leaf[0], problem()[0].clients[0])
-    key = jax.random.key(3)
-    found = []
-    for model in plain_and_module(layers):
+
+    def train(model, client, key):
         user, network = model.init_users(key, len(client.users))
         tables = Tables(user, model.init_items(key, ITEMS, 0), network)
         optimizer = local.optimizer(config, model._replace(plain=True))
@@ -99,7 +105,10 @@ def test_a_module_trains_to_the_numbers_of_its_plain_twin(layers, loss):
             tables, optimizer.init(tables), client, key, optimizer=optimizer, config=config,
             items=ITEMS, model=model,
         )  # fmt: skip
-        found.append((jax.tree.leaves(done[0]), done[2]))
+        return jax.tree.leaves(done[0]), done[2]
+
+    train = jax.jit(train, static_argnums=0)
+    found = [train(model, client, jax.random.key(3)) for model in plain_and_module(layers)]
     for one, two in zip(jax.tree.leaves(found[0]), jax.tree.leaves(found[1]), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
 
@@ -174,19 +183,20 @@ def test_an_item_encoder_moves_towards_the_server_similarity():
 def test_a_mixed_federation_serves_each_user_by_its_own_client():
     made, state, scores, _ = trained("fedcia", model="mf:4,mlp:3,distance:4")
     data = problem()[0]
-    served = jax.jit(made.prepare)(state, data)
+    served = made.prepare(state, data)
     assert isinstance(served, scoring.ServedModels)
     distance = kinds.client_model("distance", 4, scale=0.1)
     parts = served.encoded[2]  # of the third kind
     assert parts
     place = np.asarray(served.place)[np.asarray(served.slot)]
     first = len(served.encoded[0]) + len(served.encoded[1])
+    scores_of = jax.jit(distance.scores, static_argnums=1)
     for user in np.flatnonzero(place[:, 0] >= first):
         bucket, client, row = place[user]
-        encoded = jax.tree.map(lambda leaf, c=client: leaf[c], parts[bucket - first])
-        whole = distance.scores(encoded, len(encoded.user))
+        encoded = jax.tree.map(lambda leaf, c=client: np.asarray(leaf)[c], parts[bucket - first])
+        whole = scores_of(encoded, len(encoded.user))
         np.testing.assert_allclose(scores[user], whole[row], rtol=1e-4, atol=1e-5)
-        expected = -np.sum((np.asarray(encoded.user[row]) - np.asarray(encoded.item)) ** 2, axis=1)
+        expected = -np.sum((encoded.user[row] - encoded.item) ** 2, axis=1)
         np.testing.assert_allclose(scores[user], expected, rtol=1e-3, atol=1e-4)
 
 
@@ -194,12 +204,11 @@ def test_a_module_of_rqfedrec_sends_the_gradient_through_its_scores():
     """By finite differences of the loss along a direction."""
     from jaxrec.methods.rqfedrec import module_client, server
 
-    _, given = METHODS["rqfedrec"](model="distance", uplink="float32", downlink="float32")
-    config, data = rqfedrec.Config(**given), problem()[0]
-    made = rqfedrec.make(config, problem()[1])
-    state = jax.jit(made.init)(jax.random.key(0), data)
-    sent = server.broadcast(config, state.shared)
-    items = server.all_items(state.shared, sent)
+    settings = {"model": "distance", "uplink": "float32", "downlink": "float32"}
+    config, data = rqfedrec.Config(**METHODS["rqfedrec"](**settings)[1]), problem()[0]
+    state = built("rqfedrec", **settings).init(jax.random.key(0), data)
+    sent = jax.jit(server.broadcast, static_argnums=0)(config, state.shared)
+    items = jax.jit(server.all_items)(state.shared, sent)
     model = module_client.model_of(config)
     first = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)
     client, private = first(data.clients[0]), first((state.user[0], state.error[0]))
