@@ -25,8 +25,8 @@ from jaxrec.data.synthetic import synthetic
 from jaxrec.data.text import titled
 from jaxrec.llm import openai_server, protocol
 from jaxrec.llm.protocol import Answer
-from jaxrec.methods.agentcf import events, text_engine
-from jaxrec.methods.agentcf.text_engine import prompts, stages
+from jaxrec.methods.agentcf import text_engine
+from jaxrec.methods.agentcf.text_engine import prompts
 from jaxrec.methods.agentcf.text_engine.forecast import call_rounds
 from jaxrec.methods.agentcf.text_engine.method import check_data
 from jaxrec.methods.agentcf.text_engine.stages import WORD_BYTES, log_of
@@ -42,15 +42,6 @@ needs_openai = pytest.mark.skipif(
     not find_spec("openai"),
     reason="the package openai is not installed: pip install jaxrec[agents]",
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def draws_are_one_program():
-    """A step draws its rejected items anew: by itself each of the drawing's many operations is a
-    program, and some are compiled again in every step."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "draw_events", jax.jit(events.draw_events))
-        yield
 
 
 def ready(dataset):

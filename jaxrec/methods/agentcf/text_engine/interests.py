@@ -19,6 +19,8 @@ from jaxrec.methods.agentcf.text_engine.names import Names
 from jaxrec.methods.agentcf.text_engine.state import State
 from jaxrec.ops import strings
 
+_centres = jax.jit(spherical_k_means, static_argnums=3)
+
 
 def interest_groups(
     config: Config, state: State, names: Names, complete: Complete
@@ -83,7 +85,7 @@ def _cluster(
     vectors = embed(distinct, config.tag_encoder)
     weights = jnp.array([times[tag] for tag in distinct], jnp.float32)
     key = jax.random.fold_in(key, seeds(key, "tags")("clusters"))
-    centres = spherical_k_means(jnp.asarray(vectors), weights, key, number)
+    centres = _centres(jnp.asarray(vectors), weights, key, number)
     cluster = np.asarray(jnp.argmax(vectors @ centres.T, axis=1))
     return dict(zip(distinct, cluster.tolist(), strict=True)), number
 

@@ -33,11 +33,13 @@ from jaxrec.types import Data
 WORD_BYTES = 8  # that a word of a memory has room for
 REASON_BYTES = 320  # of a reason that the state keeps
 
+_drawn = jax.jit(draw_events)  # by itself, each of its operations would be a program in each epoch
+
 
 def log_of(data: Data, key: jax.Array, epoch: int = 0) -> Log:
     """The train rows in the order of time, each with a rejected item, which an epoch draws anew."""
     history = jax.tree.map(jnp.asarray, history_of(data))
-    found = draw_events(jax.random.fold_in(key, epoch), history, jnp.asarray(domains_of(data)))
+    found = _drawn(jax.random.fold_in(key, epoch), history, jnp.asarray(domains_of(data)))
     return Log(*(np.asarray(part).tolist() for part in found))
 
 
