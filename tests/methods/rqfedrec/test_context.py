@@ -62,7 +62,7 @@ def learned(how="given"):
     """A client of several users, codes and codebooks that say something, and what was sent."""
     data, _ = problem(how)
     config = rqfedrec.Config(**SMALL | NEXT)
-    (state,) = played(0, how)
+    (state,) = played(0, "user")  # codes are the same however users are shared out
     said = jax.random.normal(jax.random.key(3), state.shared.context.shape)
     shared = state.shared._replace(context=said)
     one = jax.tree.map(lambda leaf: leaf[0], data.clients[-1])
@@ -222,7 +222,7 @@ def test_what_users_chose_last_is_in_their_scores():
 
 
 def test_a_refresh_says_the_context_in_the_new_codes():
-    states, without = played(3, refresh=3, codes=20), played(3, codes=20)
+    states, without = (played(3, "user", refresh=n, codes=20) for n in (3, 0))
     assert (states[3].shared.codes.table != without[3].shared.codes.table).any()
     kept, was = (
         np.asarray(quantize.decode(shared.codes.table, shared.context))
