@@ -82,9 +82,11 @@ def _played(settings, rounds, how, undescribed):
     # The first state takes seconds to compile: runs that differ in their rounds alone share it.
     first = tuple(pair for pair in settings if pair[0] not in OF_ROUNDS)
     state = _first(first, how, undescribed)
-    config = rqfedrec.Config(**SMALL | EXACT | dict(settings))
-    bounds = first_bounds(config, *config.upload_reach)
-    return [state._replace(shared=state.shared._replace(bounds=bounds))], []
+    if "clip" in dict(settings):
+        config = rqfedrec.Config(**SMALL | EXACT | dict(settings))
+        bounds = first_bounds(config, *config.upload_reach)
+        state = state._replace(shared=state.shared._replace(bounds=bounds))
+    return [state], []
 
 
 def played(rounds=1, how="given", undescribed=(), **settings):
