@@ -335,16 +335,24 @@ def test_what_noise_can_do_is_bounded_by_the_clip():
 def test_the_rows_left_out_are_those_of_the_highest_loss_rounded_down(share):
     data, _ = problem("user")
     (_, after), _ = played(how="user")
-    shared, clients = after.shared, jax.tree.map(lambda leaf: leaf[:3], data.clients[-1])
-    items = catalogue.describe(shared.codebooks, shared.codes.table, shared.text, shared.popularity)
+    shared, clients = after.shared, jax.tree.map(np.asarray, data.clients[-1])
     config = rqfedrec.Config(drop_loss=share)
+
+    @jax.jit
+    def kept_and_losses(shared, user, one):
+        items = catalogue.describe(
+            shared.codebooks, shared.codes.table, shared.text, shared.popularity
+        )
+        view = catalogue.whole(items, one, one.mask.astype(jnp.float32))
+        kept = client.without_doubtful(config, user, view, one).chosen
+        return kept, -jax.nn.log_softmax(user @ items.features.T)
+
     for line in range(3):
         one = jax.tree.map(lambda leaf, n=line: leaf[n], clients)
-        user, weights = after.user[-1][line], one.mask.astype(jnp.float32)
-        view = catalogue.whole(items, one, weights)
-        kept = np.asarray(client.without_doubtful(config, user, view, one).chosen)
-        own = np.asarray(one.item)[np.asarray(one.mask)]
-        losses = -jax.nn.log_softmax(user @ items.features.T)[0, own]
+        user = np.asarray(after.user[-1])[line]
+        kept, losses = map(np.asarray, kept_and_losses(shared, user, one))
+        own = one.item[one.mask]
+        losses = losses[0, own]
         left = np.argsort(losses)[: len(own) - int(share * len(own))]
         assert set(np.flatnonzero(kept[0])) == set(own[left])
 
