@@ -1,9 +1,11 @@
 """One suite of behaviours that every method must show, over METHODS and their variants."""
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import cache
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -136,33 +138,41 @@ def problem():
     return dataset, data._replace(text=jnp.asarray(text)), sizes
 
 
-def program(variant, sizes, **settings):
-    method = variant.make(sizes, **settings)
-
-    def fit(key, data, rounds):
-        init_key, key = jax.random.split(key)
-        step = lambda state, number: method.step(state, data, jax.random.fold_in(key, number))
-        start = method.init(init_key, data)
-        nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(step, start, 0)[1])
-        state, metrics = jax.lax.fori_loop(
-            0, rounds, lambda number, carry: step(carry[0], number), (start, nothing)
-        )
-        served = method.prepare(state, data)
-        scores = method.score(served, jnp.arange(sizes.users))
-        some = method.score(served, jnp.array([3, 3, 0]))
-        return Outcome(start, state, metrics, served, scores, some)
-
-    return jax.jit(fit)
+class Program(NamedTuple):
+    init: Callable
+    step: Callable  # (state, data, key, number of the round) -> state, metrics
+    serve: Callable  # (state, data) -> served, scores, some: see Outcome
 
 
 @cache
-def fitter(name):
-    return program(VARIANTS[name], problem()[2])
+def program(name, **settings):
+    """Compiled apart, so that tests which need a part alone share it."""
+    method, users = VARIANTS[name].make(problem()[2], **settings), problem()[2].users
+
+    def step(state, data, key, number):
+        return method.step(state, data, jax.random.fold_in(key, number))
+
+    def serve(state, data):
+        served = method.prepare(state, data)
+        some = method.score(served, jnp.array([3, 3, 0]))
+        return served, method.score(served, jnp.arange(users)), some
+
+    return Program(*map(jax.jit, (method.init, step, serve)))
+
+
+def rounds_from(start, parts, key, data, rounds):
+    """The outcome of so many rounds, none of which changes the state's form."""
+    state = start
+    for number in range(rounds):
+        state, metrics = parts.step(state, data, key, number)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, start)
+    return Outcome(start, state, metrics, *parts.serve(state, data))
 
 
 def fit(name, data=None, rounds=2, seed=0):
-    rounds = min(rounds, VARIANTS[name].rounds)
-    return fitter(name)(jax.random.key(seed), data or problem()[1], rounds)
+    data, rounds = data or problem()[1], min(rounds, VARIANTS[name].rounds)
+    init_key, key = jax.random.split(jax.random.key(seed))
+    return rounds_from(program(name).init(init_key, data), program(name), key, data, rounds)
 
 
 @cache
@@ -264,12 +274,12 @@ def test_what_a_client_without_weight_holds_has_no_effect(name):
     "name", marked(["fedavg", *(n for n in VARIANTS if VARIANTS[n].rounds == 1)])
 )
 def test_neither_padding_nor_buckets_change_anything(name):
-    dataset, data, sizes = problem()
+    dataset, data, _ = problem()
     rows = np.asarray(data.clients[0].weight)
     apart, _ = pack(dataset, lengths=[int(np.median(rows[rows > 0]))])
     assert [len(clients.client) for clients in apart.clients] == [7, 5]
     apart = apart._replace(text=data.text)
-    found = program(VARIANTS[name], sizes)(jax.random.key(0), apart, 1).scores
+    found = fit(name, apart, rounds=1).scores
     expected = fit(name, rounds=1).scores
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
@@ -298,8 +308,9 @@ DROPS = [
 
 @pytest.mark.parametrize("name", DROPS)
 def test_when_all_clients_drop_out_the_state_stays_as_it_was(name):
-    dropped = program(VARIANTS[name], problem()[2], dropped=1.0)
-    outcome = dropped(jax.random.key(0), problem()[1], 2)
+    dropped, data = program(name, dropped=1.0), problem()[1]
+    dropped = dropped._replace(serve=program(name).serve)  # where nobody drops out of anything
+    outcome = rounds_from(fit(name).start, dropped, jax.random.key(0), data, 2)
     assert_finite(outcome)
     assert_same(outcome.state, outcome.start)
     assert outcome.metrics.participants == 0
@@ -341,8 +352,7 @@ def test_a_state_that_grows_by_nothing_serves_what_it_served(name):
     method = VARIANTS[name].make(sizes)
     was = Earlier(data, sizes)
     grow = jax.jit(lambda state: method.grow(state, was, jax.random.key(9), data))
-    grown = grow(trained(name).state)
-    scores = method.score(method.prepare(grown, data), jnp.arange(sizes.users))
+    _, scores, _ = program(name).serve(grow(trained(name).state), data)
     if VARIANTS[name].method == "rqfedrec":  # its codes are made anew
         assert ndcg(scores) > 0.9 * ndcg(trained(name).scores)
     else:
@@ -361,13 +371,13 @@ def test_a_state_grows_with_users_items_and_clients(name):
     assert before.clients < sizes.clients
     key = jax.random.key(9)
 
-    def program(small, large):
+    @jax.jit
+    def grown(small, large):
         old = VARIANTS[name].make(before).init(key, small)
-        method = VARIANTS[name].make(sizes)
-        state, _ = method.step(method.grow(old, Earlier(small, before), key, large), large, key)
-        return state, method.score(method.prepare(state, large), jnp.arange(sizes.users))
+        return VARIANTS[name].make(sizes).grow(old, Earlier(small, before), key, large)
 
-    state, scores = jax.jit(program)(was, data)
+    state, _ = program(name).step(grown(was, data), data, key, 1)
+    _, scores, _ = program(name).serve(state, data)
     assert_finite((state, scores))
     like = jax.eval_shape(VARIANTS[name].make(sizes).init, key, data)
     assert checkpoint.forms(state) == checkpoint.forms(like)

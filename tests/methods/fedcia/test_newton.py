@@ -32,29 +32,29 @@ def method(**settings):
 @cache
 def programs(**settings):
     made = method(**settings)
-    return jax.jit(made.init), jax.jit(made.step), jax.jit(made.prepare)
+    return jax.jit(made.init), jax.jit(made.step)
 
 
 @cache
 def after(rounds, **settings):
-    (data, _), (init, step, prepare) = problem(), programs(**settings)
-    state, metrics = init(jax.random.key(0), data), None
-    for number in range(rounds):
-        state, metrics = step(state, data, jax.random.key(number))
-    return state, metrics, prepare(state, data)
+    """The state after so many rounds, and the last one's metrics."""
+    (data, _), (init, step) = problem(), programs(**settings)
+    if not rounds:
+        return init(jax.random.key(0), data), None
+    return step(after(rounds - 1, **settings)[0], data, jax.random.key(rounds - 1))
 
 
 def dense(state):
-    vectors, values = state.similarity
-    return np.asarray(vectors * values @ vectors.T, float)
+    vectors, values = (np.asarray(leaf, float) for leaf in state.similarity)
+    return vectors * values @ vectors.T
 
 
 def matrix():
     """The federation's rows [U, I], whoever holds them."""
     rows = np.zeros((24, 30))
-    for clients in problem()[0].clients:
+    for clients in jax.tree.map(np.asarray, problem()[0].clients):
         for c in range(len(clients.client)):
-            own = np.asarray(clients.mask[c])
+            own = clients.mask[c]
             rows[clients.users[c][clients.user[c][own]], clients.item[c][own]] = 1
     return rows
 
@@ -101,7 +101,7 @@ def relative(found, expected):
 @pytest.mark.parametrize("privacy", ["plain", "secure_sum"])
 @pytest.mark.parametrize("block", [0, 2])
 def test_rounds_are_those_of_one_table_of_all_rows(privacy, block):
-    state, metrics, _ = after(3, privacy=privacy, block=block)
+    state, metrics = after(3, privacy=privacy, block=block)
     expected = dense(after(0)[0])
     for _ in range(3):
         expected = stepped(expected, matrix())
@@ -116,7 +116,7 @@ def test_the_objective_never_rises():
 
 
 def test_the_reported_loss_is_that_of_the_fitted_users():
-    _, metrics, _ = after(1)
+    _, metrics = after(1)
     item, rows = table(dense(after(0)[0])), matrix()
     users = fitted(item, rows)
     whole = np.where(rows > 0, 1, W) * (users @ item.T - rows) ** 2
@@ -129,10 +129,13 @@ def test_the_reported_loss_is_that_of_the_fitted_users():
 
 
 def test_users_serve_at_their_optimum():
-    state, _, served = after(2)
+    state, _ = after(2)
     item = table(dense(state))
     expected = fitted(item, matrix()) @ item.T
-    found = method().score(served, jnp.arange(24))
+    users, made = jnp.arange(24), method()
+    found = jax.jit(lambda state, data: made.score(made.prepare(state, data), users))(
+        state, problem()[0]
+    )
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -141,7 +144,11 @@ def test_an_upload_is_the_same_in_any_rotation_of_the_table():
     state = after(2)[0]
     config = fedcia.method.settled(fedcia.Config(width=WIDTH))
     client = jax.tree.map(lambda leaf: leaf[0], problem()[0].clients[0])
-    touched = newton.train(config, state.similarity, (), client, None)[0]
+
+    @jax.jit
+    def sent(similarity, client):
+        return newton.sent(similarity, newton.train(config, similarity, (), client, None)[0])
+
     turn = np.linalg.qr(np.random.default_rng(0).normal(size=(WIDTH, WIDTH)))[0]
     item = np.asarray(newton.table_of(state.similarity), float) @ turn
     own = np.asarray(client.users)[np.asarray(client.users) < 24]
@@ -149,7 +156,7 @@ def test_an_upload_is_the_same_in_any_rotation_of_the_table():
     users = fitted(item, rows)
     slope = (np.where(rows > 0, 1, W) * (users @ item.T - rows)).T @ users
     expected = (item @ slope.T + slope @ item.T) @ np.asarray(state.similarity.vectors)
-    assert relative(np.asarray(newton.sent(state.similarity, touched)), expected) < 1e-4
+    assert relative(np.asarray(sent(state.similarity, client)), expected) < 1e-4
 
 
 def test_the_server_reads_the_slope_out_of_what_similarities_should_change_by():
@@ -169,14 +176,16 @@ def test_a_step_is_that_of_the_clients_slopes_one_by_one():
     data, sizes = problem()
     config = fedcia.method.settled(fedcia.Config(width=WIDTH, min_support=1, min_cohort=1))
     state = after(1)[0]
-    slopes = []
-    for clients in data.clients:
-        train = lambda c: newton.train(config, state.similarity, (), c, None)[0]
-        touched = jax.vmap(train)(clients)
-        spread = jax.vmap(lambda one: newton.slope_of(state.similarity, newton.spread(one)))
-        slopes.append(spread(touched))
-    slopes = jnp.concatenate(slopes)
-    whole = dense(newton.State(newton.moved(config, state.similarity, slopes.sum(0)), None, None))
+
+    @jax.jit
+    @jax.vmap
+    def slope(one):
+        touched = newton.train(config, state.similarity, (), one, None)[0]
+        return newton.slope_of(state.similarity, newton.spread(touched))
+
+    slopes = np.concatenate([slope(clients) for clients in data.clients])
+    moved = jax.jit(lambda slope: newton.moved(config, state.similarity, slope))(slopes.sum(0))
+    whole = dense(newton.State(moved, None, None))
     assert relative(whole, dense(after(2)[0])) < 1e-3
     assert sizes.clients == len(slopes)
 
@@ -194,7 +203,8 @@ def test_a_step_is_that_of_the_clients_slopes_one_by_one():
 def test_newton_is_refused_where_it_cannot_work(settings):
     with pytest.raises(SettingError, match="training = 'newton'"):
         method(training="newton", **settings)
-    assert not hasattr(method(**settings).init(jax.random.key(0), problem()[0]), "similarity")
+    begun = jax.eval_shape(method(**settings).init, jax.random.key(0), problem()[0])
+    assert not hasattr(begun, "similarity")
 
 
 def test_traffic_counts_a_sketch_and_the_eigenpairs():
@@ -206,10 +216,11 @@ def test_traffic_counts_a_sketch_and_the_eigenpairs():
 def test_new_items_change_nothing_of_what_is_known():
     data, sizes = problem()
     state = after(2)[0]
-    grown = fedcia.make(
+    larger = fedcia.make(
         fedcia.Config(width=WIDTH, min_support=1, min_cohort=1), sizes._replace(items=33)
-    ).grow(state, None, jax.random.key(1), data)
-    found = dense(grown)
+    )
+    grow = jax.jit(lambda state, data: larger.grow(state, None, jax.random.key(1), data))
+    found = dense(grow(state, data))
     assert relative(found[:30, :30], dense(state)) < 1e-4
     assert not found[30:].any()
 

@@ -107,8 +107,16 @@ def differs(found, expected):
 def crm_vectors(config, params):
     """C's vectors after each place [U, L, D], one row a user, and the rows."""
     rows = one_row_each()
-    graphdef = nnx.graphdef(sequential.build(jax.random.key(0), config, ITEMS))
-    return nnx.merge(graphdef, params)(rows.item, rows.position), rows
+    return crm(config)(params, rows.item, rows.position), rows
+
+
+@cache
+def crm(config):
+    """C as a function of its weights, items and their positions."""
+    graphdef = nnx.graphdef(
+        nnx.eval_shape(lambda: sequential.build(jax.random.key(0), config, ITEMS))
+    )
+    return quick(lambda params, item, position: nnx.merge(graphdef, params)(item, position))
 
 
 @cache
@@ -146,14 +154,15 @@ def test_a_phase_keeps_what_its_teacher_knew_at_the_start():
     config, history = made().config, problem()[0].history
     for down in (2, 4):
         assert_same(states[down].injected, states[down - 1].crm.params["table"][...])
-        hidden, rows = crm_vectors(config, states[down - 1].crm.params)
+        hidden, rows = jax.tree.map(np.asarray, crm_vectors(config, states[down - 1].crm.params))
+        teacher = np.asarray(states[down].teacher)
         for user in range(USERS):
-            real = np.asarray(rows.item[user]) < ITEMS
+            real = rows.item[user] < ITEMS
             stop = int(history.start[user + 1]) - 1
-            kept = states[down].teacher[stop - real.sum() : stop]
+            kept = teacher[stop - real.sum() : stop]
             np.testing.assert_allclose(kept[:, :8], hidden[user][real], rtol=1e-4, atol=1e-5)
             assert not kept[:, 8:].any()
-            assert not states[down].teacher[stop].any()  # the newest has no next one
+            assert not teacher[stop].any()  # the newest has no next one
     assert_same(states[3].injected, states[2].injected)
     assert differs(states[3].teacher, states[2].teacher)
 
@@ -184,12 +193,19 @@ def test_weights_of_a_phase_are_of_both_models_at_its_start():
     before, after, history = states[2], states[3], problem()[0].history
     hidden, rows = crm_vectors(program.config, before.crm.params)
     slot = epoch.history_rows(rows, history, LENGTH)
-    student = distill.ranks(hidden @ before.crm.params["table"][...].T, rows.target % ITEMS)
-    l_hidden = after.teacher.at[slot].get(mode="clip")[..., :16]
-    teacher = distill.ranks(l_hidden @ before.llm.table.T, rows.target % ITEMS)
-    real = rows.item < ITEMS
+
+    @quick
+    def weights(hidden, table, kept, llm_table):
+        student = distill.ranks(hidden @ table.T, rows.target % ITEMS)
+        l_hidden = kept.at[slot].get(mode="clip")[..., :16]
+        teacher = distill.ranks(l_hidden @ llm_table.T, rows.target % ITEMS)
+        return distill.weights(student, teacher)
+
+    table = before.crm.params["table"][...]
+    expected = weights(hidden, table, after.teacher, before.llm.table)
+    real = np.asarray(rows.item) < ITEMS
     np.testing.assert_allclose(
-        after.weight[slot[real]], distill.weights(student, teacher)[real], atol=1e-5
+        np.asarray(after.weight)[np.asarray(slot)[real]], np.asarray(expected)[real], atol=1e-5
     )
     assert_same(states[4].injected, states[2].injected)
     assert differs(states[4].injected, states[4].crm.params["table"][...])

@@ -1,6 +1,6 @@
 """The context of RQFedRec's users, against loops over users and rows."""
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -36,24 +36,37 @@ def make(how="given", **settings):
     return rqfedrec.make(rqfedrec.Config(**SMALL | NEXT | settings), problem(how)[1])
 
 
-def played(rounds=1, how="given", **settings):
+@cache
+def first(how, **settings):
+    return jax.jit(make(how, **settings).init)(jax.random.key(0), problem(how)[0])
+
+
+@cache
+def step(how, **settings):
+    return jax.jit(make(how, **settings).step)
+
+
+def played(rounds=1, how="given", refresh=0, **settings):
     """The states before and after each round."""
-    method, (data, _) = make(how, **settings), problem(how)
-    states = [jax.jit(method.init)(jax.random.key(0), data)]
+    states = [first(how, **settings)]  # which a later refresh does not change
     for number in range(rounds):
-        states.append(jax.jit(method.step)(states[-1], data, jax.random.key(number))[0])
+        state, _ = step(how, refresh=refresh, **settings)(
+            states[-1], problem(how)[0], jax.random.key(number)
+        )
+        states.append(state)
     return states
 
 
+@cache
 def learned(how="given"):
     """A client of several users, codes and codebooks that say something, and what was sent."""
     data, _ = problem(how)
     config = rqfedrec.Config(**SMALL | NEXT)
-    (state,) = played(0, how)
+    (state,) = played(0, "user")  # codes are the same however users are shared out
     said = jax.random.normal(jax.random.key(3), state.shared.context.shape)
     shared = state.shared._replace(context=said)
     one = jax.tree.map(lambda leaf: leaf[0], data.clients[-1])
-    return config, shared, server.broadcast(config, shared), one
+    return config, shared, jax.jit(partial(server.broadcast, config))(shared), one
 
 
 def by_time(one, row):
@@ -72,39 +85,46 @@ def context_of(said, items):
 def test_a_context_is_the_mean_of_what_the_rows_say_the_newest_counting_most(how):
     config, shared, sent, one = learned(how)
     said = np.asarray(quantize.decode(shared.codes.table, sent.context))
-    found = context.of_users(config, said, one)
+    found = jax.jit(partial(context.of_users, config))(said, one)
     expected = [context_of(said, by_time(one, row)) for row in range(len(one.users))]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_gradient_is_that_of_a_loop_over_the_newest_rows():
     config, shared, sent, one = learned()
-    items = server.all_items(shared, sent)
     older = jax.random.normal(jax.random.key(4), (len(one.users), WIDTH + TOLD + 1))
 
-    def loss(codebooks):
-        said, total = quantize.decode(shared.codes.table, codebooks), 0.0
-        for row in range(len(one.users)):
-            chosen = by_time(one, row)
-            for at in range(len(chosen) - min(3, len(chosen) // 2), len(chosen)):
-                weights = 1 / (1 + np.arange(at)[::-1] / NEXT["context_recency"])
-                reads = weights @ said[chosen[:at]] / weights.sum()
-                scores = items.features @ older[row].at[:WIDTH].add(reads)
-                scores = scores.at[chosen[:at]].set(-jnp.inf)  # nobody chooses twice
-                total -= jax.nn.log_softmax(scores)[chosen[at]]
-        return total
+    @jax.jit
+    def found(older):
+        view = client.view(config, server.all_items(shared, sent), one)
+        return context.gradient(config, sent.context, older, view, one)
 
-    view = client.view(config, items, one)
-    found = context.gradient(config, sent.context, older, view, one)
-    expected = jax.grad(loss)(sent.context)
+    @jax.jit
+    @jax.grad
+    def of_row(codebooks, user, item, weights):
+        """Of the loss of one row, where items count `weights` [I] in what the user reads."""
+        items = server.all_items(shared, sent)
+        said = quantize.decode(shared.codes.table, codebooks)
+        reads = weights @ said / weights.sum()
+        scores = items.features @ user.at[:WIDTH].add(reads)
+        scores = jnp.where(weights > 0, -jnp.inf, scores)  # nobody chooses twice
+        return -jax.nn.log_softmax(scores)[item]
+
+    expected = 0.0
+    for row in range(len(one.users)):
+        chosen = by_time(one, row)
+        for at in range(len(chosen) - min(3, len(chosen) // 2), len(chosen)):
+            weights = np.zeros(30, np.float32)
+            weights[chosen[:at]] = 1 / (1 + np.arange(at)[::-1] / NEXT["context_recency"])
+            expected += np.asarray(of_row(sent.context, older[row], chosen[at], weights))
     assert np.abs(expected).max() > 0.1
-    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(found(older), expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_the_newest_rows_are_predicted_by_users_who_have_not_seen_them():
     """The fit reads the rows before the predicted ones, and counts their ages anew."""
     config, shared, sent, one = learned("user")
-    seen = client.view(config, server.all_items(shared, sent), one)
+    seen = jax.jit(lambda: client.view(config, server.all_items(shared, sent), one))()
     fits = []
     follow = lambda *args, **given: fits.append(args[2].chosen) or jnp.zeros_like(args[1])
     with pytest.MonkeyPatch.context() as patch:
@@ -121,13 +141,18 @@ def test_a_round_steps_on_the_mean_gradient_of_the_context():
     data, _ = problem("user")
     config = rqfedrec.Config(**SMALL | NEXT)
     before, after = played(how="user")
-    sent = server.broadcast(config, before.shared)
-    items = server.all_items(before.shared, sent)
+
+    @jax.jit
+    def gradient(shared, one):
+        sent = server.broadcast(config, shared)
+        seen = client.view(config, server.all_items(shared, sent), one)
+        return client.context_gradient(config, seen, sent, one)
+
     total = rows = 0.0
-    for clients in data.clients:
+    for clients in jax.tree.map(np.asarray, data.clients):
         for line in range(len(clients.client)):
             one = jax.tree.map(lambda leaf, n=line: leaf[n], clients)
-            total += client.context_gradient(config, client.view(config, items, one), sent, one)
+            total += np.asarray(gradient(before.shared, one))
             rows += one.weight
     np.testing.assert_allclose(after.shared.moments[0].mu[2], 0.1 * total / rows, atol=1e-6)
     moved = np.asarray(after.shared.context)
@@ -178,28 +203,26 @@ def test_what_users_chose_last_is_in_their_scores():
     method = make("user")
     (state,) = played(0, "user")
     told, silent = state._replace(shared=shared), state
-    difference = [
-        np.asarray(method.score(method.prepare(each, data), jnp.arange(sizes.users)))
-        for each in (told, silent)
-    ]
+
+    @jax.jit
+    def served(state):
+        scores = method.score(method.prepare(state, data), jnp.arange(sizes.users))
+        return scores, method.fold_in(state, data).user
+
+    (scores, new), (without, known) = (map(np.asarray, served(each)) for each in (told, silent))
     said = np.asarray(quantize.decode(shared.codes.table, shared.context))
     vectors = np.asarray(quantize.decode(shared.codes.table, sent.codebooks))
-    for clients in data.clients:
-        for line, (user,) in enumerate(np.asarray(clients.users)):
+    for clients in jax.tree.map(np.asarray, data.clients):
+        for line, (user,) in enumerate(clients.users):
             one = jax.tree.map(lambda leaf, n=line: leaf[n], clients)
             expected = vectors @ context_of(said, by_time(one, 0))
-            np.testing.assert_allclose(
-                (difference[0] - difference[1])[user], expected, rtol=1e-3, atol=1e-3
-            )
-    new, known = (np.asarray(each.user) for each in (
-        method.fold_in(told, data), method.fold_in(silent, data)
-    ))  # fmt: skip
+            np.testing.assert_allclose((scores - without)[user], expected, rtol=1e-3, atol=1e-3)
     assert np.abs(new - known)[:, :WIDTH].max() > 0.1
     np.testing.assert_allclose(new[:, WIDTH:], known[:, WIDTH:], atol=1e-6)
 
 
 def test_a_refresh_says_the_context_in_the_new_codes():
-    states, without = played(3, refresh=3, codes=20), played(3, codes=20)
+    states, without = (played(3, "user", refresh=n, codes=20) for n in (3, 0))
     assert (states[3].shared.codes.table != without[3].shared.codes.table).any()
     kept, was = (
         np.asarray(quantize.decode(shared.codes.table, shared.context))
