@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxrec.deployment import vectors
+from jaxrec.deployment import measure, vectors
 from jaxrec.deployment.messages import Message, decode, encode
 from jaxrec.deployment.party import Party
 from jaxrec.deployment.terms import Terms
+from jaxrec.evaluation.evaluator import Evaluation
 from jaxrec.federated.secure_aggregation import ProtocolError, agree
 from jaxrec.federated.secure_aggregation.rounds import run
 from jaxrec.federated.stages import Progress
@@ -34,7 +36,7 @@ class Coordinator:
         self.secure = self.party.config.privacy == "secure_sum"
         self.members: dict[str, int] = {}  # the number of each node that has joined
         self.left_out: dict[str, str] = {}  # in what was done last, by node
-        self._sums = 0
+        self._sums = time.time_ns()  # sums are numbered, and no number may come back
 
     def enrol(self, nodes: Iterable[str]) -> None:
         """Offer the terms to nodes; those that agree are members from now on."""
@@ -63,10 +65,27 @@ class Coordinator:
         progress = party.programs.step(False).begin(state, party.data, party.key_of(round))
         return self._run("step", round, party.leaves(state, own=False), progress)
 
+    def evaluate(self, state: Any, round: int, split: str, ks: Sequence[int]) -> Evaluation:
+        """Metrics over the held-out users of all members, before a round, in a split.
+
+        Args:
+          split: "valid" or "test", as the nodes name their plans.
+          ks: lengths of the lists, as in the nodes' plans.
+        """
+        self.left_out = {}
+        shared = self.party.leaves(state, own=False)
+        head = {"do": "evaluate", "split": split, "ks": list(ks), "round": round}
+        head["shared"] = len(shared)
+        _, (totals,) = self._summed(self._by_number(), head, shared, measure.shape_of(ks))
+        return measure.evaluation_of(totals, ks)
+
+    def _by_number(self) -> list[str]:
+        return sorted(self.members, key=self.members.__getitem__)
+
     def _run(self, what: str, round: int, shared: list[np.ndarray], progress: Progress) -> Any:
         """One function, exchange by exchange."""
         self.left_out = {}
-        there = sorted(self.members, key=self.members.__getitem__)
+        there = self._by_number()
         self._need(len(there), round)
         head = {"do": "begin", "what": what, "round": round, "shared": len(shared)}
         arrays = shared
@@ -114,7 +133,10 @@ class Coordinator:
             for name, reply in self._asked(messages):
                 yield there.index(name), reply.arrays[0].tobytes()
 
-        outcome = run(terms, exchange)
+        try:
+            outcome = run(terms, exchange)
+        except ProtocolError as error:
+            raise self._failed(head["round"], error) from error
         self.left_out |= {there[c]: why for c, why in outcome.refused.items()}
         kept = [there[place] for place in outcome.clients]
         return kept, vectors.from_vector(outcome.total, shapes)
@@ -123,7 +145,9 @@ class Coordinator:
         """The replies that came and are no refusals."""
         found, missing = [], set(requests)
         for name, data in self.ask({name: encode(m) for name, m in requests.items()}):
-            missing.discard(name)
+            if name not in missing:
+                continue  # it has replied already, or nobody asked it
+            missing.remove(name)
             try:
                 reply = decode(data)
             except DataError as error:
@@ -138,9 +162,10 @@ class Coordinator:
     def _need(self, number: int, round: int) -> None:
         least = self.party.config.min_cohort if self.secure else 1
         if number < least:
-            where = "the set-up" if round < 0 else f"round {round}"
-            why = "; ".join(f"{name}: {reason}" for name, reason in self.left_out.items())
-            raise ProtocolError(
-                f"{where}: {number} clients are left, and {least} are needed; nothing was added "
-                f"up{f' ({why})' if why else ''}"
-            )
+            told = f"{number} clients are left, and {least} are needed; nothing was added up"
+            raise self._failed(round, told)
+
+    def _failed(self, round: int, told: object) -> ProtocolError:
+        where = "the set-up" if round < 0 else f"round {round}"
+        why = "; ".join(f"{name}: {reason}" for name, reason in self.left_out.items())
+        return ProtocolError(f"{where}: {told}{f' ({why})' if why else ''}")

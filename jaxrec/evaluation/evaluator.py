@@ -58,6 +58,11 @@ def evaluator(
     return evaluate
 
 
+def names_of_lines(ks: Sequence[int]) -> list[str]:
+    """The metrics of a line as `Evaluation.per_user` names them: "meanF1@k" is a line's own F1."""
+    return [name.replace("F1@", "meanF1@") for name in _metric_names(ks)]
+
+
 def _metric_names(ks: Sequence[int]) -> list[str]:
     """The metrics of a line, in the order of the columns that are measured."""
     return [*(f"{name}@{k}" for name in ranking.AT_K for k in ks), "MRR"]
@@ -156,8 +161,7 @@ def _summary(plan: Plan, values: np.ndarray, exposure: np.ndarray | None) -> Eva
             f"scores of user {users[broken].min()} hold NaN or +inf, as do those of "
             f"{broken.sum():,} of {len(users):,} users: lower the learning rate"
         )
-    table = pd.DataFrame(values[:, 1:].astype(float), columns=_metric_names(plan.ks))
-    table = table.rename(columns={f"F1@{k}": f"meanF1@{k}" for k in plan.ks})
+    table = pd.DataFrame(values[:, 1:].astype(float), columns=names_of_lines(plan.ks))
     means = _means(table, plan.ks)
     if "client" in lines:
         means |= _client_spread(table, lines.pop("client"), plan.ks)

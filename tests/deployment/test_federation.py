@@ -1,5 +1,8 @@
 """Clients on machines of their own learn what a simulation of the same clients learns."""
 
+import re
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +14,10 @@ from jaxrec.data.synthetic import synthetic
 from jaxrec.deployment import Coordinator, Limits, Node, Terms
 from jaxrec.deployment.messages import Message, decode, encode
 from jaxrec.deployment.party import nobody
+from jaxrec.evaluation.evaluator import evaluator
+from jaxrec.evaluation.plan import make_plan
 from jaxrec.federated.secure_aggregation import ProtocolError
-from jaxrec.types import SettingError
+from jaxrec.types import VALID, SettingError
 
 CLIENTS = 4
 SUMS = {"min_cohort": 2}
@@ -38,11 +43,15 @@ METHODS = {
 SLOW = ("rqfedrec's rounds", "rqfedrec")  # their sums are of the kinds of fedmf and gfcf's sketch
 
 
+@cache
+def problem():
+    return split(synthetic(users=48, items=32, clients=CLIENTS, length=16), "ratio", 0.1, 0.2, 0)
+
+
 @pytest.fixture(scope="module")
 def whole():
     """All clients in one bucket, by number, and the sizes."""
-    dataset = split(synthetic(users=48, items=32, clients=CLIENTS, length=16), "ratio", 0.1, 0.2, 0)
-    data, sizes = pack(dataset, lengths=[300])
+    data, sizes = pack(problem(), lengths=[300])
     (clients,) = data.clients
     order = np.argsort(clients.client)
     return data._replace(clients=(jax.tree.map(lambda leaf: leaf[order], clients),)), sizes
@@ -132,6 +141,26 @@ def test_the_server_sees_no_part_of_a_secure_sum(whole):
 
 
 FEDAVG = ("fedavg", {"width": 8, "local_steps": 2, **SUMS})
+
+
+@pytest.mark.parametrize("settings", [SUMS, PLAIN], ids=["secure sums", "in clear"])
+def test_held_out_users_of_all_clients_are_measured_as_on_one_machine(whole, settings):
+    data, _ = whole
+    dataset, network = problem(), Network(whole)
+    owner = dataset.interactions.groupby("user")["client"].first()
+    for number, node in enumerate(network.nodes.values()):
+        only = (dataset.interactions["user"].map(owner) == number).to_numpy()
+        node.plans = {"valid": make_plan(dataset, VALID, only=only)}
+    coordinator = federation(whole, "fedcia", {"width": 8, **settings}, network)
+    state, _ = coordinator.step(coordinator.init(), 0)
+    found = coordinator.evaluate(state, 1, "valid", (5, 10, 20)).means
+    wanted = evaluator(coordinator.party.method, make_plan(dataset, VALID), lists=False)
+    wanted = wanted(state, data).means
+    assert set(found) == {n for n in wanted if "client" not in n and not re.match("F1.*/se", n)}
+    for name, value in found.items():
+        assert value == pytest.approx(wanted[name], rel=1e-3, abs=1e-4), name
+    with pytest.raises(ProtocolError, match="and has lists of lengths"):
+        coordinator.evaluate(state, 1, "valid", (7,))
 
 
 @pytest.mark.parametrize("stage", ["begin", "advertised", "shared", "masked"])
