@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxrec.deployment import measure, vectors
 from jaxrec.deployment.messages import Message, decode, encode
+from jaxrec.deployment.node import SET_UP
 from jaxrec.deployment.party import Party
 from jaxrec.deployment.terms import Terms
 from jaxrec.evaluation.evaluator import Evaluation
@@ -25,8 +26,9 @@ Ask = Callable[[Mapping[str, bytes]], Iterable[tuple[str, bytes]]]
 class Coordinator:
     """The server's side, without rows: a state's shared leaves, and who takes part.
 
-    A node that refuses, or whose reply does not come, is out of the sums of that round; `left_out`
-    says why. The round goes on with the others while there are at least `min_cohort` of them.
+    A node that refuses, or whose reply does not come, is out of the later sums of that round;
+    `left_out` says why. The round goes on with the others while there are at least `min_cohort` of
+    them. One that fails is over: nodes begin each round once, so the next one has another number.
     """
 
     def __init__(self, terms: Terms, data: Data, ask: Ask):
@@ -35,6 +37,8 @@ class Coordinator:
         self.party = Party(terms, data)
         self.secure = self.party.config.privacy == "secure_sum"
         self.members: dict[str, int] = {}  # the number of each node that has joined
+        self.users: dict[str, int] = {}  # how many users each of them has
+        self.begun = SET_UP - 1  # the newest round that one of them has begun
         self.left_out: dict[str, str] = {}  # in what was done last, by node
         self._sums = time.time_ns()  # sums are numbered, and no number may come back
 
@@ -52,18 +56,25 @@ class Coordinator:
                 self.left_out[name] = f"all {self.terms.clients} places are taken"
         offer = lambda place: Message({"do": "join", "terms": terms, "client": place})
         agreed = self._asked({name: offer(place) for name, place in places.items()})
-        self.members |= {name: places[name] for name, _ in agreed}
+        for name, reply in agreed:
+            self.members[name] = places[name]
+            self.users[name] = int(reply.head.get("users", 0))
+            self.begun = max(self.begun, int(reply.head.get("round", self.begun)))
 
     def init(self) -> Any:
         """The set-up with all members; returns the first state."""
         stages = self.party.programs.init(False)
-        return self._run("init", -1, [], stages.begin(self.party.init_key, self.party.data))
+        return self._run(SET_UP, [], stages.begin(self.party.init_key, self.party.data))
 
     def step(self, state: Any, round: int) -> tuple[Any, Any]:
-        """A round with all members; returns the state and the metrics."""
+        """A round with all members; returns the state and the metrics.
+
+        Args:
+          round: its number, above those of all that have begun, failed ones included.
+        """
         party = self.party
         progress = party.programs.step(False).begin(state, party.data, party.key_of(round))
-        return self._run("step", round, party.leaves(state, own=False), progress)
+        return self._run(round, party.leaves(state, own=False), progress)
 
     def evaluate(self, state: Any, round: int, split: str, ks: Sequence[int]) -> Evaluation:
         """Metrics over the held-out users of all members, before a round, in a split.
@@ -82,12 +93,13 @@ class Coordinator:
     def _by_number(self) -> list[str]:
         return sorted(self.members, key=self.members.__getitem__)
 
-    def _run(self, what: str, round: int, shared: list[np.ndarray], progress: Progress) -> Any:
-        """One function, exchange by exchange."""
-        self.left_out = {}
+    def _run(self, round: int, shared: list[np.ndarray], progress: Progress) -> Any:
+        """The set-up or a round, exchange by exchange."""
         there = self._by_number()
         self._need(len(there), round)
-        head = {"do": "begin", "what": what, "round": round, "shared": len(shared)}
+        self.left_out = {}
+        self.begun = max(self.begun, round)
+        head = {"do": "begin", "round": round, "shared": len(shared)}
         arrays = shared
         while True:
             shapes = progress.due
@@ -96,7 +108,8 @@ class Coordinator:
                 return progress.results
             there, totals = self._summed(there, head, arrays, shapes)
             progress = progress.go_on(totals)
-            head = {"do": "go on", "round": round, "totals": len(totals)}
+            head = {"do": "go on", "round": round, "exchange": progress.number - 1}
+            head["totals"] = len(totals)
             arrays = totals
 
     def _summed(
@@ -108,9 +121,8 @@ class Coordinator:
             requests = {name: Message(head, arrays) for name in there}
             found = dict(self._asked(requests))
             for name, reply in list(found.items()):
-                told = [(a.shape, a.dtype) for a in reply.arrays]
-                if told != [(s.shape, s.dtype) for s in shapes]:
-                    self.left_out[name] = f"its parts have the shapes {told}"
+                if why := _unfit(reply.arrays, shapes):
+                    self.left_out[name] = why
                     del found[name]
             there = [name for name in there if name in found]
             self._need(len(there), head["round"])
@@ -131,7 +143,7 @@ class Coordinator:
                 both = [*arrays, *own] if stage == "advertise" else own
                 messages[there[place]] = Message(told, both)
             for name, reply in self._asked(messages):
-                yield there.index(name), reply.arrays[0].tobytes()
+                yield there.index(name), b"".join(array.tobytes() for array in reply.arrays)
 
         try:
             outcome = run(terms, exchange)
@@ -160,12 +172,19 @@ class Coordinator:
         return found
 
     def _need(self, number: int, round: int) -> None:
-        least = self.party.config.min_cohort if self.secure else 1
+        least = max(2, self.party.config.min_cohort) if self.secure else 1
         if number < least:
-            told = f"{number} clients are left, and {least} are needed; nothing was added up"
-            raise self._failed(round, told)
+            raise self._failed(round, f"{number} clients are left, and {least} are needed")
 
     def _failed(self, round: int, told: object) -> ProtocolError:
         where = "the set-up" if round < 0 else f"round {round}"
         why = "; ".join(f"{name}: {reason}" for name, reason in self.left_out.items())
         return ProtocolError(f"{where}: {told}{f' ({why})' if why else ''}")
+
+
+def _unfit(arrays: Sequence[np.ndarray], shapes: Sequence[Any]) -> str:
+    """What is wrong with parts in clear; nothing where they can be added."""
+    if [(a.shape, a.dtype) for a in arrays] != [(s.shape, s.dtype) for s in shapes]:
+        return f"its parts have the shapes {[list(array.shape) for array in arrays]}"
+    fine = all(np.isfinite(a).all() for a in arrays if np.issubdtype(a.dtype, np.floating))
+    return "" if fine else "its parts hold a number that is not finite"

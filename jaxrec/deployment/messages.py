@@ -19,7 +19,7 @@ FORMAT = 1  # of messages; another one is refused
 
 
 class Message(NamedTuple):
-    """What travels."""
+    """A request of the coordinator, or a node's reply."""
 
     head: Mapping[str, Any]  # of strings, numbers and lists of them
     arrays: Sequence[np.ndarray] = ()
@@ -39,11 +39,14 @@ def decode(data: bytes) -> Message:
         length = int.from_bytes(data[:8], "little")
         head = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["head"])
         ordered = [arrays[str(number)] for number in range(len(arrays))]
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        form = head.pop("format", None)
+    except (
+        SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError
+    ) as error:  # fmt: skip
         raise DataError(f"a message of {len(data):,} bytes is damaged: {error}") from error
-    if (found := head.pop("format", None)) != FORMAT:
+    if form != FORMAT:
         raise DataError(
-            f"a message of format {found}, and this side reads format {FORMAT}: install the same "
+            f"a message of format {form}, and this side reads format {FORMAT}: install the same "
             "version of jaxrec on the server and on all clients"
         )
     return Message(head, ordered)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,10 @@ from jaxrec.federated.secure_aggregation import client as secure
 from jaxrec.federated.stages import Progress
 from jaxrec.settings.fields import check, setting
 from jaxrec.types import REFUSALS, Data, DataError, SettingError
+
+SET_UP, NOTHING = -1, -2  # rounds before round 0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,11 @@ class Node:
     """One client of a federation.
 
     `answer` takes a request and gives a reply, both as bytes. What a node refuses it says in the
-    reply, in one sentence, and nothing of its rows goes with it.
+    reply, in one sentence that holds nothing of its rows; more is in its log.
+
+    Rounds go forward. A node begins the set-up and each round once: the sum of a second try, with
+    other clients in it, would tell a server the part of whoever is in one of the two alone. What a
+    client has learned about its own users it keeps, also where its part did not arrive.
     """
 
     def __init__(
@@ -72,12 +81,13 @@ class Node:
           plans: its held-out users by the name of the split, "valid" or "test".
         """
         self.data, self.limits, self.plans = data, limits or Limits(), plans or {}
-        self._evaluate_split: dict[str, Callable[[Any, Data], Evaluation]] = {}
         self.party: Party | None = None
-        self.number: int | None = None  # among the federation's clients
-        self.own: dict[int, list[np.ndarray]] = {}  # its part of the state, by the next round
+        self.number = -1  # among the federation's clients
+        self.own: list[np.ndarray] | None = None  # its part of the state
+        self.begun = NOTHING  # the newest round that it has begun
+        self._evaluators: dict[str, Callable[[Any, Data], Evaluation]] = {}
         self._progress: Progress | None = None
-        self._ends: int = 0  # the round before which what is in progress ends
+        self._vector = np.zeros(0, np.uint32)
         self._sum: secure.Client | None = None
         self._newest = -1  # number of the newest secure sum
 
@@ -85,108 +95,103 @@ class Node:
         """The reply to a request of the coordinator."""
         try:
             message = decode(request)
-            kinds = {"hello": self._hello, "join": self._join, "secure": self._secure}
-            kinds |= {"begin": self._begin, "go on": self._go_on, "evaluate": self._evaluate}
-            if (name := message.head["do"]) not in kinds:
-                raise DataError(f"a request to {name!r}: nobody here can")
+            kinds = {"join": self._join, "begin": self._begin, "go on": self._go_on}
+            kinds |= {"secure": self._secure, "evaluate": self._evaluate}
+            if (name := message.head.get("do")) not in kinds:
+                raise DataError(f"this client knows no request {name!r}")
             reply = kinds[name](message)
         except REFUSALS as error:
             reply = Message({"refused": str(error)})
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            reply = Message({"refused": f"the request is not what it should be: {error!r}"})
+        except Exception:  # whatever a request holds, the node lives on
+            log.exception("a request failed")
+            reply = Message({"refused": "this client failed at the request; its log says why"})
         return encode(reply)
-
-    def _hello(self, message: Message) -> Message:
-        """What the server may know before anything is agreed on."""
-        return Message({"users": self.data.clients[0].users.shape[1]})
 
     def _join(self, message: Message) -> Message:
         """Agree to the terms, or refuse them."""
-        terms = Terms.from_json(message.head["terms"])
+        terms, number = Terms.from_json(message.head["terms"]), message.head["client"]
         self.limits.refuse(terms)
-        number = int(message.head["client"])
-        if self.party and (self.party.terms, self.number) == (terms, number):
-            return Message({"round": max(self.own, default=-1)})
-        if not 0 <= number < terms.clients:
+        if not (isinstance(number, int) and 0 <= number < terms.clients):
             raise DataError(f"client {number}: the terms have {terms.clients} places")
-        me = self.data.clients[0]._replace(client=jnp.full(1, number, jnp.int32))
-        self.party = Party(terms, self.data._replace(clients=(me,)))
-        self.number, self.own, self._progress, self._evaluate_split = number, {}, None, {}
-        return Message({"round": -1})
+        if self.party is None or (self.party.terms, self.number) != (terms, number):
+            me = self.data.clients[0]._replace(client=jnp.full(1, number, jnp.int32))
+            self.party = Party(terms, self.data._replace(clients=(me,)))
+            self.number, self.own, self.begun, self._progress = number, None, NOTHING, None
+            self._evaluators = {}
+        return Message({"users": self.data.clients[0].users.shape[1], "round": self.begun})
 
     def _begin(self, message: Message) -> Message:
-        """Compute this client's part of the first sums of a set-up or of a round."""
-        party = self._joined()
-        what, number = message.head["what"], int(message.head["round"])
-        if what == "init":
-            self._ends = 0
-            self._progress = party.programs.init(True).begin(party.init_key, party.data)
+        """Compute this client's part of the first sums of the set-up or of a round."""
+        party, number = self._joined(), message.head["round"]
+        if not (isinstance(number, int) and self.begun < number < 2**31):
+            raise DataError(
+                f"round {number}: this client has begun round {self.begun} and goes forward alone"
+            )
+        if number == SET_UP:
+            progress = party.programs.init(True).begin(party.init_key, party.data)
         else:
-            self._ends, state = number + 1, self._state(party, message)
-            stages = party.programs.step(True)
-            self._progress = stages.begin(state, party.data, party.key_of(number))
-        return self._reply(message)
+            state = self._state(party, message)
+            progress = party.programs.step(True).begin(state, party.data, party.key_of(number))
+        self.begun = number
+        return self._moved(message, progress)
+
+    def _go_on(self, message: Message) -> Message:
+        """Compute the next stage, from the sums over all clients."""
+        progress, at = self._progress, (message.head["round"], message.head["exchange"])
+        if progress is None or at != (self.begun, progress.number):
+            raise DataError(f"this client does not wait for sums {at[1]} of round {at[0]}")
+        return self._moved(message, progress.go_on(message.arrays[: message.head["totals"]]))
 
     def _evaluate(self, message: Message) -> Message:
         """Rank the held-out items of this client's users, and send its part of the sums."""
         party, split, ks = self._joined(), message.head["split"], tuple(message.head["ks"])
         if (plan := self.plans.get(split)) is None or plan.ks != ks:
-            told = f"and has lists of lengths {list(plan.ks)}" if plan else "and has none"
-            raise DataError(f"split {split!r} at {list(ks)}: this client holds out its own, {told}")
-        if split not in self._evaluate_split:
-            self._evaluate_split[split] = evaluator(party.method, plan, lists=False)
-        found = self._evaluate_split[split](self._state(party, message), party.data)
-        return self._sent(message, {}, [measure.part_of(found.per_user, ks)])
+            there = f"lists of lengths {list(plan.ks)}" if plan else "no held-out rows"
+            raise DataError(f"split {split!r}, lists of lengths {list(ks)}: it has {there}")
+        if split not in self._evaluators:
+            self._evaluators[split] = evaluator(party.method, plan, lists=False)
+        found = self._evaluators[split](self._state(party, message), party.data)
+        return self._sent(message, [measure.part_of(found.per_user, ks)])
 
     def _joined(self) -> Party:
         if self.party is None:
-            raise DataError("a round before the terms: this client has not joined")
+            raise DataError("this client has joined no federation yet")
         return self.party
 
     def _state(self, party: Party, message: Message) -> Any:
-        """The state before a round: what came, and this client's part.
+        """The shared leaves that came, and this client's own."""
+        if self.own is None:  # it comes late
+            first = party.programs.init(True).begin(party.init_key, party.data)
+            if not first.done:
+                raise DataError(
+                    "this client was not in the set-up, and its users need the sums of it; begin "
+                    "with new terms, such as another seed"
+                )
+            self.own = on_host(first.results)
+        return party.joined(message.arrays[: message.head["shared"]], self.own)
 
-        Where it missed rounds, its part is where it was.
-        """
-        number = int(message.head["round"])
-        if (newest := max((r for r in self.own if r <= number), default=None)) is None:
-            raise DataError(f"round {number}: this client was in no set-up before it")
-        return party.joined(message.arrays[: message.head["shared"]], self.own[newest])
-
-    def _go_on(self, message: Message) -> Message:
-        """Compute the next stage, from the sums over all clients."""
-        if self._progress is None:
-            raise DataError("sums of a round that this client has not begun: it was started anew")
-        self._progress = self._progress.go_on(message.arrays[: message.head["totals"]])
-        return self._reply(message)
-
-    def _reply(self, message: Message) -> Message:
+    def _moved(self, message: Message, progress: Progress) -> Message:
         """Keep what is known of this client's part of the state, and send the next parts."""
-        progress = self._progress
-        assert progress is not None
         if progress.done:
-            kept = {r: own for r, own in self.own.items() if r >= self._ends - 1}
-            self.own = kept | {self._ends: on_host(progress.results)}
-        head = {"done": progress.done, "parts": len(progress.parts)}
-        if not progress.parts:
-            self._progress = None
-            return Message(head)
-        return self._sent(message, head, on_host(progress.parts))
+            self.own = on_host(progress.results)
+        self._progress = progress if progress.parts else None
+        return self._sent(message, on_host(progress.parts)) if progress.parts else Message({})
 
-    def _sent(self, message: Message, head: dict[str, Any], parts: list[np.ndarray]) -> Message:
+    def _sent(self, message: Message, parts: list[np.ndarray]) -> Message:
         """This client's parts, in clear or as the first message of a secure sum."""
-        party = self._joined()
-        if (number := message.head.get("sum")) is None:
+        party, number = self._joined(), message.head.get("sum")
+        if number is None:
             if self.limits.secure_sum or party.config.privacy != "plain":
-                raise SettingError("parts in clear were asked for: this client sends none")
-            return Message(head, parts)
-        if number <= self._newest:
+                raise SettingError("this client sends its parts in secure sums alone")
+            return Message({}, parts)
+        if not (isinstance(number, int) and self._newest < number < 2**63):
             raise DataError(f"secure sum {number}: this client has been in sum {self._newest}")
-        vector = vectors.to_vector(parts, party.terms.clients)
-        self._newest, self._vector = number, vector
-        least = max(party.config.min_cohort, self.limits.min_cohort)
-        self._sum = secure.join(int(message.head["me"]), number, max(2, least))
-        return Message(head, [self._protocol(message.arrays[-1])])
+        self._vector = vectors.to_vector(parts, party.terms.clients)
+        least = max(2, party.config.min_cohort, self.limits.min_cohort)
+        self._sum = secure.join(int(message.head["me"]), number, least)
+        first = self._protocol(message.arrays[-1])
+        self._newest = number
+        return Message({}, [first])
 
     def _secure(self, message: Message) -> Message:
         """The next message of a secure sum."""
@@ -194,6 +199,6 @@ class Node:
 
     def _protocol(self, request: np.ndarray) -> np.ndarray:
         if self._sum is None:
-            raise DataError("a message of a secure sum that this client has not begun")
+            raise DataError("this client is in no secure sum")
         self._sum, reply = secure.answer(self._sum, request.tobytes(), lambda: self._vector)
         return np.frombuffer(reply, np.uint8)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.deployment.terms import Terms
-from jaxrec.federated.everywhere import elsewhere
+from jaxrec.federated.divided import divided_among
 from jaxrec.federated.stages import Stages, cut
 from jaxrec.methods import method_module
 from jaxrec.types import Clients, Data, Method
@@ -68,21 +68,19 @@ def _programs(terms_json: str, config: Any, structure: Any, shapes: tuple) -> Pr
     data = structure.unflatten([jax.ShapeDtypeStruct(*shape) for shape in shapes])
     twice = lambda leaf: jax.ShapeDtypeStruct((2 * leaf.shape[0], *leaf.shape[1:]), leaf.dtype)
     more = data._replace(clients=jax.tree.map(twice, data.clients))
-    with elsewhere(terms.federation):
+    with divided_among(terms.federation):
         like, other = (jax.eval_shape(method.init, key, each) for each in (data, more))
     is_own = jax.tree.map(lambda one, two: one.shape != two.shape, like, other)
 
     @lru_cache
     def init(node: bool) -> Stages:
-        keep = partial(_picked, is_own, own=True) if node else lambda state: state
-        run = lambda key, data: keep(method.init(key, data))
-        return cut(run, terms.federation, key, data)
+        wanted = partial(_picked, is_own, own=True) if node else lambda state: state
+        return cut(method.init, terms.federation, key, data, wanted=wanted)
 
     @lru_cache
     def step(node: bool) -> Stages:
-        keep = (lambda made: _picked(is_own, made[0], own=True)) if node else lambda made: made
-        run = lambda state, data, key: keep(method.step(state, data, key))
-        return cut(run, terms.federation, like, data, key)
+        wanted = (lambda made: _picked(is_own, made[0], own=True)) if node else lambda made: made
+        return cut(method.step, terms.federation, like, data, key, wanted=wanted)
 
     return Programs(like, is_own, init, step)
 

@@ -6,13 +6,14 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from jaxrec.federated.everywhere import Federation
+from jaxrec.deployment.vectors import MOST_PARTS
+from jaxrec.federated.divided import Federation
 from jaxrec.methods import method_module
-from jaxrec.settings.fields import require
+from jaxrec.settings.fields import fields, require, unknown
 from jaxrec.types import DataError, SettingError, Sizes
 
 DEPLOYABLE = ("fedavg", "fedcia", "popularity", "rqfedrec")
-"""The methods whose every sum over clients is marked by `federated.everywhere`."""
+"""The methods whose every sum over clients is marked by `federated.divided`."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,18 @@ class Terms:
     users: int
     """Users of all clients together, at most."""
     seed: int = 0
-    """Of every random number, with a client's number."""
+    """Every random number follows from it and from a client's number."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The method's settings, by name."""
 
     def __post_init__(self) -> None:
         require(self.method in DEPLOYABLE, self, "method", f"one of {', '.join(DEPLOYABLE)}")
-        for name, least in (("items", 1), ("clients", 1), ("users", 1), ("seed", 0)):
+        bounds = {"items": (1, 2**31), "clients": (1, MOST_PARTS), "users": (1, 2**31)}
+        for name, (least, most) in (bounds | {"seed": (0, 2**32)}).items():
             value = getattr(self, name)
-            whole = isinstance(value, int) and value >= least
-            require(whole, self, name, f"a whole number of at least {least}")
+            whole = isinstance(value, int) and least <= value <= most
+            require(whole, self, name, f"a whole number from {least} to {most}")
+        require(isinstance(self.settings, dict), self, "settings", "names with their values")
 
     @property
     def federation(self) -> Federation:
@@ -50,19 +53,26 @@ class Terms:
     @property
     def config(self) -> Any:
         """The method's Config; raises SettingError for settings that real clients cannot have."""
+        kind = method_module(self.method).Config
+        for name in set(self.settings) - {*(known := fields(kind))}:
+            raise unknown(f"{name}: is no setting of {self.method}", name, known)
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in self.settings.items()}
-        config = method_module(self.method).Config(**values)
+        config = kind(**values)
         if config.privacy not in ("plain", "secure_sum"):
             raise SettingError(
                 f"privacy = {config.privacy!r}: clients on machines of their own add no noise yet; "
                 "set privacy = 'secure_sum' or 'plain'"
             )
-        for name, value in (("participation", 1.0), ("dropped", 0.0)):
+        for name, value in (("participation", 1.0), ("dropped", 0.0), ("attackers", 0.0)):
             if getattr(config, name, value) != value:
                 raise SettingError(
-                    f"{name} = {getattr(config, name)}: simulates who takes part, and here the "
-                    f"clients themselves do or do not; set {name} = {value}"
+                    f"{name} = {getattr(config, name)}: simulates what clients do, and here the "
+                    f"clients do it themselves; set {name} = {value}"
                 )
+        if config.privacy == "secure_sum" and config.min_cohort < 2:
+            raise SettingError(
+                "min_cohort = 1: a sum over one client is what that client sent; set 2 or more"
+            )
         return config
 
     def to_json(self) -> str:
@@ -74,4 +84,4 @@ class Terms:
         try:
             return cls(**json.loads(text))
         except (ValueError, TypeError) as error:
-            raise DataError(f"these are no terms of a federation: {error}") from error
+            raise DataError(f"what came states no terms of a federation: {error}") from error

@@ -38,8 +38,8 @@ def to_vector(parts: Sequence[np.ndarray], addends: int) -> np.ndarray:
             words.append(part.astype(np.int32).reshape(-1).view(np.uint32))
             continue
         if not (np.abs(part) < LARGEST / addends).all():  # NaN is not below anything
-            raise DataError(
-                f"a part of a sum holds {np.abs(part).max()}, and numbers must be below "
+            raise DataError(  # without the number, which the server must not know
+                "a part of a sum holds a number that is not finite or not below "
                 f"{LARGEST / addends:,.0f}: training has diverged; lower the learning rate"
             )
         steps = np.round(part.astype(np.float64).reshape(-1) / UNIT).astype(np.int64)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.federated import codecs
-from jaxrec.federated.everywhere import everywhere, repeat
+from jaxrec.federated.divided import repeat, sum_over_clients
 from jaxrec.federated.local import row_weights
 from jaxrec.models.collaborative import inverse_root
 from jaxrec.ops import linalg
@@ -50,7 +50,7 @@ def plain_sum(uploads: Sequence[Upload], items: int) -> jax.Array:
     total = jnp.zeros((items, *rows.shape[2:]), rows.dtype)
     for item, rows in uploads:
         total = total.at[item].add(rows)
-    return everywhere(total)
+    return sum_over_clients(total)
 
 
 def item_counts(data: Data, items: int, secure_sum: SecureSum = plain_sum) -> jax.Array:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxrec.federated import cohort as cohorts
 from jaxrec.federated import private_mean
 from jaxrec.federated.cohort import EVERYONE, CohortConfig
-from jaxrec.federated.everywhere import clients_everywhere, everywhere, is_divided
+from jaxrec.federated.divided import is_divided, number_of_clients, sum_over_clients
 from jaxrec.federated.malicious import falsify, lies_about_uploads
 from jaxrec.federated.private_mean import Bounds, Total
 from jaxrec.federated.uploads import Factored, Touched, beside, clipped, finite, keep, multiply
@@ -98,7 +98,7 @@ def federated_round(
     key_cohort, key_local, key_aggregate = jax.random.split(key, 3)
     key_rounding, key_noise, key_count = jax.random.split(jax.random.fold_in(key, 3), 3)
     addends = sum(
-        cohorts.places(cohort, clients_everywhere(len(clients.client))) for clients in buckets
+        cohorts.places(cohort, number_of_clients(len(clients.client))) for clients in buckets
     )
     rules = _Rules(
         shared, key_local, key_rounding, cohort, bounds, addends, additive, bits, product
@@ -108,11 +108,11 @@ def federated_round(
         for number, bucket in enumerate(zip(local, private, buckets, strict=True))
     ]
     uploads, weights, private, sums = zip(*results, strict=True)
-    metrics, counts = everywhere(jax.tree.map(lambda *leaves: sum(leaves), *sums))
+    metrics, counts = sum_over_clients(jax.tree.map(lambda *leaves: sum(leaves), *sums))
     if isinstance(uploads[0], Total):
-        found = everywhere(jax.tree.map(lambda *leaves: sum(leaves), *uploads))
+        found = sum_over_clients(jax.tree.map(lambda *leaves: sum(leaves), *uploads))
         members = [jnp.sum(clients.weight > 0) for clients in buckets]
-        expected = cohort.participation * everywhere(jnp.stack(members).sum())
+        expected = cohort.participation * sum_over_clients(jnp.stack(members).sum())
         mean = private_mean.mean(
             cohort, bounds, found, key_noise, expected=expected, addends=addends, bits=bits
         )
@@ -142,9 +142,9 @@ def _check_sums(cohort: CohortConfig, additive: bool, bounds: Bounds | None) -> 
         )
     if is_divided() and not additive:
         raise SettingError(
-            f"aggregate = {cohort.rule!r}: clients on machines of their own add up what they send, "
-            "and this needs to see each upload; set aggregate = 'mean', and upload = 'sketch' "
-            "where there is a choice"
+            f"aggregate = {cohort.rule!r}: this round needs to see each upload, and clients on "
+            "machines of their own send parts of sums; set aggregate = 'mean', and for fedcia "
+            "upload = 'sketch'"
         )
 
 

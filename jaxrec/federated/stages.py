@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import JaxprEqn, Literal, Var
 
-from jaxrec.federated.everywhere import Federation, elsewhere, sum_p
+from jaxrec.federated.divided import Federation, divided_among, sum_p
 from jaxrec.types import SettingError
 
 
@@ -90,43 +90,58 @@ class Progress(NamedTuple):
         return Progress(self.whole, number, self.whole.stages[number].compute(*kept, *totals))
 
 
-def cut(function: Callable[..., Any], federation: Federation, *args: Any) -> Stages:
+def cut(
+    function: Callable[..., Any],
+    federation: Federation,
+    *args: Any,
+    wanted: Callable[[Any], Any] = lambda result: result,
+) -> Stages:
     """Cut a function at its sums over all clients.
 
     Args:
-      function: what it returns are the wanted results; others are not computed.
+      function: one that every party calls. Sums that its results do not depend on are left out.
       federation: the clients whose sums they are.
       args: trees of arrays, or of their shapes, that the function is to be called with.
+      wanted: the part of the results that this party wants. Others are not computed here.
 
     Raises SettingError where a sum stands in a loop or in a branch.
     """
     leaves, structure = jax.tree.flatten(args)
     shape = None
 
-    def flat(*leaves: Any) -> list[Any]:
+    def flat(*leaves: Any) -> tuple[list[Any], list[Any]]:
         nonlocal shape
-        found, shape = jax.tree.flatten(function(*structure.unflatten(leaves)))
-        return found
+        results = function(*structure.unflatten(leaves))
+        found, shape = jax.tree.flatten(wanted(results))
+        return found, jax.tree.leaves(results)
 
-    with elsewhere(federation):
-        traced = jax.make_jaxpr(flat)(*leaves)
-    for eqn in traced.eqns:
+    with divided_among(federation):
+        traced, (found, _) = jax.make_jaxpr(flat, return_shape=True)(*leaves)
+    program = traced.jaxpr
+    needed, _ = _needed(program.eqns, program.outvars)
+    for eqn in needed:
         if eqn.primitive is not sum_p and sum_p.name in str(eqn):
             raise SettingError(
-                f"a sum over all clients stands in a {eqn.primitive.name}, which no machine can "
-                "compute alone; where clients have machines of their own, set refresh = 0"
+                f"a sum over all clients stands inside of {eqn.primitive.name}; where clients have "
+                "machines of their own, sums stand outside of loops and branches"
             )
-    return _in_stages(traced, shape)
+    constants = dict(zip(program.constvars, traced.consts, strict=True))
+    results = program.outvars[: len(found)]
+    return _in_stages(needed, program.invars, constants, results, shape)
 
 
-def _in_stages(closed: ClosedJaxpr, structure: Any) -> Stages:
-    """Sort the operations of a program whose sums are all at its top level."""
-    jaxpr = closed.jaxpr
-    constants = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-    level: dict[Var, int] = dict.fromkeys([*jaxpr.invars, *constants], 0)
+def _in_stages(
+    eqns: Sequence[JaxprEqn],
+    given: Sequence[Var],
+    constants: dict[Var, Any],
+    results: Sequence[Any],
+    structure: Any,
+) -> Stages:
+    """Sort the operations of a program, whose sums are all at its top level, by stage."""
+    level: dict[Var, int] = dict.fromkeys([*given, *constants], 0)
     work: list[list[JaxprEqn]] = [[]]
     sums: list[list[JaxprEqn]] = [[]]
-    for eqn in jaxpr.eqns:
+    for eqn in eqns:
         at = max((level[v] for v in _variables(eqn.invars)), default=0)
         is_sum = eqn.primitive is sum_p
         (sums if is_sum else work)[at].append(eqn)
@@ -136,46 +151,39 @@ def _in_stages(closed: ClosedJaxpr, structure: Any) -> Stages:
             sums.append([])
     parts = [[v for eqn in exchange for v in eqn.invars] for exchange in sums]
     totals = [[v for eqn in exchange for v in eqn.outvars] for exchange in [[], *sums]]
-    needed, kept = _needed(work, parts, totals, jaxpr.outvars)
-    stages, given = [], jaxpr.invars
-    for at, eqns in enumerate(needed):
-        reached = [v for v in jaxpr.outvars if isinstance(v, Literal) or level[v] <= at]
-        known = [v for v in kept[at] if v not in constants]
-        groups = [parts[at], reached, known]
+    # Backwards: what a stage computes, and what the one before it must leave for that.
+    here: list[list[JaxprEqn]] = [[] for _ in work]
+    kept: list[list[Var]] = [[] for _ in work]
+    asked = _variables(results)
+    for at in reversed(range(len(work))):
+        here[at], asked = _needed(work[at], [*asked, *parts[at]])
+        asked = [v for v in asked if v not in constants and v not in set(totals[at])]
+        if at:
+            kept[at - 1] = asked
+    stages, known = [], list(given)
+    for at, ours in enumerate(here):
+        reached = [v for v in results if isinstance(v, Literal) or level[v] <= at]
+        groups = [parts[at], reached, kept[at]]
         ends = np.cumsum([0, *map(len, groups)]).tolist()
         left = [v for group in groups for v in group]
-        compute = _program(eqns, constants, given, left)
-        stages.append(Stage(compute, *(slice(*ends) for ends in pairwise(ends))))
-        given = known + totals[at + 1]
-    depth = max((level[v] for v in _variables(jaxpr.outvars)), default=0)
+        slices = [slice(*pair) for pair in pairwise(ends)]
+        stages.append(Stage(_program(ours, constants, known, left), *slices))
+        known = [*kept[at], *(totals[at + 1] if at + 1 < len(work) else [])]
+    depth = max((level[v] for v in _variables(results)), default=0)
     shapes = tuple(map(_shapes, parts[:-1]))
-    return Stages(tuple(stages), shapes, depth, structure.unflatten, _shapes(jaxpr.invars))
+    return Stages(tuple(stages), shapes, depth, structure.unflatten, _shapes(given))
 
 
-def _needed(
-    work: Sequence[Sequence[JaxprEqn]],
-    parts: Sequence[Sequence[Any]],
-    totals: Sequence[Sequence[Var]],
-    results: Sequence[Any],
-) -> tuple[list[list[JaxprEqn]], list[list[Var]]]:
-    """The operations of each stage that results or parts need, and what a later stage must know."""
-    asked = dict.fromkeys(_variables(results))  # in order: programs are the same in every process
-    needed, kept = [], []
-    for eqns, sent, summed in zip(
-        reversed(work), reversed(parts), reversed(totals[:-1]), strict=True
-    ):
-        kept.append(list(asked))
-        asked |= dict.fromkeys(_variables(sent))
-        here = []
-        for eqn in reversed(eqns):
-            if any(v in asked for v in eqn.outvars):
-                here.append(eqn)
-                asked |= dict.fromkeys(_variables(eqn.invars))
-        needed.append(here[::-1])
-        known = {*summed, *(v for eqn in here for v in eqn.outvars)}
-        asked = {v: None for v in asked if v not in known}
-    kept[0] = []  # nothing comes after the last stage
-    return needed[::-1], kept[::-1]
+def _needed(eqns: Sequence[JaxprEqn], asked: Iterable[Any]) -> tuple[list[JaxprEqn], list[Var]]:
+    """The operations that what is `asked` needs, and what they and it need beside."""
+    wanted = dict.fromkeys(_variables(asked))  # in order: programs are alike in every process
+    needed = []
+    for eqn in reversed(eqns):
+        if any(v in wanted for v in eqn.outvars):
+            needed.append(eqn)
+            wanted |= dict.fromkeys(_variables(eqn.invars))
+    made = {v for eqn in needed for v in eqn.outvars}
+    return needed[::-1], [v for v in wanted if v not in made]
 
 
 def _program(

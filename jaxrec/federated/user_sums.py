@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrec.federated import secure_sum
-from jaxrec.federated.everywhere import everywhere
+from jaxrec.federated.divided import sum_over_clients
 from jaxrec.federated.local import dense_rows
 from jaxrec.federated.privacy import PrivacyConfig
 from jaxrec.federated.private_mean import in_integers
@@ -75,7 +75,7 @@ def popularity(sums: UserSums, data: Data, key: jax.Array) -> jax.Array:
         return each @ rows.astype(jnp.int32)
 
     parts = [over_clients(part, c, sums.items).sum(0) for c in data.clients]
-    total = everywhere(jnp.sum(jnp.stack(parts), axis=0))
+    total = sum_over_clients(jnp.sum(jnp.stack(parts), axis=0))
     if not in_integers(sums.privacy):
         return total + sigma * jax.random.normal(key, total.shape) if sigma else total
     variance = secure_sum.skellam_variance(sigma, units)
@@ -110,11 +110,11 @@ def similarity(sums: UserSums, data: Data, basis: jax.Array, key: jax.Array) -> 
     told = lambda clients: directed(dense_rows(clients, sums.items), basis)
     parts = [over_clients(told, c, sums.items).reshape(-1, number) for c in data.clients]
     if not in_integers(sums.privacy):
-        total = everywhere(jnp.sum(jnp.stack([rows.T @ rows for rows in parts]), axis=0))
+        total = sum_over_clients(jnp.sum(jnp.stack([rows.T @ rows for rows in parts]), axis=0))
         return total + sigma * _symmetric_normal(key, number) if sigma else total
     # Rounded towards zero, a vector grows no longer, and neither does its outer product.
     parts = [jnp.trunc(units * rows).astype(jnp.int32) for rows in parts]
-    total = everywhere(jnp.sum(jnp.stack([_squares(rows) for rows in parts]), axis=0))
+    total = sum_over_clients(jnp.sum(jnp.stack([_squares(rows) for rows in parts]), axis=0))
     variance = secure_sum.skellam_variance(sigma, units**2) + 4  # off the diagonal it is half
     noise = _symmetric_skellam(key, number, variance) if sigma else 0
     return (total + noise) / units**2

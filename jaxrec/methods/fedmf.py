@@ -27,8 +27,8 @@ from jaxrec.federated import catalogue, local, scoring
 from jaxrec.federated.aggregate import combine, descending
 from jaxrec.federated.catalogue import Catalogue
 from jaxrec.federated.cohort import CohortConfig, releases
+from jaxrec.federated.divided import sum_over_clients
 from jaxrec.federated.engine import federated_round
-from jaxrec.federated.everywhere import everywhere
 from jaxrec.federated.private_mean import Bounds, first_bounds
 from jaxrec.federated.sum_bytes import with_protocol
 from jaxrec.federated.support import supported, supported_counts
@@ -108,7 +108,7 @@ def init(fedmf: FedMF, key: jax.Array, data: Data) -> State:
         counts, members = jnp.ones(sizes.items), sizes.items
     else:
         counts = supported_counts(config, data, sizes.items)
-        members = everywhere(sum(jnp.sum(clients.weight > 0) for clients in data.clients))
+        members = sum_over_clients(sum(jnp.sum(clients.weight > 0) for clients in data.clients))
     support = None if config.support == 1 else counts > 0
     item = local.init_items(key, sizes.items, config.width, config.init_scale)
     shares = counts / jnp.maximum(counts.sum(), 1)

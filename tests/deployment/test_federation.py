@@ -119,7 +119,7 @@ def test_clients_on_their_own_machines_learn_what_a_simulation_does(whole, name)
         state, metrics = coordinator.step(state, number)
     assert coordinator.left_out == {}
     expected, expected_metrics = simulated(coordinator, whole[0], rounds)
-    own = [network.nodes[name].own[rounds] for name in sorted(network.nodes)]
+    own = [network.nodes[name].own for name in sorted(network.nodes)]
     together = [np.concatenate(leaves) for leaves in zip(*own, strict=True)]
     state = coordinator.party.joined(coordinator.party.leaves(state, own=False), together)
     found, wanted = (scores(coordinator, each, whole[0]) for each in (state, expected))
@@ -137,7 +137,7 @@ def test_the_server_sees_no_part_of_a_secure_sum(whole):
     kept = np.where(counts >= coordinator.party.config.min_support, counts, 0)
     np.testing.assert_array_equal(state.counts[: len(kept)], kept)
     assert {array.dtype for reply in seen for array in reply.arrays} == {np.dtype(np.uint8)}
-    assert {key for reply in seen for key in reply.head} == {"done", "parts"}
+    assert {key for reply in seen for key in reply.head} <= {"users", "round"}
 
 
 FEDAVG = ("fedavg", {"width": 8, "local_steps": 2, **SUMS})
@@ -159,7 +159,7 @@ def test_held_out_users_of_all_clients_are_measured_as_on_one_machine(whole, set
     assert set(found) == {n for n in wanted if "client" not in n and not re.match("F1.*/se", n)}
     for name, value in found.items():
         assert value == pytest.approx(wanted[name], rel=1e-3, abs=1e-4), name
-    with pytest.raises(ProtocolError, match="and has lists of lengths"):
+    with pytest.raises(ProtocolError, match="it has lists of lengths"):
         coordinator.evaluate(state, 1, "valid", (7,))
 
 
@@ -170,7 +170,7 @@ def test_a_client_that_vanishes_is_out_of_the_round_and_comes_back(whole, stage)
     network = Network(whole)
     coordinator = federation(whole, method, settings, network)
     state, heard = coordinator.init(), []
-    before = {name: node.own[0] for name, node in network.nodes.items()}
+    before = network.nodes["client 2"].own
     number = ["begin", "advertised", "shared", "masked"].index(stage)
 
     def lost(name, head):
@@ -183,21 +183,92 @@ def test_a_client_that_vanishes_is_out_of_the_round_and_comes_back(whole, stage)
     assert coordinator.left_out == {"client 2": "no reply came"}
     network.lost = lambda *_: False
     if stage == "begin":  # it never heard of the round, so its users stand where they stood
-        assert network.nodes["client 2"].own == {0: before["client 2"]}
+        assert network.nodes["client 2"].own is before
     state, metrics = coordinator.step(state, 1)
     assert (metrics.participants, coordinator.left_out) == (4, {})
 
 
-def test_too_few_clients_end_a_round_and_nothing_is_revealed(whole):
+def test_a_round_with_too_few_clients_is_over_and_cannot_be_tried_again(whole):
+    """Two sums of one round, of which one has a client more, would tell that client's part."""
     network = Network(whole)
     coordinator = federation(whole, *FEDAVG, network)
-    state = coordinator.init()
-    network.lost = lambda name, head: head["do"] == "begin" and name != "client 0"
-    with pytest.raises(ProtocolError, match="begin another round"):
+    state, masked = coordinator.init(), []
+    network.lost = lambda name, head: head["do"] == "secure" and name != "client 0"
+    network.changed = lambda name, reply: masked.append(decode(reply)) or reply
+    with pytest.raises(ProtocolError, match=r"round 0: .*begin another round.*no reply came"):
         coordinator.step(state, 0)
+    assert len(masked) == CLIENTS + 1  # keys of all, shares of one, and no vector of anybody
     network.lost = lambda *_: False
+    with pytest.raises(ProtocolError, match="has begun round 0 and goes forward alone"):
+        coordinator.step(state, 0)
+    with pytest.raises(ProtocolError, match="round -1: this client has begun round 0"):
+        coordinator.init()
+    _, metrics = coordinator.step(state, coordinator.begun + 1)
+    assert metrics.participants == CLIENTS
+
+
+@pytest.mark.parametrize("method", ["fedavg", "rqfedrec"])
+def test_a_client_that_comes_late_takes_part_where_its_users_need_no_set_up(whole, method):
+    network = Network(whole)
+    settings = {**CODED, **EXACT, **COLD, **SUMS} if method == "rqfedrec" else FEDAVG[1]
+    coordinator = federation(whole, method, settings, network)
+    state = coordinator.init()
+    late = network.nodes["client 3"] = Node(of_client(whole[0], 3), WILLING)
+    coordinator.enrol(network.nodes)
+    assert (coordinator.members["client 3"], coordinator.users["client 3"]) == (3, 12)
     _, metrics = coordinator.step(state, 0)
-    assert metrics.participants == 4
+    if method == "fedavg":
+        assert (metrics.participants, coordinator.left_out) == (4, {})
+        assert late.own is not None
+    else:
+        assert metrics.participants == 3
+        assert "was not in the set-up" in coordinator.left_out["client 3"]
+
+
+def test_another_coordinator_goes_on_with_the_same_clients(whole):
+    network = Network(whole)
+    first = federation(whole, *FEDAVG, network)
+    state, _ = first.step(first.init(), 0)
+    second = federation(whole, *FEDAVG, network)
+    assert (second.members, second.begun) == (first.members, 0)
+    _, metrics = second.step(state, 1)
+    assert metrics.participants == CLIENTS
+
+
+def test_a_message_that_comes_twice_changes_nothing(whole):
+    sketch = ("fedcia", {"model": "gfcf", "singular_vectors": 8, "sketch": 20, **PLAIN})
+    network, calm = Network(whole), Network(whole)
+    coordinator, alone = (federation(whole, *sketch, each) for each in (network, calm))
+
+    def twice(requests):
+        for name, reply in network.ask(requests):
+            yield name, reply
+            yield name, network.nodes[name].answer(requests[name])
+
+    coordinator.ask = twice
+    found, _ = coordinator.step(coordinator.init(), 0)
+    wanted, _ = alone.step(alone.init(), 0)
+    assert coordinator.left_out == {}
+    np.testing.assert_array_equal(found.left, wanted.left)
+
+
+def test_parts_in_clear_that_are_not_finite_are_left_out(whole):
+    network = Network(whole)
+    coordinator = federation(whole, "fedavg", {"width": 8, "local_steps": 2, **PLAIN}, network)
+    state = coordinator.init()
+
+    def poisoned(name, reply):
+        message = decode(reply)
+        if name == "client 1":
+            wrong = [a * np.float32(np.nan) if a.ndim else a for a in message.arrays]
+            message = message._replace(arrays=wrong)
+        return encode(message)
+
+    network.changed = poisoned
+    state, metrics = coordinator.step(state, 0)
+    assert metrics.participants == 3
+    assert coordinator.left_out == {"client 1": "its parts hold a number that is not finite"}
+    assert np.isfinite(state.shared.item).all()
 
 
 def test_a_damaged_reply_counts_as_none(whole):
@@ -216,7 +287,7 @@ def test_a_client_refuses_terms_beyond_its_limits(whole):
     assert coordinator.members == {}
     assert set(coordinator.left_out) == set(careful.nodes)
     assert "parts of secure sums alone" in coordinator.left_out["client 0"]
-    with pytest.raises(ProtocolError, match="the set-up: 0 clients are left"):
+    with pytest.raises(ProtocolError, match=r"^the set-up: 0 clients are left"):
         coordinator.init()
     strict = Network(whole, Limits(min_cohort=3))
     coordinator = federation(whole, "fedcia", {"width": 8, **SUMS}, strict)
@@ -238,13 +309,13 @@ def test_more_clients_than_places_are_told(whole):
 @pytest.mark.parametrize(
     "head, told",
     [
-        ({"do": "begin", "what": "step", "round": 0, "shared": 0}, "has not joined"),
-        ({"do": "go on", "totals": 0}, "was started anew"),
-        ({"do": "secure"}, "list index out of range"),
-        ({"do": "_reply"}, "nobody here can"),
-        ({}, "KeyError"),
-        ({"do": "join", "terms": "{}", "client": 0}, "no terms of a federation"),
-        ({"do": "join", "terms": '{"method": "svd"}', "client": 0}, "no terms of a federation"),
+        ({"do": "begin", "round": 0, "shared": 0}, "has joined no federation yet"),
+        ({"do": "go on", "round": 0, "exchange": 0, "totals": 0}, "does not wait for sums 0"),
+        ({"do": "secure"}, "failed at the request"),
+        ({"do": "_moved"}, "knows no request '_moved'"),
+        ({}, "knows no request None"),
+        ({"do": "join", "terms": "{}", "client": 0}, "states no terms of a federation"),
+        ({"do": "join", "terms": '{"method": "svd"}', "client": 0}, "states no terms"),
     ],
 )
 def test_requests_out_of_turn_are_refused(whole, head, told):
@@ -252,12 +323,35 @@ def test_requests_out_of_turn_are_refused(whole, head, told):
     assert told in decode(node.answer(encode(Message(head)))).head["refused"]
 
 
+@pytest.mark.parametrize("settings", [SUMS, PLAIN], ids=["secure sums", "in clear"])
+def test_requests_that_ask_for_more_than_was_agreed_are_refused(whole, settings):
+    network = Network(whole)
+    coordinator = federation(whole, "fedavg", {"width": 8, "local_steps": 2, **settings}, network)
+    state, node = coordinator.init(), network.nodes["client 0"]
+    shared = coordinator.party.leaves(state, own=False)
+    head = {"do": "begin", "round": 0, "shared": len(shared)}
+    ask = lambda more, arrays=shared: decode(node.answer(encode(Message({**head, **more}, arrays))))
+    assert "goes forward alone" in ask({"round": 2**40}).head["refused"]
+    assert "goes forward alone" in ask({"round": "0"}).head["refused"]
+    assert "failed at the request" in ask({}, shared[1:]).head["refused"]
+    if settings is SUMS:
+        assert "in secure sums alone" in ask({}).head["refused"]  # parts in clear
+    assert "secure sum nan" in ask({"round": 1, "sum": float("nan"), "me": 0}).head["refused"]
+    reply = ask({"round": 2, "sum": 2**62, "me": 0}, [*shared, np.zeros(3, np.uint8)])
+    assert "refused" in reply.head  # it is no invitation, and the next sum is none the worse
+    _, metrics = coordinator.step(state, 3)
+    assert (metrics.participants, coordinator.left_out) == (CLIENTS, {})
+
+
 @pytest.mark.parametrize(
     "method, settings, told",
     [
         ("itemknn", {}, "method = 'itemknn': must be one of fedavg, fedcia, popularity, rqfedrec"),
-        ("fedavg", {"participation": 0.5}, "participation = 0.5: simulates who takes part"),
+        ("fedavg", {"participation": 0.5}, "participation = 0.5: simulates what clients do"),
         ("fedavg", {"privacy": "central_dp", "epsilon": 1.0, "clip": 1.0}, "add no noise yet"),
+        ("fedavg", {"attackers": 0.2}, "attackers = 0.2: simulates what clients do"),
+        ("fedavg", {"min_cohort": 1}, "min_cohort = 1: a sum over one client"),
+        ("fedavg", {"widht": 8}, "widht: is no setting of fedavg; the nearest is 'width'"),
         ("fedavg", {"width": 0}, "width = 0: must be at least 1"),
     ],
 )
@@ -269,7 +363,7 @@ def test_terms_that_real_clients_cannot_have_are_refused(method, settings, told)
 @pytest.mark.parametrize(
     "method, settings, told",
     [
-        ("fedavg", {"aggregate": "median", **PLAIN}, "aggregate = 'median': clients on machines"),
+        ("fedavg", {"aggregate": "median", **PLAIN}, "aggregate = 'median': this round needs"),
         ("fedcia", {"training": "steps", "upload": "factor", **PLAIN}, "upload = 'sketch'"),
         ("fedcia", {"model": "mf:4,lightgcn:4", **SUMS}, "model = 'mf,lightgcn': models are dealt"),
         ("rqfedrec", {**CODED, "refresh": 1, **SUMS}, "set refresh = 0"),

@@ -20,7 +20,16 @@ def test_a_message_comes_out_as_it_went_in():
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"short", encode(Message({"do": "hello"}, [np.zeros(9)]))[:-1], save({})]
+    "data",
+    [
+        b"",
+        b"short",
+        encode(Message({"do": "join"}, [np.zeros(9)]))[:-1],
+        save({}),
+        save({}, metadata={"head": "[1]"}),
+        save({}, metadata={"head": "null"}),
+        save({"second": np.zeros(2)}, metadata={"head": "{}"}),
+    ],
 )
 def test_bytes_that_are_no_message_are_refused(data):
     with pytest.raises(DataError, match=f"a message of {len(data)} bytes is damaged"):

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.federated.everywhere import (
+from jaxrec.federated.divided import (
     Federation,
-    clients_everywhere,
-    everywhere,
+    number_of_clients,
+    number_of_users,
     repeat,
-    users_everywhere,
+    sum_over_clients,
 )
 from jaxrec.federated.stages import cut
 from jaxrec.types import SettingError
@@ -21,23 +21,22 @@ ROWS = np.arange(12.0, dtype=np.float32).reshape(3, 4) / 10  # of three clients
 
 def power(rows, key):
     """Three turns of a sum over clients, and what each client has of its own."""
-    total = everywhere(rows.sum(0))
-    number, largest = everywhere(
+    total = sum_over_clients(rows.sum(0))
+    number, largest = sum_over_clients(
         {"rows": jnp.float32(len(rows)), "squares": jnp.sum(rows**2)}
     ).values()
     noise = jax.random.normal(key, total.shape)
 
     def turn(number, vector):
-        return everywhere(rows.T @ (rows @ vector)) / largest + number
+        return sum_over_clients(rows.T @ (rows @ vector)) / largest + number
 
     vector = repeat(0, 3, turn, total + noise)
     return vector, {"mine": rows + 1, "number": number, "three": 3}
 
 
-def on_machines(function, parts, *args, keep=lambda result: result):
+def on_machines(function, parts, *args):
     """The results of parties, each with its part of the rows, that add up what they send."""
-    run = lambda rows, *args: keep(function(rows, *args))
-    stages = cut(run, THREE, parts[0], *args)
+    stages = cut(function, THREE, parts[0], *args)
     parties = [stages.begin(part, *args) for part in parts]
     exchanges = 0
     while parties[0].parts:
@@ -72,12 +71,13 @@ def test_a_party_without_rows_gets_the_same_results():
 
 
 def test_results_are_known_as_soon_as_the_sums_that_they_need():
-    stages = cut(lambda rows, key: power(rows, key)[1]["mine"], THREE, ROWS, jax.random.key(0))
+    args = ROWS, jax.random.key(0)
+    stages = cut(power, THREE, *args, wanted=lambda result: result[1]["mine"])
     party = stages.begin(ROWS, jax.random.key(0))
     assert party.done
     np.testing.assert_array_equal(party.results, ROWS + 1)
     assert len(stages.sums) == 4  # others still wait for this party's parts
-    later = cut(lambda rows, key: power(rows, key)[0], THREE, ROWS, jax.random.key(0))
+    later = cut(power, THREE, *args, wanted=lambda result: result[0])
     with pytest.raises(ValueError, match="need 4 sums, not 0"):
         _ = later.begin(ROWS, jax.random.key(0)).results
 
@@ -90,14 +90,14 @@ def test_a_function_without_sums_is_one_stage():
 
 def test_a_simulation_knows_no_other_machines():
     traced = str(jax.make_jaxpr(power)(ROWS, jax.random.key(0)))
-    assert "sum_everywhere" not in traced
-    assert (clients_everywhere(5), users_everywhere(7)) == (5, 7)
-    _, results, _ = on_machines(lambda rows: (clients_everywhere(5), users_everywhere(7)), [ROWS])
+    assert "sum_over_clients" not in traced
+    assert (number_of_clients(5), number_of_users(7)) == (5, 7)
+    _, results, _ = on_machines(lambda rows: (number_of_clients(5), number_of_users(7)), [ROWS])
     assert results[0] == THREE
 
 
 def test_sums_of_another_shape_are_refused():
-    stages = cut(lambda rows: everywhere(rows.sum()), THREE, ROWS)
+    stages = cut(lambda rows: sum_over_clients(rows.sum()), THREE, ROWS)
     party = stages.begin(ROWS)
     with pytest.raises(ValueError, match=r"the sums are float32\[2\], and float32\[\] are due"):
         party.go_on([np.zeros(2, np.float32)])
@@ -108,10 +108,23 @@ def test_sums_of_another_shape_are_refused():
 @pytest.mark.parametrize("inside", ["cond", "scan"])
 def test_a_sum_that_no_machine_can_reach_alone_is_refused(inside):
     def function(rows):
-        add = lambda carry, row: (everywhere(carry + row.sum()), None)
+        add = lambda carry, row: (sum_over_clients(carry + row.sum()), None)
         if inside == "scan":
             return jax.lax.scan(add, 0.0, rows)[0]
-        return jax.lax.cond(rows[0, 0] > 0, lambda: everywhere(rows.sum()), lambda: rows.sum())
+        return jax.lax.cond(rows[0, 0] > 0, sum_over_clients, jnp.negative, rows.sum())
 
-    with pytest.raises(SettingError, match=f"stands in a {inside}.*refresh = 0"):
+    with pytest.raises(SettingError, match=f"stands inside of {inside}"):
         cut(function, THREE, ROWS)
+
+
+def test_sums_that_no_party_needs_are_not_sent():
+    def function(rows):
+        needed, idle = sum_over_clients((rows.sum(), rows.max()))
+        return needed, idle * 0 + rows[0]
+
+    whole = cut(function, THREE, ROWS)
+    assert [len(shapes) for shapes in whole.sums] == [2]
+    mine = cut(lambda rows: function(rows)[0], THREE, ROWS)
+    assert [len(shapes) for shapes in mine.sums] == [1]
+    node = cut(function, THREE, ROWS, wanted=lambda result: result[0])
+    assert node.sums == whole.sums  # for another party may need it

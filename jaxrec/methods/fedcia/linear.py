@@ -31,7 +31,7 @@ import jax.numpy as jnp
 
 from jaxrec.federated import scoring, secure_sum
 from jaxrec.federated.cooccurrence import item_counts
-from jaxrec.federated.everywhere import everywhere, users_everywhere
+from jaxrec.federated.divided import is_divided, number_of_users, sum_over_clients
 from jaxrec.federated.local import dense_rows
 from jaxrec.federated.privacy import check_sum
 from jaxrec.federated.private_mean import in_integers
@@ -213,7 +213,7 @@ def _gram(data: Data, degree: jax.Array, *, normalise_users: bool) -> jax.Array:
         rows = jax.vmap(lambda c: dense_rows(c, items))(clients).reshape(-1, items)
         rows = normalise(rows, degree) if normalise_users else rows
         total += rows.T @ rows
-    return everywhere(total)
+    return sum_over_clients(total)
 
 
 def _normalised_gram_in_integers(data: Data, degree: jax.Array) -> jax.Array:
@@ -222,7 +222,7 @@ def _normalised_gram_in_integers(data: Data, degree: jax.Array) -> jax.Array:
     Two products of ten bits each are exact in floats. The server divides by the items' degrees.
     """
     items = len(degree)
-    users = users_everywhere(sum(clients.users.size for clients in data.clients))
+    users = number_of_users(sum(clients.users.size for clients in data.clients))
     units = 2 ** min(20, 30 - math.ceil(math.log2(users + 1)))
     total = jnp.zeros((items, items), jnp.int32)
     for clients in data.clients:
@@ -233,7 +233,7 @@ def _normalised_gram_in_integers(data: Data, degree: jax.Array) -> jax.Array:
         square = partial(secure_sum.product_sum, right=rows, most=32)  # 32^2 is 1024 times 1
         total += 1024 * square(high) + square(low)
     scale = inverse_root(degree)
-    return scale[:, None] * (everywhere(total) / units) * scale
+    return scale[:, None] * (sum_over_clients(total) / units) * scale
 
 
 def _sketch_unit(users: int) -> float:
@@ -270,18 +270,20 @@ def _secure_sums(
             inner = jax.ops.segment_sum(weight[:, None] * right[item], row, users)
             part = weight[:, None] * inner[row]
             if unit is not None:
-                dither = secure_sum.independent_dither(key, part.shape)
+                # A client on its own machine has the key of all, and needs numbers of its own.
+                own = jax.random.fold_in(key, clients.client[0]) if is_divided() else key
+                dither = secure_sum.independent_dither(own, part.shape)
                 part = secure_sum.to_integers(part, jnp.float32(unit), secure_sum.LARGEST, dither)
                 product = product.astype(jnp.int32)
             product = product.at[item].add(part)
             form += inner.T @ inner
         if unit is None:
-            return everywhere((product, form))
-        product = everywhere(product) * unit
+            return sum_over_clients((product, form))
+        product = sum_over_clients(product) * unit
         form = right.T @ product  # the server has no other
         return product, (form + form.T) / 2
 
-    trace = everywhere(sum(jnp.sum(edges(clients)[2] ** 2) for clients in data.clients))
+    trace = sum_over_clients(sum(jnp.sum(edges(clients)[2] ** 2) for clients in data.clients))
     return similarity.Operator(apply, jnp.asarray(trace), summed=True)
 
 
@@ -365,7 +367,7 @@ def _paper_mean(data: Data, config: LinearConfig, items: int) -> jax.Array:
             [normalised, right.reshape(-1, items)]
         )
     present = sum(jnp.sum(clients.weight > 0) for clients in data.clients)
-    total, present = everywhere((total, present))
+    total, present = sum_over_clients((total, present))
     return total / jnp.maximum(present, 1)
 
 

@@ -37,8 +37,8 @@ import jax.numpy as jnp
 from jaxrec.federated import local, scoring
 from jaxrec.federated.aggregate import combine
 from jaxrec.federated.cohort import check_rounds, releases, weighed_alike, with_enough
+from jaxrec.federated.divided import is_divided
 from jaxrec.federated.engine import federated_round
-from jaxrec.federated.everywhere import is_divided
 from jaxrec.federated.malicious import RENAMED, with_attackers
 from jaxrec.federated.private_mean import first_bounds
 from jaxrec.federated.sum_bytes import with_protocol

@@ -32,8 +32,8 @@ import jax.numpy as jnp
 from jaxrec.federated import local, scoring
 from jaxrec.federated.aggregate import combine, descending
 from jaxrec.federated.cohort import weighed_alike
+from jaxrec.federated.divided import sum_over_clients
 from jaxrec.federated.engine import federated_round
-from jaxrec.federated.everywhere import everywhere
 from jaxrec.federated.private_mean import Bounds, first_bounds
 from jaxrec.federated.sum_bytes import with_protocol
 from jaxrec.federated.support import supported, supported_items
@@ -230,7 +230,7 @@ def step(newton: Newton, state: State, data: Data, key: jax.Array) -> tuple[Stat
     """One round."""
     config, similarity = newton.config, state.similarity
     data = weighed_alike(supported(data, state.support))
-    members = everywhere(jnp.stack([clients.weight.sum() for clients in data.clients]).sum())
+    members = sum_over_clients(jnp.stack([clients.weight.sum() for clients in data.clients]).sum())
     done = federated_round(
         (partial(train, config),) * len(data.clients),
         partial(aggregate, newton, members),

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrec.federated import everywhere
+from jaxrec.federated import divided
 from jaxrec.ops import linalg
 
 
@@ -112,7 +112,7 @@ def top_eigenpairs(
     def iterate(_, basis):
         return linalg.orthonormal(operator.apply(basis)[0])
 
-    repeat = everywhere.repeat if operator.summed else jax.lax.fori_loop
+    repeat = divided.repeat if operator.summed else jax.lax.fori_loop
     basis = repeat(0, iterations, iterate, linalg.orthonormal(start))
     values, turn = linalg.eigh(operator.apply(basis)[1])
     values, turn = jnp.maximum(values[::-1], 0), turn[:, ::-1]

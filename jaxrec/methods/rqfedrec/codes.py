@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrec.federated import codecs, cooccurrence, secure_sum
-from jaxrec.federated.everywhere import users_everywhere
+from jaxrec.federated.divided import number_of_users
 from jaxrec.federated.private_mean import in_integers
 from jaxrec.methods.rqfedrec.config import CodesConfig, Config
 from jaxrec.ops import linalg, quantize
@@ -117,7 +117,7 @@ def ungated(codebooks: jax.Array, gates: jax.Array) -> jax.Array:
 
 
 def _vectors(config: CodesConfig, data: Data, counts, key, start=None) -> jax.Array:
-    users = users_everywhere(sum(clients.users.size for clients in data.clients))
+    users = number_of_users(sum(clients.users.size for clients in data.clients))
     largest = secure_sum.headroom(users) if in_integers(config) else None
     return cooccurrence.item_vectors(
         data,

@@ -45,8 +45,8 @@ import jax.numpy as jnp
 from jaxrec.federated import catalogue, codecs, cohort, scoring
 from jaxrec.federated.catalogue import Catalogue
 from jaxrec.federated.cooccurrence import recent_counts
+from jaxrec.federated.divided import is_divided
 from jaxrec.federated.engine import federated_round
-from jaxrec.federated.everywhere import everywhere
 from jaxrec.federated.malicious import RENAMED, with_attackers
 from jaxrec.federated.privacy import check_user_sums
 from jaxrec.federated.sum_bytes import masked_bytes, with_protocol
@@ -57,7 +57,18 @@ from jaxrec.methods.rqfedrec.config import Config, check_items
 from jaxrec.methods.rqfedrec.state import Metrics, Shared, State
 from jaxrec.models.collaborative import Tables
 from jaxrec.ops import quantize
-from jaxrec.types import Attendance, Data, Earlier, Method, Reads, Release, Sizes, Traffic, Traits
+from jaxrec.types import (
+    Attendance,
+    Data,
+    Earlier,
+    Method,
+    Reads,
+    Release,
+    SettingError,
+    Sizes,
+    Traffic,
+    Traits,
+)
 
 SKETCHED, SKETCHING = 1200, 20  # users and clients that a sum of the set-up needs
 
@@ -223,11 +234,16 @@ def step(config: Config, state: State, data: Data, key: jax.Array) -> tuple[Stat
     user, error = zip(*done.private, strict=True)
     refreshed = jnp.float32(0)
     if config.refresh:
+        if is_divided():
+            raise SettingError(
+                f"refresh = {config.refresh}: clients on machines of their own take part in no "
+                "refresh of the codes yet; set refresh = 0"
+            )
         due = (shared.round % config.refresh == 0) & (shared.round > state.shared.round)
         renew = lambda shared: server.refresh(config, shared, data, key_refresh)
         shared = jax.lax.cond(due, renew, lambda shared: shared, shared)
         error = tuple(jnp.where(due, 0, each) for each in error)  # it was of the old codes
-        members = everywhere(sum(jnp.sum(clients.weight > 0) for clients in data.clients))
+        members = sum(jnp.sum(clients.weight > 0) for clients in data.clients)
         refreshed = due * config.sketch_participation * members
     gates = server.gates_at(config, shared.round, shared.gates)
     metrics = Metrics(

@@ -33,7 +33,7 @@ from jaxrec.types import Data
 WORD_BYTES = 8  # that a word of a memory has room for
 REASON_BYTES = 320  # of a reason that the state keeps
 
-_drawn = jax.jit(draw_events)  # by itself, each of its operations would be a program in each epoch
+_drawn = jax.jit(draw_events)  # without, each of its operations would be compiled by itself
 
 
 def log_of(data: Data, key: jax.Array, epoch: int = 0) -> Log:

@@ -1,9 +1,9 @@
-"""Sums over all clients of a federation, wherever these are.
+"""Sums over all clients of a federation, where a program may hold only some of them.
 
 In a simulation one program holds all clients, so a sum along their axis is a sum over all of them.
 On machines of their own, a client's program holds that client alone, and what it adds up is a part.
-`everywhere` marks each value that is a part of such a sum. It costs nothing in a simulation. Inside
-`elsewhere` it leaves a mark in the traced program, at which `stages` cuts.
+`sum_over_clients` marks each value that is a part of such a sum. It costs nothing in a simulation.
+Inside `divided_among` it leaves a mark in the traced program, at which `stages` cuts.
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ class Federation(NamedTuple):
 
 _federation: ContextVar[Federation | None] = ContextVar("federation", default=None)
 
-sum_p = Primitive("sum_everywhere")
-sum_p.multiple_results = True
-sum_p.def_abstract_eval(lambda *parts: list(parts))
+sum_p = Primitive("sum_over_clients")
+sum_p.def_abstract_eval(lambda part: part)
 
 
 @contextmanager
-def elsewhere(federation: Federation) -> Iterator[None]:
+def divided_among(federation: Federation) -> Iterator[None]:
     """What is traced inside is a program of some clients; the others are on other machines."""
     token = _federation.set(federation)
     try:
@@ -42,37 +41,34 @@ def elsewhere(federation: Federation) -> Iterator[None]:
 
 
 def is_divided() -> bool:
-    """Whether the program that is traced holds a part of the clients."""
+    """Whether the program that is traced holds only some of the clients."""
     return _federation.get() is not None
 
 
-def everywhere(part: Any) -> Any:
+def sum_over_clients(part: Any) -> Any:
     """The sum over all clients of what this program's clients add up to: `part`, a tree of arrays.
 
     It must stand outside of loops and branches; see `repeat`.
     """
-    if _federation.get() is None:
-        return part
-    leaves, structure = jax.tree.flatten(part)
-    return structure.unflatten(sum_p.bind(*leaves)) if leaves else part
+    return jax.tree.map(sum_p.bind, part) if is_divided() else part
 
 
 def repeat(first: int, end: int, turn: Callable[[Any, Any], Any], start: Any) -> Any:
     """`jax.lax.fori_loop` whose turns may hold sums over all clients."""
-    if _federation.get() is None:
+    if not is_divided():
         return jax.lax.fori_loop(first, end, turn, start)
     for number in range(first, end):
         start = turn(number, start)
     return start
 
 
-def clients_everywhere(here: int) -> int:
+def number_of_clients(here: int) -> int:
     """How many clients the federation has; `here` are this program's places for them."""
     federation = _federation.get()
     return here if federation is None else federation.clients
 
 
-def users_everywhere(here: int) -> int:
+def number_of_users(here: int) -> int:
     """How many users the federation has; `here` are this program's places for them."""
     federation = _federation.get()
     return here if federation is None else federation.users
