@@ -57,9 +57,12 @@ class Coordinator:
         offer = lambda place: Message({"do": "join", "terms": terms, "client": place})
         agreed = self._asked({name: offer(place) for name, place in places.items()})
         for name, reply in agreed:
-            self.members[name] = places[name]
-            self.users[name] = int(reply.head.get("users", 0))
-            self.begun = max(self.begun, int(reply.head.get("round", self.begun)))
+            users, begun = reply.head.get("users"), reply.head.get("round")
+            if not (isinstance(users, int) and isinstance(begun, int)):
+                self.left_out[name] = "it did not say how many users it has and where it stands"
+                continue
+            self.members[name], self.users[name] = places[name], users
+            self.begun = max(self.begun, begun)
 
     def init(self) -> Any:
         """The set-up with all members; returns the first state."""

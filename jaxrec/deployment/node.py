@@ -71,7 +71,11 @@ class Node:
     """
 
     def __init__(
-        self, data: Data, limits: Limits | None = None, plans: Mapping[str, Plan] | None = None
+        self,
+        data: Data,
+        limits: Limits | None = None,
+        plans: Mapping[str, Plan] | None = None,
+        catalogue: str = "",
     ):
         """Make a client that has joined nobody yet.
 
@@ -79,7 +83,9 @@ class Node:
           data: this client's rows, one bucket of one client, with the items' public texts.
           limits: what it asks of a federation.
           plans: its held-out users by the name of the split, "valid" or "test".
+          catalogue: digest of the list of items that its rows are laid on.
         """
+        self.catalogue = catalogue
         self.data, self.limits, self.plans = data, limits or Limits(), plans or {}
         self.party: Party | None = None
         self.number = -1  # among the federation's clients
@@ -113,6 +119,13 @@ class Node:
         self.limits.refuse(terms)
         if not (isinstance(number, int) and 0 <= number < terms.clients):
             raise DataError(f"client {number}: the terms have {terms.clients} places")
+        if terms.catalogue != self.catalogue:
+            raise DataError(
+                f"catalogue {terms.catalogue[:12] or 'none'}: this client's rows are laid on "
+                f"{self.catalogue[:12] or 'none'}; give server and clients the same list of items"
+            )
+        if (most := int(self.data.clients[0].item.max())) >= terms.items:
+            raise DataError(f"items = {terms.items}: this client has rows of item {most}")
         if self.party is None or (self.party.terms, self.number) != (terms, number):
             me = self.data.clients[0]._replace(client=jnp.full(1, number, jnp.int32))
             self.party = Party(terms, self.data._replace(clients=(me,)))

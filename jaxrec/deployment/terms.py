@@ -32,6 +32,8 @@ class Terms:
     """Every random number follows from it and from a client's number."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The method's settings, by name."""
+    catalogue: str = ""
+    """Digest of the common list of items; see `catalogue.digest_of`."""
 
     def __post_init__(self) -> None:
         require(self.method in DEPLOYABLE, self, "method", f"one of {', '.join(DEPLOYABLE)}")

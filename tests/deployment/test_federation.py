@@ -297,6 +297,18 @@ def test_a_client_refuses_terms_beyond_its_limits(whole):
     assert "takes part in rqfedrec" in coordinator.left_out["client 3"]
 
 
+def test_a_client_with_another_list_of_items_is_refused(whole):
+    network, data = Network(whole), of_client(whole[0], 2)
+    more = data.clients[0]._replace(item=data.clients[0].item + 10)
+    network.nodes["client 1"].catalogue = "f" * 64
+    network.nodes["client 2"].data = data._replace(clients=(more,))
+    coordinator = federation(whole, *FEDAVG, network)
+    assert set(coordinator.members) == {"client 0", "client 3"}
+    assert "rows are laid on ffffffffffff; give" in coordinator.left_out["client 1"]
+    last = int(more.item.max())
+    assert coordinator.left_out["client 2"] == f"items = 32: this client has rows of item {last}"
+
+
 def test_more_clients_than_places_are_told(whole):
     network = Network(whole)
     network.nodes["client 9"] = network.nodes["client 0"]
