@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxrec import files
+from jaxrec.evaluation.evaluator import Evaluation, evaluator
 from jaxrec.federated import privacy_ledger
 from jaxrec.federated.byte_ledger import Ledger
 from jaxrec.methods import method_module
@@ -54,6 +55,7 @@ class Job(NamedTuple):
     progress: bool = True
     track: Callable[[str, files.Row], None] | None = None
     origin: dict[str, Any] | None = None  # the run that it goes on from, for config.json
+    evaluator: Callable[..., Callable[[Any, Any], Evaluation]] = evaluator
 
     @property
     def clients(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 from jaxrec import files
 from jaxrec.evaluation import names
-from jaxrec.evaluation.evaluator import Evaluation, evaluator
+from jaxrec.evaluation.evaluator import Evaluation
 from jaxrec.federated import byte_ledger, privacy_ledger
 from jaxrec.training import checkpoint, launch
 from jaxrec.training.compiled_rounds import Advanced, advancer
@@ -44,7 +44,7 @@ def fit(
     """
     out, prepared = job.out, job.prepared
     advance = advancer(job, prepared.shardings(state))
-    evaluate = evaluator(job.method, prepared.valid, lists=False, devices=prepared.mesh)
+    evaluate = job.evaluator(job.method, prepared.valid, lists=False, devices=prepared.mesh)
     began, saved, saving = time.perf_counter(), reached.round, 0.0
     with Line(job.name, job.rounds, shown=job.progress) as line, _asked_to_stop() as asked:
         while not job.done(reached):

@@ -16,7 +16,6 @@ import pandas as pd
 
 from jaxrec import files, mesh
 from jaxrec.data.sources import given_data, name_of_data
-from jaxrec.evaluation.evaluator import evaluator
 from jaxrec.federated import byte_ledger
 from jaxrec.methods import method_module
 from jaxrec.training import budget, checkpoint, curve, every_method, growth, kept_data, launch
@@ -137,7 +136,7 @@ def _trained(jobs: list[Job], hold_test: bool, *, lenient: bool) -> dict[str, Re
     found = {}
     for job in jobs:
         try:
-            found[job.name] = _train_one(job, hold_test)
+            found[job.name] = run_job(job, hold_test)
         except (SettingError, FloatingPointError) as error:
             if not (lenient and found):
                 raise
@@ -271,7 +270,7 @@ def _check(job: Job) -> None:
         check_state(job)
 
 
-def _train_one(job: Job, hold_test: bool) -> Result:
+def run_job(job: Job, hold_test: bool) -> Result:
     """One method, from the first round or from its checkpoint, to its test values."""
     out, prepared, like = job.out, job.prepared, job.like
     place = prepared.shardings(like)
@@ -313,11 +312,11 @@ def _train_one(job: Job, hold_test: bool) -> Result:
 def _tested(job: Job, reached: Progress, rows: list[files.Row], state: Any, last: Any) -> Result:
     """The result on the test split of the best state, written to the run's folder."""
     method, prepared, out = job.method, job.prepared, job.out
-    evaluate = evaluator(method, prepared.test, devices=prepared.mesh)
+    evaluate = job.evaluator(method, prepared.test, devices=prepared.mesh)
     tested, took = timed(evaluate, state, prepared.known)
     apart, spent = {}, [took]
     for part, plan in prepared.apart.items():
-        evaluate = evaluator(method, plan, lists=False, devices=prepared.mesh)
+        evaluate = job.evaluator(method, plan, lists=False, devices=prepared.mesh)
         apart[part], took = timed(evaluate, state, prepared.known)
         spent.append(took)
     compiling, running = map(sum, zip(*spent, strict=True))

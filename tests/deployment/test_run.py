@@ -1,0 +1,105 @@
+"""A run with clients on machines of their own leaves an ordinary run folder."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from jaxrec.data.pack import pack
+from jaxrec.data.split import split
+from jaxrec.data.synthetic import synthetic
+from jaxrec.deployment import Coordinator, Limits, Node, Terms
+from jaxrec.deployment.party import nobody
+from jaxrec.deployment.run import train_together
+from jaxrec.evaluation.plan import make_plan
+from jaxrec.federated.secure_aggregation import ProtocolError
+from jaxrec.training.settings import RunConfig
+from jaxrec.types import TEST, VALID, SettingError
+
+CLIENTS, KS = 4, (5, 10)
+RUN = RunConfig(rounds=4, evaluate_every=2, patience=0, ks=KS)
+
+
+@pytest.fixture
+def network():
+    """Clients of twelve users each, by name, and what the server needs to find them."""
+    nodes = {}
+    for number in range(CLIENTS):
+        dataset = split(
+            synthetic(users=12, items=32, clients=1, length=16, seed=number), "ratio", 0.1, 0.2, 0
+        )
+        data, sizes = pack(dataset, by_time=False, lengths=[300])
+        plans = {n: make_plan(dataset, s, ks=KS) for n, s in (("valid", VALID), ("test", TEST))}
+        nodes[f"client {number}"] = Node(data, Limits(min_cohort=2), plans)
+    return nodes, data, sizes
+
+
+def coordinator(network, gone=()):
+    nodes, data, sizes = network
+    settings = {"width": 4, "min_cohort": 2, "min_support": 2}
+    terms = Terms("fedcia", sizes.items, CLIENTS, 12 * CLIENTS, 0, settings)
+
+    def ask(requests):
+        for name, request in requests.items():
+            if name not in gone:
+                yield name, nodes[name].answer(request)
+
+    return Coordinator(terms, nobody(terms, data), ask)
+
+
+def test_the_server_writes_an_ordinary_run(network, tmp_path, capfd):
+    out = tmp_path / "run"
+    result = train_together(coordinator(network), lambda: network[0], RUN, out)
+    assert [row["round"] for row in result.rows] == [2, 4]
+    values = json.loads((out / "result.json").read_text())
+    assert values["rounds"] == 4
+    assert 0 < values["test/NDCG@10"] < 1
+    assert values["bytes/total"] > 0
+    record = json.loads((out / "config.json").read_text())
+    assert (record["data"]["users"], record["data"]["clients"]) == (48, 4)
+    assert "privacy: " in record["protocol"]
+    command = [
+        sys.executable,
+        "-m",
+        "jaxrec.report",
+        str(out),
+        "--out",
+        str(tmp_path / "page.html"),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def test_a_run_goes_on_from_its_checkpoint(network, tmp_path):
+    out = tmp_path / "run"
+    short = RunConfig(rounds=2, evaluate_every=2, patience=0, ks=KS)
+    train_together(coordinator(network), lambda: network[0], short, out, progress=False)
+    longer = train_together(coordinator(network), lambda: network[0], RUN, out, progress=False)
+    assert [row["round"] for row in longer.rows] == [2, 4]
+    assert {node.begun for node in network[0].values()} == {3}
+
+
+def test_clients_come_and_go(network, capfd):
+    gone, asked = {"client 2"}, []
+
+    def reachable():
+        asked.append(None)
+        gone.clear() if len(asked) > 2 else None
+        return [name for name in network[0] if name not in gone]
+
+    together = coordinator(network, gone)
+    train_together(together, reachable, RUN)
+    assert set(together.members) == set(network[0])
+    few = coordinator(network, {"client 0", "client 1", "client 2"})
+    with pytest.raises(ProtocolError, match="clients are left, and 2 are needed"):
+        train_together(few, lambda: network[0], RUN, tries=2, wait=0.0)
+    told = capfd.readouterr().err
+    assert "client 1 is left out: no reply came" in told
+    assert "the next try is in 0 s" in told
+
+
+def test_seeds_must_agree(network):
+    with pytest.raises(SettingError, match="seed = 1: the terms have seed = 0"):
+        train_together(coordinator(network), lambda: network[0], RunConfig(seed=1))
+    assert np.all([node.party is None for node in network[0].values()])
