@@ -22,7 +22,8 @@ def digest_of(items: pd.DataFrame) -> str:
     """sha256 over a table of items: raw ids and what describes them, in its order."""
     digest = hashlib.sha256()
     columns = {"id": as_texts(raw_ids(items, "item"))}
-    columns |= {name: items[name].astype(str).tolist() for name in DESCRIBED if name in items}
+    text = lambda value: "" if pd.isna(value) else as_texts(np.array([value], object))[0]
+    columns |= {name: list(map(text, items[name])) for name in DESCRIBED if name in items}
     for name, values in columns.items():
         for value in (name, str(len(values)), *values):
             told = value.encode()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxrec.deployment import measure, vectors
 from jaxrec.deployment.messages import Message, decode, encode
-from jaxrec.deployment.node import SET_UP
+from jaxrec.deployment.node import LAST, NOTHING, SET_UP
 from jaxrec.deployment.party import Party
 from jaxrec.deployment.terms import Terms
 from jaxrec.evaluation.evaluator import Evaluation
@@ -38,7 +38,7 @@ class Coordinator:
         self.secure = self.party.config.privacy == "secure_sum"
         self.members: dict[str, int] = {}  # the number of each node that has joined
         self.users: dict[str, int] = {}  # how many users each of them has
-        self.begun = SET_UP - 1  # the newest round that one of them has begun
+        self.begun = NOTHING  # the newest round that one of them has begun
         self.left_out: dict[str, str] = {}  # in what was done last, by node
         self._sums = time.time_ns()  # sums are numbered, and no number may come back
 
@@ -57,48 +57,78 @@ class Coordinator:
         offer = lambda place: Message({"do": "join", "terms": terms, "client": place})
         agreed = self._asked({name: offer(place) for name, place in places.items()})
         for name, reply in agreed:
-            users, begun = reply.head.get("users"), reply.head.get("round")
-            if not (isinstance(users, int) and isinstance(begun, int)):
-                self.left_out[name] = "it did not say how many users it has and where it stands"
+            if why := self._unwelcome(name, reply):
+                self.left_out[name] = why
                 continue
-            self.members[name], self.users[name] = places[name], users
-            self.begun = max(self.begun, begun)
+            self.members[name], self.users[name] = reply.head["client"], reply.head["users"]
+            self.begun = max(self.begun, reply.head["round"])
 
-    def init(self) -> Any:
-        """The set-up with all members; returns the first state."""
+    def _unwelcome(self, name: str, reply: Message) -> str:
+        """Why a node that agrees cannot be a member; nothing where it can."""
+        told = [reply.head.get(key) for key in ("users", "round", "client")]
+        users, begun, place = (each if isinstance(each, int) else NOTHING - 1 for each in told)
+        if users < 0 or not NOTHING <= begun < LAST or not 0 <= place < self.terms.clients:
+            return "it does not say how many users it has and where it stands"
+        if place in [self.members[each] for each in self.members if each != name]:
+            return f"it joined these terms as client {place} before, and another node is that now"
+        others = sum(self.users[each] for each in self.users if each != name)
+        if others + users > self.terms.users:
+            return f"users = {self.terms.users}: with its {users} users there would be more"
+        return ""
+
+    def init(self, among: Collection[str] | None = None) -> Any:
+        """The set-up, with all members or those `among` some nodes; returns the first state."""
         stages = self.party.programs.init(False)
-        return self._run(SET_UP, [], stages.begin(self.party.init_key, self.party.data))
+        progress = stages.begin(self.party.init_key, self.party.data)
+        return self._run(SET_UP, [], progress, self._by_number(among))
 
-    def step(self, state: Any, round: int) -> tuple[Any, Any]:
-        """A round with all members; returns the state and the metrics.
+    def step(self, state: Any, round: int, among: Collection[str] | None = None) -> tuple[Any, Any]:
+        """A round; returns the state and the metrics.
 
         Args:
           round: its number, above those of all that have begun, failed ones included.
+          among: nodes that can be reached now; None: all members are asked.
         """
+        if round < 0:
+            raise DataError(f"round = {round}: rounds begin at 0")
         party = self.party
         progress = party.programs.step(False).begin(state, party.data, party.key_of(round))
-        return self._run(round, party.leaves(state, own=False), progress)
+        shared = party.leaves(state, own=False)
+        return self._run(round, shared, progress, self._by_number(among))
 
-    def evaluate(self, state: Any, round: int, split: str, ks: Sequence[int]) -> Evaluation:
-        """Metrics over the held-out users of all members, before a round, in a split.
+    def evaluate(
+        self,
+        state: Any,
+        round: int,
+        split: str,
+        ks: Sequence[int],
+        *,
+        best: int | None = None,
+        among: Collection[str] | None = None,
+    ) -> Evaluation:
+        """Metrics over the held-out users of clients in a split, before a round.
 
         Args:
           split: "valid" or "test", as the nodes name their plans.
           ks: lengths of the lists, as in the nodes' plans.
+          best: the round whose users are to be kept for later, beside this one's.
+          among: as in `step`.
         """
         self.left_out = {}
         shared = self.party.leaves(state, own=False)
-        head = {"do": "evaluate", "split": split, "ks": list(ks), "round": round}
+        head = {"do": "evaluate", "split": split, "ks": list(ks), "round": round, "best": best}
         head["shared"] = len(shared)
-        _, (totals,) = self._summed(self._by_number(), head, shared, measure.shape_of(ks))
+        _, (totals,) = self._summed(self._by_number(among), head, shared, measure.shape_of(ks))
         return measure.evaluation_of(totals, ks)
 
-    def _by_number(self) -> list[str]:
-        return sorted(self.members, key=self.members.__getitem__)
+    def _by_number(self, among: Collection[str] | None) -> list[str]:
+        there = self.members if among is None else self.members.keys() & set(among)
+        return sorted(there, key=self.members.__getitem__)
 
-    def _run(self, round: int, shared: list[np.ndarray], progress: Progress) -> Any:
+    def _run(
+        self, round: int, shared: list[np.ndarray], progress: Progress, there: list[str]
+    ) -> Any:
         """The set-up or a round, exchange by exchange."""
-        there = self._by_number()
         self._need(len(there), round)
         self.left_out = {}
         self.begun = max(self.begun, round)

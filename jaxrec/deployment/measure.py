@@ -1,8 +1,8 @@
-"""Metrics over the users of all clients, from sums that say nothing of a single user.
+"""Metrics over the users of all clients, from sums over each client's users.
 
     each client: number of its lines, sums and sums of squares of their metrics -> totals -> means
 
-A line is a held-out user, as in `evaluation.plan`.
+A line is a user with held-out items, as in `evaluation.plan`.
 """
 
 from __future__ import annotations

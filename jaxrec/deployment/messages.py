@@ -1,6 +1,6 @@
 """Messages between a coordinator and its nodes: a head of plain values, and arrays.
 
-They travel as safetensors, which holds numbers alone, so reading one runs nobody's code.
+They travel as safetensors, which holds only numbers, so reading one runs nobody's code.
 """
 
 from __future__ import annotations

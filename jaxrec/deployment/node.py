@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,9 +19,10 @@ from jaxrec.evaluation.plan import Plan
 from jaxrec.federated.secure_aggregation import client as secure
 from jaxrec.federated.stages import Progress
 from jaxrec.settings.fields import check, setting
-from jaxrec.types import REFUSALS, Data, DataError, SettingError
+from jaxrec.types import Data, DataError, SettingError
 
 SET_UP, NOTHING = -1, -2  # rounds before round 0
+LAST = 2**31  # no round has a number so high
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class Limits:
     """What a client asks of a federation before it takes part."""
 
     secure_sum: bool = True
-    """Whether the server may see sums over clients alone."""
+    """Whether the server may see only sums over clients."""
     min_cohort: int = setting(3, at_least=1)
     """Fewest clients that a sum with this client's part may be over."""
     methods: tuple[str, ...] = ()
@@ -48,8 +49,8 @@ class Limits:
             )
         if self.secure_sum and config.privacy != "secure_sum":
             raise SettingError(
-                f"privacy = {config.privacy!r}: this client sends parts of secure sums alone; set "
-                "privacy = 'secure_sum' on the server"
+                f"privacy = {config.privacy!r}: this client sends its parts only in secure sums; "
+                "set privacy = 'secure_sum' on the server"
             )
         least = config.min_cohort
         if config.privacy == "secure_sum" and least < self.min_cohort:
@@ -59,20 +60,36 @@ class Limits:
             )
 
 
+@dataclass
+class Membership:
+    """Where a node stands in one federation."""
+
+    party: Party
+    number: int  # among the federation's clients
+    begun: int = NOTHING  # the newest round that it has begun
+    own: list[np.ndarray] | None = None  # its part of the state
+    kept: dict[int, list[np.ndarray]] = field(default_factory=dict)  # as of evaluated rounds
+    progress: Progress | None = None
+    evaluators: dict[str, Callable[[Any, Data], Evaluation]] = field(default_factory=dict)
+
+
 class Node:
     """One client of a federation.
 
     `answer` takes a request and gives a reply, both as bytes. What a node refuses it says in the
     reply, in one sentence that holds nothing of its rows; more is in its log.
 
-    Rounds go forward. A node begins the set-up and each round once: the sum of a second try, with
-    other clients in it, would tell a server the part of whoever is in one of the two alone. What a
-    client has learned about its own users it keeps, also where its part did not arrive.
+    Rounds go forward. A node begins the set-up and each round once, and a method of one step only
+    once: the sum of a second try, with other clients in it, would tell a server the part of whoever
+    is in only one of the two. Metrics are sums as well, and two evaluations that differ by one
+    client tell that client's metrics. What a client has learned about its own users it keeps, also
+    where its part did not arrive.
     """
 
     def __init__(
         self,
         data: Data,
+        items: int,
         limits: Limits | None = None,
         plans: Mapping[str, Plan] | None = None,
         catalogue: str = "",
@@ -81,18 +98,16 @@ class Node:
 
         Args:
           data: this client's rows, one bucket of one client, with the items' public texts.
+          items: how many items the list has that the rows are laid on.
           limits: what it asks of a federation.
           plans: its held-out users by the name of the split, "valid" or "test".
-          catalogue: digest of the list of items that its rows are laid on.
+          catalogue: digest of that list.
         """
-        self.catalogue = catalogue
-        self.data, self.limits, self.plans = data, limits or Limits(), plans or {}
-        self.party: Party | None = None
-        self.number = -1  # among the federation's clients
-        self.own: list[np.ndarray] | None = None  # its part of the state
-        self.begun = NOTHING  # the newest round that it has begun
-        self._evaluators: dict[str, Callable[[Any, Data], Evaluation]] = {}
-        self._progress: Progress | None = None
+        self.data, self.items, self.catalogue = data, items, catalogue
+        self.limits, self.plans = limits or Limits(), plans or {}
+        self.users = int(data.clients[0].users.shape[1])
+        self.membership: Membership | None = None
+        self._memberships: dict[str, Membership] = {}  # by the terms
         self._vector = np.zeros(0, np.uint32)
         self._sum: secure.Client | None = None
         self._newest = -1  # number of the newest secure sum
@@ -104,9 +119,9 @@ class Node:
             kinds = {"join": self._join, "begin": self._begin, "go on": self._go_on}
             kinds |= {"secure": self._secure, "evaluate": self._evaluate}
             if (name := message.head.get("do")) not in kinds:
-                raise DataError(f"this client knows no request {name!r}")
+                raise DataError(f"this client does not know the request {name!r}")
             reply = kinds[name](message)
-        except REFUSALS as error:
+        except (SettingError, DataError) as error:
             reply = Message({"refused": str(error)})
         except Exception:  # whatever a request holds, the node lives on
             log.exception("a request failed")
@@ -114,88 +129,113 @@ class Node:
         return encode(reply)
 
     def _join(self, message: Message) -> Message:
-        """Agree to the terms, or refuse them."""
+        """Agree to the terms, or refuse them. Who joins again is where it was."""
         terms, number = Terms.from_json(message.head["terms"]), message.head["client"]
         self.limits.refuse(terms)
         if not (isinstance(number, int) and 0 <= number < terms.clients):
             raise DataError(f"client {number}: the terms have {terms.clients} places")
-        if terms.catalogue != self.catalogue:
+        if (terms.catalogue, terms.items) != (self.catalogue, self.items):
             raise DataError(
-                f"catalogue {terms.catalogue[:12] or 'none'}: this client's rows are laid on "
-                f"{self.catalogue[:12] or 'none'}; give server and clients the same list of items"
+                f"items = {terms.items}, catalogue = {terms.catalogue[:12]!r}: this client has a "
+                f"list of {self.items} items, {self.catalogue[:12]!r}; give the server and all "
+                "clients the same list of items"
             )
-        if (most := int(self.data.clients[0].item.max())) >= terms.items:
-            raise DataError(f"items = {terms.items}: this client has rows of item {most}")
-        if self.party is None or (self.party.terms, self.number) != (terms, number):
+        if self.users > terms.users:
+            raise DataError(f"users = {terms.users}: this client alone has more")
+        told = terms.to_json()
+        if told not in self._memberships:
             me = self.data.clients[0]._replace(client=jnp.full(1, number, jnp.int32))
-            self.party = Party(terms, self.data._replace(clients=(me,)))
-            self.number, self.own, self.begun, self._progress = number, None, NOTHING, None
-            self._evaluators = {}
-        return Message({"users": self.data.clients[0].users.shape[1], "round": self.begun})
+            party = Party(terms, self.data._replace(clients=(me,)))
+            self._memberships[told] = Membership(party, number)
+        joined = self.membership = self._memberships[told]
+        return Message({"users": self.users, "round": joined.begun, "client": joined.number})
 
     def _begin(self, message: Message) -> Message:
         """Compute this client's part of the first sums of the set-up or of a round."""
-        party, number = self._joined(), message.head["round"]
-        if not (isinstance(number, int) and self.begun < number < 2**31):
+        joined, number = self._joined(), message.head["round"]
+        party = joined.party
+        if not (isinstance(number, int) and joined.begun < number < LAST):
             raise DataError(
-                f"round {number}: this client has begun round {self.begun} and goes forward alone"
+                f"round {number}: this client has begun round {joined.begun}, and a round begins "
+                "once; go on with a later one"
+            )
+        if party.method.one_shot and joined.begun >= 0:
+            raise DataError(
+                f"round {number}: {party.terms.method} has one step, which this client has begun; "
+                "begin with new terms, such as another seed"
             )
         if number == SET_UP:
             progress = party.programs.init(True).begin(party.init_key, party.data)
         else:
-            state = self._state(party, message)
+            state = party.joined(message.arrays[: message.head["shared"]], self._own(joined))
             progress = party.programs.step(True).begin(state, party.data, party.key_of(number))
-        self.begun = number
+        joined.begun = number
         return self._moved(message, progress)
 
     def _go_on(self, message: Message) -> Message:
         """Compute the next stage, from the sums over all clients."""
-        progress, at = self._progress, (message.head["round"], message.head["exchange"])
-        if progress is None or at != (self.begun, progress.number):
+        joined, at = self._joined(), (message.head["round"], message.head["exchange"])
+        progress = joined.progress
+        if progress is None or at != (joined.begun, progress.number):
             raise DataError(f"this client does not wait for sums {at[1]} of round {at[0]}")
         return self._moved(message, progress.go_on(message.arrays[: message.head["totals"]]))
 
     def _evaluate(self, message: Message) -> Message:
-        """Rank the held-out items of this client's users, and send its part of the sums."""
-        party, split, ks = self._joined(), message.head["split"], tuple(message.head["ks"])
-        if (plan := self.plans.get(split)) is None or plan.ks != ks:
-            there = f"lists of lengths {list(plan.ks)}" if plan else "no held-out rows"
-            raise DataError(f"split {split!r}, lists of lengths {list(ks)}: it has {there}")
-        if split not in self._evaluators:
-            self._evaluators[split] = evaluator(party.method, plan, lists=False)
-        found = self._evaluators[split](self._state(party, message), party.data)
+        """Rank the held-out items of this client's users, and send its part of the sums.
+
+        Users stand as they stood when the same round was evaluated first; a client remembers that
+        of the round named `best` until a better one comes.
+        """
+        joined, split, ks = self._joined(), message.head["split"], tuple(message.head["ks"])
+        number, best = message.head["round"], message.head["best"]
+        if (plan := self.plans.get(split)) is None:
+            raise DataError(f"split {split!r}: this client holds nothing out")
+        if plan.ks != ks or plan.candidates:
+            raise DataError(
+                f"split {split!r}: this client ranks for lists of {list(plan.ks)} with "
+                f"{plan.candidates or 'no'} sampled candidates, and lists of {list(ks)} over all "
+                "items are asked for"
+            )
+        own = joined.kept.setdefault(number, self._own(joined))
+        joined.kept = {r: kept for r, kept in joined.kept.items() if r in (number, best)}
+        if split not in joined.evaluators:
+            joined.evaluators[split] = evaluator(joined.party.method, plan, lists=False)
+        state = joined.party.joined(message.arrays[: message.head["shared"]], own)
+        found = joined.evaluators[split](state, joined.party.data)
         return self._sent(message, [measure.part_of(found.per_user, ks)])
 
-    def _joined(self) -> Party:
-        if self.party is None:
+    def _joined(self) -> Membership:
+        if self.membership is None:
             raise DataError("this client has joined no federation yet")
-        return self.party
+        return self.membership
 
-    def _state(self, party: Party, message: Message) -> Any:
-        """The shared leaves that came, and this client's own."""
-        if self.own is None:  # it comes late
+    def _own(self, joined: Membership) -> list[np.ndarray]:
+        """This client's part of the state."""
+        if joined.own is None:  # it comes late
+            party = joined.party
             first = party.programs.init(True).begin(party.init_key, party.data)
             if not first.done:
                 raise DataError(
                     "this client was not in the set-up, and its users need the sums of it; begin "
                     "with new terms, such as another seed"
                 )
-            self.own = on_host(first.results)
-        return party.joined(message.arrays[: message.head["shared"]], self.own)
+            joined.own = on_host(first.results)
+        return joined.own
 
     def _moved(self, message: Message, progress: Progress) -> Message:
         """Keep what is known of this client's part of the state, and send the next parts."""
+        joined = self._joined()
         if progress.done:
-            self.own = on_host(progress.results)
-        self._progress = progress if progress.parts else None
+            joined.own = on_host(progress.results)
+        joined.progress = progress if progress.parts else None
         return self._sent(message, on_host(progress.parts)) if progress.parts else Message({})
 
     def _sent(self, message: Message, parts: list[np.ndarray]) -> Message:
         """This client's parts, in clear or as the first message of a secure sum."""
-        party, number = self._joined(), message.head.get("sum")
+        party, number = self._joined().party, message.head.get("sum")
         if number is None:
             if self.limits.secure_sum or party.config.privacy != "plain":
-                raise SettingError("this client sends its parts in secure sums alone")
+                raise SettingError("this client sends its parts only in secure sums")
             return Message({}, parts)
         if not (isinstance(number, int) and self._newest < number < 2**63):
             raise DataError(f"secure sum {number}: this client has been in sum {self._newest}")

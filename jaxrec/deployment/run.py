@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pandas as pd
 
 from jaxrec import files
 from jaxrec.deployment.coordinator import Coordinator
+from jaxrec.evaluation import names
 from jaxrec.evaluation.evaluator import Evaluation
 from jaxrec.federated.secure_aggregation import ProtocolError
 from jaxrec.training.job import Job
@@ -29,6 +31,7 @@ from jaxrec.types import Dataset, SettingError
 
 VALID: Any = "valid"  # in place of plans: the names of the nodes' splits
 TEST: Any = "test"
+MEMBERS = "members.json"  # beside a run's other files
 
 
 def train_together(
@@ -45,49 +48,31 @@ def train_together(
     """Train with the clients that are there, and measure on what they hold out.
 
     A run whose folder `out` holds a checkpoint goes on from it, at the round after the newest one
-    that a client has begun.
+    that a client has begun. Each evaluation is of the users as they then are; the test values are
+    of the best round's shared state with each client's users of that round.
 
     Args:
       nodes: gives the names of the nodes that can be reached now. New ones may join at each round.
-      run: rounds, evaluations, patience, monitor, ks and seed; what is about data is the nodes'.
+      run: rounds, evaluations, patience, monitor, ks and seed; the nodes have read their own data.
       items: the common list of items, for the run's folder.
       tries: how often a round may fail, for too few clients, before the run ends.
       wait: seconds before the next try.
 
-    Raises ProtocolError where too few clients are left, FloatingPointError where training diverges.
+    Raises ProtocolError where too few clients are left, or send numbers that are finite.
     """
     terms = coordinator.terms
     if run.seed != terms.seed:
         raise SettingError(f"seed = {run.seed}: the terms have seed = {terms.seed}; give the same")
-    enrol = partial(_enrol, coordinator, nodes, progress)
-    enrol(everyone=True)
-
-    def together(what: Callable[[], Any]) -> Any:
-        for left in reversed(range(tries)):
-            try:
-                return _told(coordinator, what(), progress)
-            except ProtocolError as error:
-                if not left:
-                    raise
-                say(f"{error}; the next try is in {wait:g} s", shown=progress)
-                time.sleep(wait)
-                enrol(everyone=True)
-
-    def step(state: Any, data: Any, key: Any) -> tuple[Any, Any]:
-        enrol()
-        return together(lambda: coordinator.step(state, coordinator.begun + 1))
-
-    def evaluator(method: Any, split: str, **_: Any) -> Callable[[Any, Any], Evaluation]:
-        measure = lambda state: coordinator.evaluate(state, coordinator.begun + 1, split, run.ks)
-        return lambda state, data: together(lambda: measure(state))
-
+    if items is not None and len(items) != terms.items:
+        raise SettingError(f"items: the list has {len(items)} and the terms have {terms.items}")
+    together = _Together(coordinator, nodes, run, Path(out) if out else None, tries, wait, progress)
+    together.enrol(everyone=True)
     party = coordinator.party
-    method = party.method._replace(compiled=False, step=step)
+    method = party.method._replace(compiled=False, step=together.step)
     job = Job(
-        terms.method, method, run, party.config, _prepared(coordinator, run, items),
-        lambda: together(coordinator.init), party.programs.like, party.key,
-        Path(out) if out else None, progress,
-        evaluator=evaluator,
+        terms.method, method, replace(run, data="federation"), party.config,
+        _prepared(coordinator, run, items), together.init, party.programs.like, party.key,
+        together.out, progress, evaluator=together.evaluator,
     )  # fmt: skip
     if out is None:
         return run_job(job, hold_test=False)
@@ -95,25 +80,94 @@ def train_together(
         return run_job(job, hold_test=False)
 
 
-def _enrol(
-    coordinator: Coordinator,
-    nodes: Callable[[], Iterable[str]],
-    progress: bool,
-    *,
-    everyone: bool = False,
-) -> None:
-    """Offer the terms to nodes that are new, or to everyone."""
-    there = set(nodes())
-    if new := there if everyone else there - set(coordinator.members):
-        coordinator.enrol(new)
-        _told(coordinator, None, progress)
+class _Together:
+    """The loop's three calls, init, step and evaluate, with the clients that are there."""
 
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        nodes: Callable[[], Iterable[str]],
+        run: RunConfig,
+        out: Path | None,
+        tries: int,
+        wait: float,
+        progress: bool,
+    ):
+        self.coordinator, self.nodes, self.run, self.out = coordinator, nodes, run, out
+        self.tries, self.wait, self.progress = tries, wait, progress
+        self.there: set[str] = set()
+        self.best: tuple[float, int] | None = None  # value and round, as the loop counts them best
+        if out and (out / MEMBERS).exists():
+            kept = files.read_json(out / MEMBERS, {})
+            coordinator.members, coordinator.users = kept["members"], kept["users"]
+            coordinator.begun = kept["begun"]
+            self.best = tuple(kept["best"]) if kept["best"] else None
 
-def _told(coordinator: Coordinator, result: Any, progress: bool) -> Any:
-    """Say who was left out, and why."""
-    for name, why in coordinator.left_out.items():
-        say(f"{name} is left out: {why}", shown=progress)
-    return result
+    def enrol(self, *, everyone: bool = False) -> None:
+        """See who is there, and offer the terms to who is new or was left out, or to everyone."""
+        self.there = set(self.nodes())
+        coordinator = self.coordinator
+        known = set() if everyone else set(coordinator.members) - set(coordinator.left_out)
+        if offered := self.there - known:
+            coordinator.enrol(offered)
+            self._tell()
+
+    def init(self) -> Any:
+        """The set-up. It is not tried again: nodes begin it once."""
+        state = self.coordinator.init(self.there)
+        self._tell()
+        self._keep()
+        return state
+
+    def step(self, state: Any, data: Any, key: Any) -> tuple[Any, Any]:
+        """The next round; the coordinator knows its number and its key."""
+        self.enrol()
+        take = lambda: self.coordinator.step(state, self.coordinator.begun + 1, self.there)
+        return self._tried(take)
+
+    def evaluator(self, method: Any, split: str, **_: Any) -> Callable[[Any, Any], Evaluation]:
+        """What measures a state in a split; in the test split, the best one of the other."""
+
+        def measure(state: Any, data: Any) -> Evaluation:
+            at, best = self.coordinator.begun + 1, self.best and self.best[1]
+            at = best if split == TEST and best is not None else at
+            ask = partial(self.coordinator.evaluate, state, at, split, self.run.ks, best=best)
+            found = self._tried(lambda: ask(among=self.there))
+            if split == VALID:
+                value = found.means[names.measured(self.run.monitor, found.means)]
+                if self.best is None or value > self.best[0]:
+                    self.best = value, at
+                self._keep()
+            return found
+
+        return measure
+
+    def _tried(self, take: Callable[[], Any]) -> Any:
+        """What a call returns, once enough clients are there for it."""
+        for left in reversed(range(self.tries)):
+            try:
+                result = take()
+            except ProtocolError as error:
+                if not left:
+                    raise
+                say(f"{error}; the next try is in {self.wait:g} s", shown=self.progress)
+                time.sleep(self.wait)
+                self.enrol(everyone=True)
+            else:
+                self._tell()
+                return result
+
+    def _tell(self) -> None:
+        """Say who was left out, and why."""
+        for name, why in self.coordinator.left_out.items():
+            say(f"{name} is left out: {why}", shown=self.progress)
+
+    def _keep(self) -> None:
+        """Remember who is which client, and how far nodes have come."""
+        if self.out:
+            own = self.coordinator
+            kept = {"members": own.members, "users": own.users, "begun": own.begun}
+            files.write_json(self.out / MEMBERS, kept | {"best": self.best})
 
 
 def _prepared(coordinator: Coordinator, run: RunConfig, items: pd.DataFrame | None) -> Prepared:

@@ -40,7 +40,7 @@ def to_vector(parts: Sequence[np.ndarray], addends: int) -> np.ndarray:
         if not (np.abs(part) < LARGEST / addends).all():  # NaN is not below anything
             raise DataError(  # without the number, which the server must not know
                 "a part of a sum holds a number that is not finite or not below "
-                f"{LARGEST / addends:,.0f}: training has diverged; lower the learning rate"
+                f"{LARGEST / addends:,.0f}; where training has diverged, lower the learning rate"
             )
         steps = np.round(part.astype(np.float64).reshape(-1) / UNIT).astype(np.int64)
         limbs = steps[None] >> (BITS * np.arange(LIMBS)[:, None])

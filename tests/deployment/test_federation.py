@@ -19,7 +19,7 @@ from jaxrec.evaluation.plan import make_plan
 from jaxrec.federated.secure_aggregation import ProtocolError
 from jaxrec.types import VALID, SettingError
 
-CLIENTS = 4
+CLIENTS, ITEMS = 4, 32
 SUMS = {"min_cohort": 2}
 PLAIN = {"privacy": "plain"}
 WILLING = Limits(secure_sum=False, min_cohort=2)
@@ -45,7 +45,7 @@ SLOW = ("rqfedrec's rounds", "rqfedrec")  # their sums are of the kinds of fedmf
 
 @cache
 def problem():
-    return split(synthetic(users=48, items=32, clients=CLIENTS, length=16), "ratio", 0.1, 0.2, 0)
+    return split(synthetic(users=48, items=ITEMS, clients=CLIENTS, length=16), "ratio", 0.1, 0.2, 0)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,9 @@ class Network:
 
     def __init__(self, whole, limits=WILLING):
         data, _ = whole
-        self.nodes = {f"client {n}": Node(of_client(data, n), limits) for n in range(CLIENTS)}
+        self.nodes = {
+            f"client {n}": Node(of_client(data, n), ITEMS, limits) for n in range(CLIENTS)
+        }
         self.lost = lambda name, request: False
         self.changed = lambda name, reply: reply
         self.up = self.down = 0
@@ -119,7 +121,7 @@ def test_clients_on_their_own_machines_learn_what_a_simulation_does(whole, name)
         state, metrics = coordinator.step(state, number)
     assert coordinator.left_out == {}
     expected, expected_metrics = simulated(coordinator, whole[0], rounds)
-    own = [network.nodes[name].own for name in sorted(network.nodes)]
+    own = [network.nodes[name].membership.own for name in sorted(network.nodes)]
     together = [np.concatenate(leaves) for leaves in zip(*own, strict=True)]
     state = coordinator.party.joined(coordinator.party.leaves(state, own=False), together)
     found, wanted = (scores(coordinator, each, whole[0]) for each in (state, expected))
@@ -159,7 +161,7 @@ def test_held_out_users_of_all_clients_are_measured_as_on_one_machine(whole, set
     assert set(found) == {n for n in wanted if "client" not in n and not re.match("F1.*/se", n)}
     for name, value in found.items():
         assert value == pytest.approx(wanted[name], rel=1e-3, abs=1e-4), name
-    with pytest.raises(ProtocolError, match="it has lists of lengths"):
+    with pytest.raises(ProtocolError, match="ranks for lists of"):
         coordinator.evaluate(state, 1, "valid", (7,))
 
 
@@ -170,7 +172,7 @@ def test_a_client_that_vanishes_is_out_of_the_round_and_comes_back(whole, stage)
     network = Network(whole)
     coordinator = federation(whole, method, settings, network)
     state, heard = coordinator.init(), []
-    before = network.nodes["client 2"].own
+    before = network.nodes["client 2"].membership.own
     number = ["begin", "advertised", "shared", "masked"].index(stage)
 
     def lost(name, head):
@@ -183,7 +185,7 @@ def test_a_client_that_vanishes_is_out_of_the_round_and_comes_back(whole, stage)
     assert coordinator.left_out == {"client 2": "no reply came"}
     network.lost = lambda *_: False
     if stage == "begin":  # it never heard of the round, so its users stand where they stood
-        assert network.nodes["client 2"].own is before
+        assert network.nodes["client 2"].membership.own is before
     state, metrics = coordinator.step(state, 1)
     assert (metrics.participants, coordinator.left_out) == (4, {})
 
@@ -199,7 +201,7 @@ def test_a_round_with_too_few_clients_is_over_and_cannot_be_tried_again(whole):
         coordinator.step(state, 0)
     assert len(masked) == CLIENTS + 1  # keys of all, shares of one, and no vector of anybody
     network.lost = lambda *_: False
-    with pytest.raises(ProtocolError, match="has begun round 0 and goes forward alone"):
+    with pytest.raises(ProtocolError, match="has begun round 0, and a round begins once"):
         coordinator.step(state, 0)
     with pytest.raises(ProtocolError, match="round -1: this client has begun round 0"):
         coordinator.init()
@@ -213,13 +215,13 @@ def test_a_client_that_comes_late_takes_part_where_its_users_need_no_set_up(whol
     settings = {**CODED, **EXACT, **COLD, **SUMS} if method == "rqfedrec" else FEDAVG[1]
     coordinator = federation(whole, method, settings, network)
     state = coordinator.init()
-    late = network.nodes["client 3"] = Node(of_client(whole[0], 3), WILLING)
+    late = network.nodes["client 3"] = Node(of_client(whole[0], 3), ITEMS, WILLING)
     coordinator.enrol(network.nodes)
     assert (coordinator.members["client 3"], coordinator.users["client 3"]) == (3, 12)
     _, metrics = coordinator.step(state, 0)
     if method == "fedavg":
         assert (metrics.participants, coordinator.left_out) == (4, {})
-        assert late.own is not None
+        assert late.membership.own is not None
     else:
         assert metrics.participants == 3
         assert "was not in the set-up" in coordinator.left_out["client 3"]
@@ -286,7 +288,7 @@ def test_a_client_refuses_terms_beyond_its_limits(whole):
     coordinator = federation(whole, "fedcia", {"width": 8, **PLAIN}, careful)
     assert coordinator.members == {}
     assert set(coordinator.left_out) == set(careful.nodes)
-    assert "parts of secure sums alone" in coordinator.left_out["client 0"]
+    assert "parts only in secure sums" in coordinator.left_out["client 0"]
     with pytest.raises(ProtocolError, match=r"^the set-up: 0 clients are left"):
         coordinator.init()
     strict = Network(whole, Limits(min_cohort=3))
@@ -298,15 +300,59 @@ def test_a_client_refuses_terms_beyond_its_limits(whole):
 
 
 def test_a_client_with_another_list_of_items_is_refused(whole):
-    network, data = Network(whole), of_client(whole[0], 2)
-    more = data.clients[0]._replace(item=data.clients[0].item + 10)
+    network = Network(whole)
     network.nodes["client 1"].catalogue = "f" * 64
-    network.nodes["client 2"].data = data._replace(clients=(more,))
+    network.nodes["client 2"].items = 31
     coordinator = federation(whole, *FEDAVG, network)
     assert set(coordinator.members) == {"client 0", "client 3"}
-    assert "rows are laid on ffffffffffff; give" in coordinator.left_out["client 1"]
-    last = int(more.item.max())
-    assert coordinator.left_out["client 2"] == f"items = 32: this client has rows of item {last}"
+    assert "list of 32 items, 'ffffffffffff'; give the" in coordinator.left_out["client 1"]
+    assert "list of 31 items" in coordinator.left_out["client 2"]
+
+
+def test_more_users_than_the_terms_have_are_refused(whole):
+    network = Network(whole)
+    terms = Terms("fedavg", ITEMS, CLIENTS, 36, 7, FEDAVG[1])
+    coordinator = Coordinator(terms, nobody(terms, whole[0]), network.ask)
+    coordinator.enrol(network.nodes)
+    assert len(coordinator.members) == 3
+    assert "with its 12 users there would be more" in coordinator.left_out["client 3"]
+
+
+def test_terms_that_a_client_knows_are_not_begun_anew(whole):
+    """Not after other terms, and not under another number."""
+    network = Network(whole)
+    first = federation(whole, *FEDAVG, network)
+    state, _ = first.step(first.init(), 0)
+    federation(whole, "popularity", SUMS, network)
+    again = Coordinator(first.terms, first.party.data, network.ask)
+    again.enrol(["client 3", "client 2"])  # who would be the first and the second
+    assert (again.members, again.begun) == ({"client 2": 2, "client 3": 3}, 0)
+    again.enrol(network.nodes)
+    with pytest.raises(ProtocolError, match="round -1: this client has begun round 0"):
+        again.init()
+    _, metrics = again.step(state, 1)
+    assert metrics.participants == CLIENTS
+
+
+def test_a_method_of_one_step_takes_one(whole):
+    coordinator = federation(whole, "popularity", SUMS, Network(whole))
+    state, _ = coordinator.step(coordinator.init(), 0)
+    with pytest.raises(ProtocolError, match="popularity has one step, which this client has begun"):
+        coordinator.step(state, 1)
+
+
+def test_a_refusal_says_nothing_of_what_was_scored(whole):
+    network = Network(whole)
+    for node in network.nodes.values():
+        node.plans = {"valid": make_plan(problem(), VALID)}
+    coordinator = federation(whole, *FEDAVG, network)
+    state = coordinator.init()
+    broken = state.shared._replace(item=state.shared.item * np.float32(np.nan))
+    with pytest.raises(ProtocolError):
+        coordinator.evaluate(state._replace(shared=broken), 0, "valid", (5, 10, 20))
+    assert set(coordinator.left_out.values()) == {
+        "this client failed at the request; its log says why"
+    }
 
 
 def test_more_clients_than_places_are_told(whole):
@@ -322,16 +368,16 @@ def test_more_clients_than_places_are_told(whole):
     "head, told",
     [
         ({"do": "begin", "round": 0, "shared": 0}, "has joined no federation yet"),
-        ({"do": "go on", "round": 0, "exchange": 0, "totals": 0}, "does not wait for sums 0"),
+        ({"do": "go on", "round": 0, "exchange": 0, "totals": 0}, "has joined no federation"),
         ({"do": "secure"}, "failed at the request"),
-        ({"do": "_moved"}, "knows no request '_moved'"),
-        ({}, "knows no request None"),
+        ({"do": "_moved"}, "does not know the request '_moved'"),
+        ({}, "does not know the request None"),
         ({"do": "join", "terms": "{}", "client": 0}, "states no terms of a federation"),
         ({"do": "join", "terms": '{"method": "svd"}', "client": 0}, "states no terms"),
     ],
 )
 def test_requests_out_of_turn_are_refused(whole, head, told):
-    node = Node(of_client(whole[0], 0))
+    node = Node(of_client(whole[0], 0), ITEMS)
     assert told in decode(node.answer(encode(Message(head)))).head["refused"]
 
 
@@ -343,11 +389,13 @@ def test_requests_that_ask_for_more_than_was_agreed_are_refused(whole, settings)
     shared = coordinator.party.leaves(state, own=False)
     head = {"do": "begin", "round": 0, "shared": len(shared)}
     ask = lambda more, arrays=shared: decode(node.answer(encode(Message({**head, **more}, arrays))))
-    assert "goes forward alone" in ask({"round": 2**40}).head["refused"]
-    assert "goes forward alone" in ask({"round": "0"}).head["refused"]
+    assert "a round begins once" in ask({"round": 2**40}).head["refused"]
+    assert "a round begins once" in ask({"round": "0"}).head["refused"]
     assert "failed at the request" in ask({}, shared[1:]).head["refused"]
+    late = ask({"do": "go on", "exchange": 0, "totals": 0})
+    assert "does not wait for sums 0 of round 0" in late.head["refused"]
     if settings is SUMS:
-        assert "in secure sums alone" in ask({}).head["refused"]  # parts in clear
+        assert "only in secure sums" in ask({}).head["refused"]  # parts in clear
     assert "secure sum nan" in ask({"round": 1, "sum": float("nan"), "me": 0}).head["refused"]
     reply = ask({"round": 2, "sum": 2**62, "me": 0}, [*shared, np.zeros(3, np.uint8)])
     assert "refused" in reply.head  # it is no invitation, and the next sum is none the worse

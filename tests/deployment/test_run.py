@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def network():
         )
         data, sizes = pack(dataset, by_time=False, lengths=[300])
         plans = {n: make_plan(dataset, s, ks=KS) for n, s in (("valid", VALID), ("test", TEST))}
-        nodes[f"client {number}"] = Node(data, Limits(min_cohort=2), plans)
+        nodes[f"client {number}"] = Node(data, sizes.items, Limits(min_cohort=2), plans)
     return nodes, data, sizes
 
 
@@ -73,11 +74,11 @@ def test_the_server_writes_an_ordinary_run(network, tmp_path, capfd):
 
 def test_a_run_goes_on_from_its_checkpoint(network, tmp_path):
     out = tmp_path / "run"
-    short = RunConfig(rounds=2, evaluate_every=2, patience=0, ks=KS)
+    short = replace(RUN, rounds=2)
     train_together(coordinator(network), lambda: network[0], short, out, progress=False)
     longer = train_together(coordinator(network), lambda: network[0], RUN, out, progress=False)
     assert [row["round"] for row in longer.rows] == [2, 4]
-    assert {node.begun for node in network[0].values()} == {3}
+    assert {node.membership.begun for node in network[0].values()} == {3}
 
 
 def test_clients_come_and_go(network, capfd):
@@ -91,15 +92,64 @@ def test_clients_come_and_go(network, capfd):
     together = coordinator(network, gone)
     train_together(together, reachable, RUN)
     assert set(together.members) == set(network[0])
+    assert network[0]["client 2"].membership.begun == 3
     few = coordinator(network, {"client 0", "client 1", "client 2"})
     with pytest.raises(ProtocolError, match="clients are left, and 2 are needed"):
         train_together(few, lambda: network[0], RUN, tries=2, wait=0.0)
     told = capfd.readouterr().err
     assert "client 1 is left out: no reply came" in told
-    assert "the next try is in 0 s" in told
+
+
+class Falling(Coordinator):
+    """Its validation values fall from round to round."""
+
+    def evaluate(self, state, round, split, ks, **given):
+        found = super().evaluate(state, round, split, ks, **given)
+        if split == "valid":
+            found.means["NDCG@10"] = -round
+        return found
+
+
+def test_the_test_values_are_of_the_best_round(network):
+    """FedAvg's users belong to a round as its items do."""
+    nodes, data, sizes = network
+    settings = {"width": 4, "local_steps": 4, "learning_rate": 0.5, "privacy": "plain"}
+    terms = Terms("fedavg", sizes.items, CLIENTS, 12 * CLIENTS, 0, settings)
+    ask = lambda requests: ((name, nodes[name].answer(r)) for name, r in requests.items())
+    found = []
+    for rounds in (2, 6):
+        for name, node in nodes.items():
+            nodes[name] = Node(node.data, node.items, Limits(secure_sum=False), node.plans)
+        together, run = Falling(terms, nobody(terms, data), ask), replace(RUN, rounds=rounds)
+        found.append(train_together(together, lambda: nodes, run, progress=False).values)
+    short, long = found
+    assert (short["rounds"], long["rounds"], long["best_round"]) == (2, 6, 2)
+    tested = [name for name in short if name.startswith("test/")]
+    assert [long[name] for name in tested] == [short[name] for name in tested]
+
+
+def test_a_server_comes_back_while_a_client_is_away(network, tmp_path):
+    out = tmp_path / "run"
+    short = replace(RUN, rounds=2)
+    train_together(coordinator(network), lambda: network[0], short, out, progress=False)
+    again = coordinator(network, {"client 0"})
+    train_together(again, lambda: ["client 1", "client 2", "client 3"], RUN, out, progress=False)
+    assert again.members == {f"client {n}": n for n in range(CLIENTS)}
+    begun = {name: node.membership.begun for name, node in network[0].items()}
+    assert begun == {"client 0": 1, "client 1": 3, "client 2": 3, "client 3": 3}
+
+
+def test_few_of_many_can_leave_for_good(network):
+    there = ["client 1", "client 3"]
+    together = coordinator(network)
+    together.enrol(network[0])
+    result = train_together(together, lambda: there, RUN, progress=False)
+    assert network[0]["client 1"].membership.begun == 3
+    assert result.values["rounds"] == 4
+    assert network[0]["client 0"].membership.begun == -2
 
 
 def test_seeds_must_agree(network):
     with pytest.raises(SettingError, match="seed = 1: the terms have seed = 0"):
         train_together(coordinator(network), lambda: network[0], RunConfig(seed=1))
-    assert np.all([node.party is None for node in network[0].values()])
+    assert np.all([node.membership is None for node in network[0].values()])

@@ -49,7 +49,7 @@ def test_sums_in_clear_wrap_integers_and_add_floats_in_64_bits():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 2.0**30])
 def test_a_part_that_no_sum_can_hold_is_refused_before_it_is_sent(value):
-    with pytest.raises(DataError, match="not below 429,496,730: training"):
+    with pytest.raises(DataError, match="not below 429,496,730; where"):
         vectors.to_vector([np.float32([1, value])], 5)
 
 
