@@ -58,7 +58,7 @@ def train_together(
       tries: how often a round may fail, for too few clients, before the run ends.
       wait: seconds before the next try.
 
-    Raises ProtocolError where too few clients are left, or send numbers that are finite.
+    Raises ProtocolError where too few clients are left, or too few send finite numbers.
     """
     terms = coordinator.terms
     if run.seed != terms.seed:
