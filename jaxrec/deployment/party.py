@@ -63,6 +63,7 @@ class Party:
 @lru_cache(maxsize=16)
 def _programs(terms_json: str, config: Any, structure: Any, shapes: tuple) -> Programs:
     terms = Terms.from_json(terms_json)
+    # A method apart from the party's: JAX keeps traces by function, and these are of a divided one.
     method = method_module(terms.method).make(config, terms.sizes)
     key = jax.random.key(0)
     data = structure.unflatten([jax.ShapeDtypeStruct(*shape) for shape in shapes])
