@@ -15,6 +15,8 @@ COMMANDS = {
     "recommend": "write lists of items for users",
     "similar": "write lists of items like others",
     "serve": "answer requests over HTTP",
+    "coordinate": "be the server of a federation of real machines",
+    "participate": "be a client of one, with your own rows",
     "compare": "compare runs user by user, with tests",
     "report": "write one HTML page about runs",
     "export": "write vectors and indices for other servers",
@@ -26,7 +28,7 @@ def main(words: Sequence[str]) -> int:
     """Run the command that the first word names; without words, list the commands."""
     if words and words[0] in COMMANDS:
         return import_module(f"jaxrec.cli.{words[0]}").main(words[1:])
-    listed = [f"  python -m jaxrec.{name:10} {about}" for name, about in COMMANDS.items()]
+    listed = [f"  python -m jaxrec.{name:11} {about}" for name, about in COMMANDS.items()]
     print("\n".join(["The commands of jaxrec. Each explains itself with --help.", "", *listed]))
     if not words or words[0] in ("-h", "--help"):
         return 0

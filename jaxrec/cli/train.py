@@ -70,10 +70,10 @@ def _train(words: Sequence[str], begun: list[Path]) -> None:
         given |= {"resume": paths.resume, "from_run": paths.from_run}
         result = train(method, data, **given, **settings)
     if launch.is_main_process():
-        _tell(method, result, out, json=output.json)
+        tell(method, result, out, json=output.json)
 
 
-def _tell(method: str, result: Result, out: Path, *, json: bool) -> None:
+def tell(method: str, result: Result, out: Path, *, json: bool) -> None:
     """Print what a run and its baselines ended with."""
     every = method in (every_method.NAME, every_method.FLOOR) and result.baselines
     found = {every_method.FLOOR if every else method: result} | result.baselines

@@ -66,6 +66,12 @@ def assemble(
     return rated(dataset, rows.file, reading.min_rating, fixed)
 
 
+def list_of_items(items: Table) -> pd.DataFrame:
+    """The items of a table by index, as a Dataset has them, without a row of interactions."""
+    named = items.renamed(ITEMS, ("item",))
+    return _indexed(named, "item", named, only_seen=False)[1]
+
+
 def _add(columns: dict[str, np.ndarray], rows: Table, column: str, unread: bool) -> None:
     """Add a column of the interactions; one with a fault that nobody reads is left out."""
     try:

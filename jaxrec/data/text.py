@@ -144,10 +144,14 @@ def minilm() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
+def settled_encoder(setting: str) -> str:
+    """The encoder that a setting names: auto is minilm where it is installed, else tfidf."""
+    return setting if setting != "auto" else "minilm" if find_spec(_MINILM) else "tfidf"
+
+
 def _encoder(setting: str, progress: bool) -> tuple[str, str, Callable]:
     """(name to print, digest of all that decides the vectors, texts -> f32 [N, D])."""
-    if setting == "auto":
-        setting = "minilm" if find_spec(_MINILM) else "tfidf"
+    setting = settled_encoder(setting)
     if setting == "tfidf":
         return _TFIDF, f"tfidf {_HASHES} {_WIDTH}", tfidf
     if setting == "minilm":

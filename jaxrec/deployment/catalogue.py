@@ -8,14 +8,40 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from jaxrec import files
+from jaxrec.data.download import fetch
+from jaxrec.data.formats import read_items
 from jaxrec.data.ids import as_texts, id_index, raw_ids
-from jaxrec.types import DataError, Dataset
+from jaxrec.data.reading import Reading
+from jaxrec.data.tables import list_of_items
+from jaxrec.types import DataError, Dataset, SettingError
 
+WEB = ("http://", "https://")
 DESCRIBED = ("title", "text", "category", "domain")  # columns that methods read, beside the ids
+
+
+def read_list(source: str, sha256: str = "", *, progress: bool = True) -> pd.DataFrame:
+    """The common list of items, `item` 0 .. I - 1 with `raw_id` and what describes the items.
+
+    Args:
+      source: a table of items (docs/data.md), or its URL, from which it is fetched once.
+      sha256: of the file. A URL needs it.
+
+    Raises DataError where it cannot be had or is another file, SettingError for a URL without one.
+    """
+    path = Path(source)
+    if source.startswith(WEB):
+        if not sha256:
+            raise SettingError(f"items = '{source}': a URL needs its file's --items-sha256")
+        path = fetch(source, sha256, progress=progress)
+    elif sha256 and path.exists() and (found := files.sha256(path)) != sha256:
+        raise DataError(f"{path}: sha256 {found} is not the {sha256} that was given")
+    return list_of_items(read_items(Reading(items_file=str(path))))
 
 
 def digest_of(items: pd.DataFrame) -> str:

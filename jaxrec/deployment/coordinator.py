@@ -121,6 +121,10 @@ class Coordinator:
         _, (totals,) = self._summed(self._by_number(among), head, shared, measure.shape_of(ks))
         return measure.evaluation_of(totals, ks)
 
+    def end(self, nodes: Iterable[str]) -> None:
+        """Tell nodes that no round follows."""
+        self._asked({name: Message({"do": "end"}) for name in nodes})
+
     def _by_number(self, among: Collection[str] | None) -> list[str]:
         there = self.members if among is None else self.members.keys() & set(among)
         return sorted(there, key=self.members.__getitem__)
@@ -181,27 +185,16 @@ class Coordinator:
         try:
             outcome = run(terms, exchange)
         except ProtocolError as error:
-            raise self._failed(head["round"], error) from error
+            told = str(error).removeprefix(f"round {terms.round}: ")
+            raise self._failed(head["round"], told) from error
         self.left_out |= {there[c]: why for c, why in outcome.refused.items()}
         kept = [there[place] for place in outcome.clients]
         return kept, vectors.from_vector(outcome.total, shapes)
 
     def _asked(self, requests: Mapping[str, Message]) -> list[tuple[str, Message]]:
         """The replies that came and are no refusals."""
-        found, missing = [], set(requests)
-        for name, data in self.ask({name: encode(m) for name, m in requests.items()}):
-            if name not in missing:
-                continue  # it has replied already, or nobody asked it
-            missing.remove(name)
-            try:
-                reply = decode(data)
-            except DataError as error:
-                reply = Message({"refused": str(error)})
-            if "refused" in reply.head:
-                self.left_out[name] = reply.head["refused"]
-            else:
-                found.append((name, reply))
-        self.left_out |= dict.fromkeys(missing, "no reply came")
+        found, left_out = replies(self.ask, requests)
+        self.left_out |= left_out
         return found
 
     def _need(self, number: int, round: int) -> None:
@@ -213,6 +206,38 @@ class Coordinator:
         where = "the set-up" if round < 0 else f"round {round}"
         why = "; ".join(f"{name}: {reason}" for name, reason in self.left_out.items())
         return ProtocolError(f"{where}: {told}{f' ({why})' if why else ''}")
+
+
+def replies(
+    ask: Ask, requests: Mapping[str, Message]
+) -> tuple[list[tuple[str, Message]], dict[str, str]]:
+    """The replies that came and are no refusals, and why there is none of the other nodes."""
+    found, left_out, missing = [], {}, set(requests)
+    for name, data in ask({name: encode(message) for name, message in requests.items()}):
+        if name not in missing:
+            continue  # it has replied already, or nobody asked it
+        missing.remove(name)
+        try:
+            reply = decode(data)
+        except DataError as error:
+            reply = Message({"refused": str(error)})
+        if "refused" in reply.head:
+            left_out[name] = reply.head["refused"]
+        else:
+            found.append((name, reply))
+    return found, left_out | dict.fromkeys(missing, "no reply came")
+
+
+def users_of(ask: Ask, nodes: Iterable[str]) -> tuple[dict[str, int], dict[str, str]]:
+    """How many users each node has, which the terms count; and why others do not say."""
+    found, left_out = replies(ask, {name: Message({"do": "greet"}) for name in nodes})
+    told = {name: reply.head.get("users") for name, reply in found}
+    left_out |= {
+        name: "it does not say how many users it has"
+        for name, users in told.items()
+        if not isinstance(users, int)
+    }
+    return {name: users for name, users in told.items() if isinstance(users, int)}, left_out
 
 
 def _unfit(arrays: Sequence[np.ndarray], shapes: Sequence[Any]) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.deployment import measure, vectors
+from jaxrec.deployment.memory import Memory, Standing
 from jaxrec.deployment.messages import Message, decode, encode
 from jaxrec.deployment.party import Party, on_host
 from jaxrec.deployment.terms import Terms
@@ -24,7 +26,15 @@ from jaxrec.types import Data, DataError, SettingError
 SET_UP, NOTHING = -1, -2  # rounds before round 0
 LAST = 2**31  # no round has a number so high
 
+Plans = Callable[[str, tuple[int, ...]], Plan]
+"""(split, lengths of lists) -> who is measured; DataError where nothing is held out."""
+
 log = logging.getLogger(__name__)
+
+
+def nothing_held_out(split: str, ks: tuple[int, ...]) -> Plan:
+    """The plans of a client that takes part and is not measured."""
+    raise DataError(f"split {split!r}: this client holds nothing out")
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,18 @@ class Membership:
     own: list[np.ndarray] | None = None  # its part of the state
     kept: dict[int, list[np.ndarray]] = field(default_factory=dict)  # as of evaluated rounds
     progress: Progress | None = None
-    evaluators: dict[str, Callable[[Any, Data], Evaluation]] = field(default_factory=dict)
+    evaluators: dict[Any, Callable[[Any, Data], Evaluation]] = field(default_factory=dict)
+
+
+class Evaluated(NamedTuple):
+    """What a node has evaluated last."""
+
+    party: Party
+    state: Any
+    round: int
+    best: int | None  # the best round before it, as far as the server knows
+    split: str
+    means: dict[str, float]  # over this client's users
 
 
 class Node:
@@ -91,22 +112,30 @@ class Node:
         data: Data,
         items: int,
         limits: Limits | None = None,
-        plans: Mapping[str, Plan] | None = None,
+        plans: Plans = nothing_held_out,
         catalogue: str = "",
+        *,
+        texts: Callable[[str], jax.Array] | None = None,
+        memory: Memory | None = None,
     ):
         """Make a client that has joined nobody yet.
 
         Args:
-          data: this client's rows, one bucket of one client, with the items' public texts.
+          data: this client's rows, one bucket of one client.
           items: how many items the list has that the rows are laid on.
           limits: what it asks of a federation.
-          plans: its held-out users by the name of the split, "valid" or "test".
+          plans: gives its held-out users of a split, "valid" or "test".
           catalogue: digest of that list.
+          texts: gives the vectors [I, T] of the items' texts by the name of what makes them.
+          memory: what it remembers where it stands in; without one, nothing outlives the process.
         """
         self.data, self.items, self.catalogue = data, items, catalogue
-        self.limits, self.plans = limits or Limits(), plans or {}
+        self.limits, self.plans, self.texts = limits or Limits(), plans, texts
+        self.memory = memory or Memory()
         self.users = int(data.clients[0].users.shape[1])
         self.membership: Membership | None = None
+        self.evaluated: Evaluated | None = None
+        self.ended = False  # whether the server has said that it is done
         self._memberships: dict[str, Membership] = {}  # by the terms
         self._vector = np.zeros(0, np.uint32)
         self._sum: secure.Client | None = None
@@ -116,8 +145,9 @@ class Node:
         """The reply to a request of the coordinator."""
         try:
             message = decode(request)
-            kinds = {"join": self._join, "begin": self._begin, "go on": self._go_on}
-            kinds |= {"secure": self._secure, "evaluate": self._evaluate}
+            kinds = {"greet": self._greet, "join": self._join, "begin": self._begin}
+            kinds |= {"go on": self._go_on, "secure": self._secure, "evaluate": self._evaluate}
+            kinds |= {"end": self._end}
             if (name := message.head.get("do")) not in kinds:
                 raise DataError(f"this client does not know the request {name!r}")
             reply = kinds[name](message)
@@ -127,6 +157,10 @@ class Node:
             log.exception("a request failed")
             reply = Message({"refused": "this client failed at the request; its log says why"})
         return encode(reply)
+
+    def _greet(self, message: Message) -> Message:
+        """Say how many users this client has, which the terms count."""
+        return Message({"users": self.users})
 
     def _join(self, message: Message) -> Message:
         """Agree to the terms, or refuse them. Who joins again is where it was."""
@@ -144,11 +178,25 @@ class Node:
             raise DataError(f"users = {terms.users}: this client alone has more")
         told = terms.to_json()
         if told not in self._memberships:
-            me = self.data.clients[0]._replace(client=jnp.full(1, number, jnp.int32))
-            party = Party(terms, self.data._replace(clients=(me,)))
-            self._memberships[told] = Membership(party, number)
+            self._memberships[told] = self._member(terms, number)
         joined = self.membership = self._memberships[told]
         return Message({"users": self.users, "round": joined.begun, "client": joined.number})
+
+    def _member(self, terms: Terms, number: int) -> Membership:
+        """This client under terms that it has agreed to, as it stood if it had before."""
+        before = self.memory.read(terms.to_json())
+        number = before.number if before else number
+        me = self.data.clients[0]._replace(client=jnp.full(1, number, jnp.int32))
+        data = self.data._replace(clients=(me,))
+        if terms.text:
+            if self.texts is None:
+                raise DataError(f"text = {terms.text!r}: this client reads no texts of items")
+            data = data._replace(text=self.texts(terms.text))
+        member = Membership(Party(terms, data), number)
+        if before:
+            member.begun, member.own, member.kept = before.begun, before.own, before.kept
+            self._newest = max(self._newest, before.newest_sum)
+        return member
 
     def _begin(self, message: Message) -> Message:
         """Compute this client's part of the first sums of the set-up or of a round."""
@@ -170,6 +218,7 @@ class Node:
             state = party.joined(message.arrays[: message.head["shared"]], self._own(joined))
             progress = party.programs.step(True).begin(state, party.data, party.key_of(number))
         joined.begun = number
+        self._remember(joined)
         return self._moved(message, progress)
 
     def _go_on(self, message: Message) -> Message:
@@ -188,21 +237,21 @@ class Node:
         """
         joined, split, ks = self._joined(), message.head["split"], tuple(message.head["ks"])
         number, best = message.head["round"], message.head["best"]
-        if (plan := self.plans.get(split)) is None:
-            raise DataError(f"split {split!r}: this client holds nothing out")
-        if plan.ks != ks or plan.candidates:
-            raise DataError(
-                f"split {split!r}: this client ranks for lists of {list(plan.ks)} with "
-                f"{plan.candidates or 'no'} sampled candidates, and lists of {list(ks)} over all "
-                "items are asked for"
-            )
+        if (split, ks) not in joined.evaluators:
+            plan = self.plans(split, ks)
+            joined.evaluators[split, ks] = evaluator(joined.party.method, plan, lists=False)
         own = joined.kept.setdefault(number, self._own(joined))
         joined.kept = {r: kept for r, kept in joined.kept.items() if r in (number, best)}
-        if split not in joined.evaluators:
-            joined.evaluators[split] = evaluator(joined.party.method, plan, lists=False)
+        self._remember(joined)
         state = joined.party.joined(message.arrays[: message.head["shared"]], own)
-        found = joined.evaluators[split](state, joined.party.data)
+        found = joined.evaluators[split, ks](state, joined.party.data)
+        self.evaluated = Evaluated(joined.party, state, number, best, split, found.means)
         return self._sent(message, [measure.part_of(found.per_user, ks)])
+
+    def _end(self, message: Message) -> Message:
+        """Hear that no round follows."""
+        self.ended = True
+        return Message({})
 
     def _joined(self) -> Membership:
         if self.membership is None:
@@ -227,6 +276,7 @@ class Node:
         joined = self._joined()
         if progress.done:
             joined.own = on_host(progress.results)
+            self._remember(joined)
         joined.progress = progress if progress.parts else None
         return self._sent(message, on_host(progress.parts)) if progress.parts else Message({})
 
@@ -244,11 +294,16 @@ class Node:
         self._sum = secure.join(int(message.head["me"]), number, least)
         first = self._protocol(message.arrays[-1])
         self._newest = number
+        self._remember(self._joined())
         return Message({}, [first])
 
     def _secure(self, message: Message) -> Message:
         """The next message of a secure sum."""
         return Message({}, [self._protocol(message.arrays[0])])
+
+    def _remember(self, joined: Membership) -> None:
+        standing = Standing(joined.number, joined.begun, joined.own, joined.kept, self._newest)
+        self.memory.write(joined.party.terms.to_json(), standing)
 
     def _protocol(self, request: np.ndarray) -> np.ndarray:
         if self._sum is None:

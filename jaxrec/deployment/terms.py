@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from jaxrec.deployment.vectors import MOST_PARTS
 from jaxrec.federated.divided import Federation
 from jaxrec.methods import method_module
 from jaxrec.settings.fields import fields, require, unknown
 from jaxrec.types import DataError, SettingError, Sizes
+from jaxrec.version import __version__
 
 DEPLOYABLE = ("fedavg", "fedcia", "popularity", "rqfedrec")
 """The methods whose every sum over clients is marked by `federated.divided`."""
@@ -34,6 +35,10 @@ class Terms:
     """The method's settings, by name."""
     catalogue: str = ""
     """Digest of the common list of items; see `catalogue.digest_of`."""
+    text: Literal["", "minilm", "tfidf"] = ""
+    """What makes vectors of the items' texts on each machine, where the method reads them."""
+    version: str = __version__
+    """Of jaxrec: every party runs the same programs."""
 
     def __post_init__(self) -> None:
         require(self.method in DEPLOYABLE, self, "method", f"one of {', '.join(DEPLOYABLE)}")
@@ -82,8 +87,17 @@ class Terms:
 
     @classmethod
     def from_json(cls, text: str) -> Terms:
-        """Raises DataError where the text says no terms."""
+        """Raises DataError where the text says no terms, or those of another version."""
         try:
-            return cls(**json.loads(text))
+            told = dict(json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"what came states no terms of a federation: {error}") from error
+        if (version := told.get("version")) != __version__:
+            raise DataError(
+                f"the server runs jaxrec {version} and this side {__version__}: install the same "
+                "version on the server and on all clients"
+            )
+        try:
+            return cls(**told)
         except (ValueError, TypeError) as error:
             raise DataError(f"what came states no terms of a federation: {error}") from error

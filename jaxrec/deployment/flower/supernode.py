@@ -1,0 +1,264 @@
+"""A client's end of Flower: a SuperNode whose app is a node that stays in memory.
+
+Flower's own SuperNode starts a process for each message, which would import JAX and compile anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import Message
+from flwr.app.message import remove_content_from_message
+from flwr.common.serde import message_to_proto
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+    RegisterNodeFleetRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.node_pb2 import Node as NodeNumber
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    pull_and_inflate_object_from_tree,
+    push_objects,
+)
+from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import (
+    bytes_to_private_key,
+    generate_key_pairs,
+    private_key_to_bytes,
+    public_key_to_bytes,
+)
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from jaxrec.deployment.flower.envelope import bytes_of, content_of, fingerprint
+from jaxrec.deployment.messages import Message as Told
+from jaxrec.deployment.messages import encode
+from jaxrec.deployment.node import Node
+from jaxrec.training.progress import say
+from jaxrec.types import DataError, SettingError
+
+BUSY, IDLE = 0.05, 1.0  # seconds between two looks for requests: at least, at most
+PATIENCE = 20  # looks grow apart after a last request, by its age over this
+SIGN_OF_LIFE = 10  # seconds between two; Flower counts a client as gone after two of them
+RETRY = 2.0, 30.0  # seconds before a lost server is looked for again: at first, at most
+
+
+class Lost(Exception):
+    """The server cannot be reached, or does not know this client any more."""
+
+
+def take_part(
+    node: Node,
+    server: str,
+    key: Path,
+    *,
+    root_certificate: Path | None = None,
+    insecure: bool = False,
+    after: Callable[[], None] = lambda: None,
+    stop: threading.Event | None = None,
+    progress: bool = True,
+) -> None:
+    """Answer a server's requests until it says that it is done, or `stop`.
+
+    A server that goes away is waited for.
+
+    Args:
+      server: HOST:PORT.
+      key: private key of this client, in PEM; it is made where it does not exist.
+      root_certificate: PEM of who has signed the server's certificate; None: those of the system.
+      insecure: without TLS, for one machine only.
+      after: called after each reply has gone.
+
+    Raises SettingError where the server shows another certificate, or does not admit this client.
+    """
+    for name in ("flwr", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    private = private_key(key)
+    public = public_key_to_bytes(private.public_key())
+    say(f"this client's key is {fingerprint(public)}", shown=progress)
+    stop, wait, told = stop or threading.Event(), RETRY[0], False
+    while not stop.is_set():
+        interceptors = [
+            RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+            NodeAuthHttpInterceptor(private, private.public_key()),
+        ]
+        root = None if insecure or root_certificate is None else str(root_certificate)
+        try:
+            with (
+                FleetHttpClient.from_server_address(server, insecure, root, interceptors) as fleet,
+                _Connection(fleet, public, server) as connection,
+            ):
+                say(f"connected to {server}", shown=progress)
+                wait, told = RETRY[0], False
+                connection.serve(node, after, stop, progress)
+            if node.ended:
+                return
+        except (Lost, httpx.HTTPError, ObjectPullError, OSError) as error:
+            if why := _untrusted(error):
+                raise SettingError(f"{server}: {why}") from error
+            if not told:
+                say(f"{server}: {error}; this client tries again until it is there", shown=progress)
+            told = True
+            stop.wait(wait)
+            wait = min(2 * wait, RETRY[1])
+
+
+def _untrusted(error: BaseException | None) -> str:
+    """What is wrong with the server's certificate; nothing where that is not what is wrong."""
+    while error:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return (
+                f"its certificate is not trusted ({error.verify_message}); give the certificate of "
+                "who signed it with --root-certificate"
+            )
+        if isinstance(error, ssl.SSLError):
+            return f"it does not speak TLS as expected ({error.reason}); is it without TLS?"
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+class _Connection:
+    """A registered and active SuperNode; deactivated on leaving."""
+
+    def __init__(self, fleet: FleetHttpClient, public: bytes, server: str):
+        self.fleet, self.public, self.server = fleet, public, server
+        self.stopped = threading.Event()
+
+    def __enter__(self) -> _Connection:
+        with contextlib.suppress(httpx.HTTPStatusError):  # it is registered, or keys are listed
+            self.fleet.RegisterNode(RegisterNodeFleetRequest(public_key=self.public))
+        try:
+            reply = self.fleet.ActivateNode(
+                ActivateNodeRequest(public_key=self.public, heartbeat_interval=SIGN_OF_LIFE)
+            )
+        except httpx.HTTPStatusError as error:
+            raise Lost(
+                f"the server does not admit this client, whose key is {fingerprint(self.public)}: "
+                "either its public key is not among those of the server, or the client's last "
+                "process still counts as connected"
+            ) from error
+        self.place = NodeNumber(node_id=reply.node_id)
+        self.beat = threading.Thread(target=self._beat, daemon=True)
+        self.beat.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopped.set()
+        with contextlib.suppress(httpx.HTTPError):
+            self.fleet.DeactivateNode(DeactivateNodeRequest(node_id=self.place.node_id))
+
+    def _beat(self) -> None:
+        while not self.stopped.wait(0.7 * SIGN_OF_LIFE):
+            with contextlib.suppress(httpx.HTTPError):  # which the next request meets as well
+                self.fleet.SendNodeHeartbeat(
+                    SendNodeHeartbeatRequest(node=self.place, heartbeat_interval=SIGN_OF_LIFE)
+                )
+
+    def serve(
+        self, node: Node, after: Callable[[], None], stop: threading.Event, progress: bool
+    ) -> None:
+        """Answer requests until `stop`; raises Lost, or an error of HTTP, where the server goes."""
+        last = time.monotonic()
+        while not (stop.is_set() or node.ended):
+            try:
+                message = self._pull()
+            except httpx.HTTPStatusError as error:
+                raise Lost("the server does not know this client any more") from error
+            if message is None:
+                stop.wait(min(IDLE, max(BUSY, (time.monotonic() - last) / PATIENCE)))
+                continue
+            try:
+                data = bytes_of(message)
+            except DataError as error:
+                data = encode(Told({"refused": str(error)}))
+            else:
+                data = node.answer(data)
+            late = time.time() - message.metadata.created_at - message.metadata.ttl
+            if late > 0:
+                say(
+                    f"a reply came {late:.0f} s after the {message.metadata.ttl:g} s that the "
+                    "server waits, and counts as none",
+                    shown=progress,
+                )
+            self._push(Message(content_of(data), reply_to=message))
+            after()
+            last = time.monotonic()
+
+    def _pull(self) -> Message | None:
+        reply = self.fleet.PullMessages(PullMessagesRequest(node=self.place))
+        if not reply.messages_list:
+            return None
+        run, tree = reply.messages_list[0].metadata.run_id, reply.message_object_trees[0]
+        message = pull_and_inflate_object_from_tree(
+            tree,
+            make_pull_object_fn_protobuf(self.fleet.PullObject, self.place, run),
+            make_confirm_message_received_fn_protobuf(
+                self.fleet.ConfirmMessageReceived, self.place, run
+            ),
+            return_type=Message,
+        )
+        message.metadata.__dict__["_message_id"] = tree.object_id
+        return message
+
+    def _push(self, reply: Message) -> None:
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        run = reply.metadata.run_id
+        with no_object_id_recompute():
+            pushed = self.fleet.PushMessages(
+                PushMessagesRequest(
+                    node=self.place,
+                    messages_list=[message_to_proto(remove_content_from_message(reply))],
+                    message_object_trees=[get_object_tree(reply)],
+                )
+            )
+            push_objects(
+                get_all_nested_objects(reply),
+                make_push_object_fn_protobuf(
+                    self.fleet.PushObject, self.place, run, pushed.session_id
+                ),
+                object_ids_to_push=set(pushed.objects_to_push),
+            )
+
+
+def private_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """A client's private key, made where there is none yet, which only its owner can read.
+
+    Its public half lies beside it as NAME.pub, for the server.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        private, public = generate_key_pairs()
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(private_key_to_bytes(private))
+        path.with_suffix(".pub").write_bytes(public_key_to_bytes(public))
+        return private
+    try:
+        found = bytes_to_private_key(path.read_bytes())
+    except (ValueError, TypeError) as error:  # whose text could hold a part of the key
+        raise SettingError(f"{path}: is no private key in PEM without a password") from error
+    if not isinstance(found, ec.EllipticCurvePrivateKey):
+        raise SettingError(f"{path}: is no elliptic curve key; make one with the curve P-384")
+    return found
