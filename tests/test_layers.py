@@ -23,7 +23,8 @@ LAYERS = (
     {"service", "deployment"},
     {"cli"},
     {"__init__", "__main__"}
-    | {"train", "sweep", "recommend", "similar", "serve", "compare", "export"},
+    | {"train", "sweep", "recommend", "similar", "serve", "compare", "export"}
+    | {"coordinate", "participate"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FRONT = {"jaxrec.data.__main__", "jaxrec.report.__main__"}  # `python -m` looks for them there

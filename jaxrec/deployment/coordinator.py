@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,17 @@ from jaxrec.types import Data, DataError
 
 Ask = Callable[[Mapping[str, bytes]], Iterable[tuple[str, bytes]]]
 """Sends each node its request, and gives the replies that come, each with its node's name."""
+
+
+PURPOSES = ("joining", "setup", "rounds", "evaluation")
+
+
+class Sent(NamedTuple):
+    """Bytes of messages, and how many there were. Up is from the clients to the server."""
+
+    up: int = 0
+    down: int = 0
+    messages: int = 0
 
 
 class Coordinator:
@@ -40,11 +51,13 @@ class Coordinator:
         self.users: dict[str, int] = {}  # how many users each of them has
         self.begun = NOTHING  # the newest round that one of them has begun
         self.left_out: dict[str, str] = {}  # in what was done last, by node
+        self.sent: dict[str, Sent] = dict.fromkeys(PURPOSES, Sent())
+        self._purpose: str = "joining"
         self._sums = time.time_ns()  # sums are numbered, and no number may come back
 
     def enrol(self, nodes: Iterable[str]) -> None:
         """Offer the terms to nodes; those that agree are members from now on."""
-        self.left_out = {}
+        self.left_out, self._purpose = {}, "joining"
         free = sorted(set(range(self.terms.clients)) - set(self.members.values()), reverse=True)
         places, terms = {}, self.terms.to_json()
         for name in sorted(nodes):
@@ -114,7 +127,7 @@ class Coordinator:
           best: the round whose users are to be kept for later, beside this one's.
           among: as in `step`.
         """
-        self.left_out = {}
+        self.left_out, self._purpose = {}, "evaluation"
         shared = self.party.leaves(state, own=False)
         head = {"do": "evaluate", "split": split, "ks": list(ks), "round": round, "best": best}
         head["shared"] = len(shared)
@@ -123,6 +136,7 @@ class Coordinator:
 
     def end(self, nodes: Iterable[str]) -> None:
         """Tell nodes that no round follows."""
+        self._purpose = "joining"
         self._asked({name: Message({"do": "end"}) for name in nodes})
 
     def _by_number(self, among: Collection[str] | None) -> list[str]:
@@ -134,7 +148,7 @@ class Coordinator:
     ) -> Any:
         """The set-up or a round, exchange by exchange."""
         self._need(len(there), round)
-        self.left_out = {}
+        self.left_out, self._purpose = {}, "setup" if round == SET_UP else "rounds"
         self.begun = max(self.begun, round)
         head = {"do": "begin", "round": round, "shared": len(shared)}
         arrays = shared
@@ -193,9 +207,21 @@ class Coordinator:
 
     def _asked(self, requests: Mapping[str, Message]) -> list[tuple[str, Message]]:
         """The replies that came and are no refusals."""
-        found, left_out = replies(self.ask, requests)
+        found, left_out = replies(self._counted, requests)
         self.left_out |= left_out
         return found
+
+    def _counted(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
+        """`ask`, whose bytes are counted."""
+        for request in requests.values():
+            self._count(0, len(request))
+        for name, reply in self.ask(requests):
+            self._count(len(reply), 0)
+            yield name, reply
+
+    def _count(self, up: int, down: int) -> None:
+        before = self.sent[self._purpose]
+        self.sent[self._purpose] = Sent(before.up + up, before.down + down, before.messages + 1)
 
     def _need(self, number: int, round: int) -> None:
         least = max(2, self.party.config.min_cohort) if self.secure else 1

@@ -51,8 +51,8 @@ class OwnRun:
         if unknown:
             some = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
             say(
-                f"{own.name}: {len(unknown):,} items are not in the federation's list, and their "
-                f"rows are left out: {some}",
+                f"{own.name}: rows of {len(unknown):,} items are left out, which are not in the "
+                f"federation's list: {some}",
                 shown=progress,
             )
         how = split_of(run, own)
@@ -61,8 +61,8 @@ class OwnRun:
         rows = own.interactions.assign(client=0).drop(columns="timestamp", errors="ignore")
         if not (rows["split"] == TRAIN).any():
             raise DataError(f"{own.name}: no row is left to train on")
-        items = own.items.drop(columns="domain", errors="ignore")
-        self.dataset = replace(own, interactions=rows, items=items)
+        described = items.drop(columns="domain", errors="ignore")
+        self.dataset = replace(own, interactions=rows, items=described)
         self.how, self.catalogue = how, digest_of(items)
         self._last: Evaluated | None = None
         self._began = time.perf_counter()

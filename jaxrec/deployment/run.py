@@ -20,6 +20,7 @@ from jaxrec import files
 from jaxrec.deployment.coordinator import Coordinator
 from jaxrec.evaluation import names
 from jaxrec.evaluation.evaluator import Evaluation
+from jaxrec.federated.byte_ledger import Ledger
 from jaxrec.federated.secure_aggregation import ProtocolError
 from jaxrec.training.job import Job
 from jaxrec.training.prepared import Divided, Prepared, environment
@@ -72,7 +73,7 @@ def train_together(
     job = Job(
         terms.method, method, replace(run, data="federation"), party.config,
         _prepared(coordinator, run, items), together.init, party.programs.like, party.key,
-        together.out, progress, evaluator=together.evaluator,
+        together.out, progress, evaluator=together.evaluator, counted=together.counted,
     )  # fmt: skip
     if out is None:
         return run_job(job, hold_test=False)
@@ -96,6 +97,7 @@ class _Together:
         self.coordinator, self.nodes, self.run, self.out = coordinator, nodes, run, out
         self.tries, self.wait, self.progress = tries, wait, progress
         self.there: set[str] = set()
+        self.charged = dict(coordinator.sent)  # bytes that the ledger has
         self.best: tuple[float, int] | None = None  # value and round, as the loop counts them best
         if out and (out / MEMBERS).exists():
             kept = files.read_json(out / MEMBERS, {})
@@ -141,6 +143,16 @@ class _Together:
             return found
 
         return measure
+
+    def counted(self) -> Ledger:
+        """Bytes of the set-up and of rounds since the last call, those of failed ones too."""
+        now = self.coordinator.sent
+        setup, rounds = (
+            (now[name].up - self.charged[name].up, now[name].down - self.charged[name].down)
+            for name in ("setup", "rounds")
+        )
+        self.charged = dict(now)
+        return Ledger(*map(float, (*rounds, *setup)))
 
     def _tried(self, take: Callable[[], Any]) -> Any:
         """What a call returns, once enough clients are there for it."""

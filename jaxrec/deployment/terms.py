@@ -92,7 +92,7 @@ class Terms:
             told = dict(json.loads(text))
         except (ValueError, TypeError) as error:
             raise DataError(f"what came states no terms of a federation: {error}") from error
-        if (version := told.get("version")) != __version__:
+        if (version := told.get("version", __version__)) != __version__:
             raise DataError(
                 f"the server runs jaxrec {version} and this side {__version__}: install the same "
                 "version on the server and on all clients"

@@ -75,6 +75,13 @@ def charged(
     )
 
 
+def averaged(ledger: Ledger, clients: int, rounds: int) -> Traffic:
+    """What a client has sent and got on average, in each of so many rounds and in the set-up."""
+    each = max(1, clients * rounds)
+    up, down = ledger.rounds_up / each, ledger.rounds_down / each
+    return Traffic(up, down, ledger.setup_up / clients, ledger.setup_down / clients)
+
+
 def values(ledger: Ledger, traffic: Traffic, clients: int) -> dict[str, float]:
     """The bytes in result.json. Set-up, codes and refreshes are parts of up and down."""
     return {

@@ -12,13 +12,13 @@ import jax
 
 from jaxrec import files
 from jaxrec.evaluation.evaluator import Evaluation, evaluator
-from jaxrec.federated import privacy_ledger
+from jaxrec.federated import byte_ledger, privacy_ledger
 from jaxrec.federated.byte_ledger import Ledger
 from jaxrec.methods import method_module
 from jaxrec.training.budget import rounds_of
 from jaxrec.training.prepared import Prepared
 from jaxrec.training.settings import RunConfig
-from jaxrec.types import Method
+from jaxrec.types import Method, Traffic
 
 RESUMABLE = ("rounds", "patience", "mesh", "kept_data", "items_file")
 """The settings that may change when a run is resumed; a method's `TRAITS.resumable` names more."""
@@ -56,6 +56,7 @@ class Job(NamedTuple):
     track: Callable[[str, files.Row], None] | None = None
     origin: dict[str, Any] | None = None  # the run that it goes on from, for config.json
     evaluator: Callable[..., Callable[[Any, Any], Evaluation]] = evaluator
+    counted: Callable[[], Ledger] | None = None  # bytes since the last call, where they are real
 
     @property
     def clients(self) -> int:
@@ -72,6 +73,18 @@ class Job(NamedTuple):
     def rounds(self) -> int:
         """Rounds of training at most."""
         return rounds_of(self.method, self.run.rounds)
+
+    def charged(self, ledger: Ledger, attendance: Any, rounds: int) -> Ledger:
+        """The ledger so many rounds later; see `byte_ledger.charged`."""
+        if self.counted:
+            return Ledger(*map(sum, zip(ledger, self.counted(), strict=True)))
+        return byte_ledger.charged(ledger, self.method.traffic, self.clients, attendance, rounds)
+
+    def traffic(self, reached: Progress) -> Traffic:
+        """What a client sends and gets: as the method states it, or on average as counted."""
+        if self.counted is None:
+            return self.method.traffic
+        return byte_ledger.averaged(reached.ledger, self.clients, reached.round)
 
     @property
     def record(self) -> dict[str, Any]:

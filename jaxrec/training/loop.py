@@ -16,7 +16,7 @@ from typing import Any
 from jaxrec import files
 from jaxrec.evaluation import names
 from jaxrec.evaluation.evaluator import Evaluation
-from jaxrec.federated import byte_ledger, privacy_ledger
+from jaxrec.federated import privacy_ledger
 from jaxrec.training import checkpoint, launch
 from jaxrec.training.compiled_rounds import Advanced, advancer
 from jaxrec.training.job import Job, Progress
@@ -91,13 +91,7 @@ def _moved(
 ) -> Progress:
     """How far the run has come after some rounds; `best` is their value where none was higher."""
     stop, better = job.next_evaluation(reached), best is not None
-    ledger = byte_ledger.charged(
-        reached.ledger,
-        job.method.traffic,
-        job.clients,
-        advanced.attendance,
-        rounds=stop - reached.round,
-    )
+    ledger = job.charged(reached.ledger, advanced.attendance, stop - reached.round)
     return Progress(
         round=stop,
         best=best if better else reached.best,

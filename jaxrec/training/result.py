@@ -44,7 +44,7 @@ def result_values(
         **{f"test/{name}": value for name, value in tested.items()},
         "best_round": reached.best_round,
         "rounds": reached.round,
-        **byte_ledger.values(reached.ledger, job.method.traffic, job.clients),
+        **byte_ledger.values(reached.ledger, job.traffic(reached), job.clients),
         "bytes/best_per_client": best["bytes"] / job.clients,
         **job.privacy(reached.round),
         **({"seconds/text": job.prepared.text_seconds} if job.reads_text else {}),

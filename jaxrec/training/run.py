@@ -17,6 +17,7 @@ import pandas as pd
 from jaxrec import files, mesh
 from jaxrec.data.sources import given_data, name_of_data
 from jaxrec.federated import byte_ledger
+from jaxrec.federated.byte_ledger import Ledger
 from jaxrec.methods import method_module
 from jaxrec.training import budget, checkpoint, curve, every_method, growth, kept_data, launch
 from jaxrec.training.compiled_rounds import check_state
@@ -274,7 +275,8 @@ def run_job(job: Job, hold_test: bool) -> Result:
     """One method, from the first round or from its checkpoint, to its test values."""
     out, prepared, like = job.out, job.prepared, job.like
     place = prepared.shardings(like)
-    reached = Progress(ledger=byte_ledger.opened(job.method.traffic, job.clients))
+    ledger = Ledger() if job.counted else byte_ledger.opened(job.method.traffic, job.clients)
+    reached = Progress(ledger=ledger)
     rows, state, best = [], None, None
     if out and (remembered := progress_of(job)):
         reached = remembered

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -23,6 +24,10 @@ CLIENTS, KS = 4, (5, 10)
 RUN = RunConfig(rounds=4, evaluate_every=2, patience=0, ks=KS)
 
 
+def plan_of(dataset, split, ks):
+    return make_plan(dataset, {"valid": VALID, "test": TEST}[split], ks=ks)
+
+
 @pytest.fixture
 def network():
     """Clients of twelve users each, by name, and what the server needs to find them."""
@@ -32,7 +37,7 @@ def network():
             synthetic(users=12, items=32, clients=1, length=16, seed=number), "ratio", 0.1, 0.2, 0
         )
         data, sizes = pack(dataset, by_time=False, lengths=[300])
-        plans = {n: make_plan(dataset, s, ks=KS) for n, s in (("valid", VALID), ("test", TEST))}
+        plans = partial(plan_of, dataset)
         nodes[f"client {number}"] = Node(data, sizes.items, Limits(min_cohort=2), plans)
     return nodes, data, sizes
 
@@ -52,12 +57,15 @@ def coordinator(network, gone=()):
 
 def test_the_server_writes_an_ordinary_run(network, tmp_path, capfd):
     out = tmp_path / "run"
-    result = train_together(coordinator(network), lambda: network[0], RUN, out)
+    together = coordinator(network)
+    result = train_together(together, lambda: network[0], RUN, out)
     assert [row["round"] for row in result.rows] == [2, 4]
     values = json.loads((out / "result.json").read_text())
     assert values["rounds"] == 4
     assert 0 < values["test/NDCG@10"] < 1
-    assert values["bytes/total"] > 0
+    sent = together.sent
+    assert values["bytes/total"] == sum(sum(sent[name][:2]) for name in ("setup", "rounds"))
+    assert values["bytes/up_per_client_round"] == sent["rounds"].up / CLIENTS / 4
     record = json.loads((out / "config.json").read_text())
     assert (record["data"]["users"], record["data"]["clients"]) == (48, 4)
     assert "privacy: " in record["protocol"]

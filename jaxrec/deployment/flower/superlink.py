@@ -7,10 +7,12 @@ programs and admit clients. Here requests come from this process, and keys from 
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,29 +91,32 @@ class SuperLink:
         self._state.claim_task(self._task.task_id)
         self._state.activate_task(self._task.task_id)
         self._alive = 0.0
-        logging.getLogger("flwr").setLevel(logging.ERROR)
-        quiet: Any = {"log_level": "critical", "access_log": False, "lifespan": "off"}
+        logging.getLogger("flwr").setLevel(logging.CRITICAL)
+        quiet: Any = {"log_level": "critical", "access_log": False, "lifespan": "off", "ws": "none"}
         tls: Any = {}
         if certificate:
             tls = {"ssl_certfile": certificate.certificate, "ssl_keyfile": certificate.key}
-        config = uvicorn.Config(app, host=host, port=port, **quiet, **tls)
+        config = uvicorn.Config(app, **quiet, **tls)
         try:
             config.load()
         except (OSError, ssl.SSLError) as error:  # whose texts hold no key
             raise SettingError(f"certificate: cannot be used with its key ({error})") from error
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, name="superlink", daemon=True)
-        self._where = f"{host}:{port}"
+        self._host, self._port = host, port
 
     def __enter__(self) -> SuperLink:
+        try:
+            listening = socket.create_server((self._host, self._port))
+        except (OSError, OverflowError) as error:
+            raise SettingError(
+                f"{self._host}:{self._port}: cannot listen there ({error}); choose another --port, "
+                "or an address of this machine"
+            ) from error
+        run = partial(self._server.run, sockets=[listening])
+        self._thread = threading.Thread(target=run, name="superlink", daemon=True)
         self._thread.start()
         while self._thread.is_alive() and not self._server.started:
             time.sleep(POLL)
-        if not self._server.started:
-            raise SettingError(
-                f"{self._where}: cannot listen there; another program has this port, or this is "
-                "no address of this machine"
-            )
         return self
 
     def __exit__(self, *_: object) -> None:

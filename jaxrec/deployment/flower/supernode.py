@@ -99,13 +99,14 @@ def take_part(
     private = private_key(key)
     public = public_key_to_bytes(private.public_key())
     say(f"this client's key is {fingerprint(public)}", shown=progress)
-    stop, wait, told = stop or threading.Event(), RETRY[0], False
+    stop, wait, told, root = stop or threading.Event(), RETRY[0], False, None
+    if root_certificate and not insecure:
+        root = root_certificate.read_bytes()
     while not stop.is_set():
         interceptors = [
             RuntimeVersionHttpInterceptor(component_name="SuperNode"),
             NodeAuthHttpInterceptor(private, private.public_key()),
         ]
-        root = None if insecure or root_certificate is None else str(root_certificate)
         try:
             with (
                 FleetHttpClient.from_server_address(server, insecure, root, interceptors) as fleet,
