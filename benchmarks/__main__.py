@@ -32,7 +32,7 @@ from jaxrec.types import DataError
 NAMES = (
     "start", "compile", "ranking", "fedcia", "rqfedrec", "quantize", "sequential", "llmd4rec",
     "decoder", "encoder", "agentcf", "seeds", "attacks", "privacy", "privacy_curve", "scale",
-    "large", "serve", "updates",
+    "large", "serve", "updates", "flower",
 )  # fmt: skip
 
 

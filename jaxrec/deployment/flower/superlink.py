@@ -91,8 +91,9 @@ class SuperLink:
         self._state.claim_task(self._task.task_id)
         self._state.activate_task(self._task.task_id)
         self._alive = 0.0
-        logging.getLogger("flwr").setLevel(logging.CRITICAL)
-        quiet: Any = {"log_level": "critical", "access_log": False, "lifespan": "off", "ws": "none"}
+        for name in ("flwr", "uvicorn"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        quiet: Any = {"log_config": None, "access_log": False, "lifespan": "off", "ws": "none"}
         tls: Any = {}
         if certificate:
             tls = {"ssl_certfile": certificate.certificate, "ssl_keyfile": certificate.key}
