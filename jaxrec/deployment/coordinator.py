@@ -51,6 +51,7 @@ class Coordinator:
         self.users: dict[str, int] = {}  # how many users each of them has
         self.begun = NOTHING  # the newest round that one of them has begun
         self.left_out: dict[str, str] = {}  # in what was done last, by node
+        self._known: dict[str, list[np.ndarray]] = {}  # the shared state that each node has
         self.sent: dict[str, Sent] = dict.fromkeys(PURPOSES, Sent())
         self._purpose: str = "joining"
         self._sums = time.time_ns()  # sums are numbered, and no number may come back
@@ -75,6 +76,7 @@ class Coordinator:
                 continue
             self.members[name], self.users[name] = reply.head["client"], reply.head["users"]
             self.begun = max(self.begun, reply.head["round"])
+            self._known[name] = []
 
     def _unwelcome(self, name: str, reply: Message) -> str:
         """Why a node that agrees cannot be a member; nothing where it can."""
@@ -131,7 +133,8 @@ class Coordinator:
         shared = self.party.leaves(state, own=False)
         head = {"do": "evaluate", "split": split, "ks": list(ks), "round": round, "best": best}
         head["shared"] = len(shared)
-        _, (totals,) = self._summed(self._by_number(among), head, shared, measure.shape_of(ks))
+        there, shapes = self._by_number(among), measure.shape_of(ks)
+        _, (totals,) = self._summed(there, head, shared, shapes, shared=True)
         return measure.evaluation_of(totals, ks)
 
     def end(self, nodes: Iterable[str]) -> None:
@@ -153,24 +156,41 @@ class Coordinator:
         head = {"do": "begin", "round": round, "shared": len(shared)}
         arrays = shared
         while True:
-            shapes = progress.due
+            shapes, first = progress.due, head["do"] == "begin"
             if not shapes:  # nothing is added any more, and nodes may wait for the last sums
-                self._asked({name: Message(head, arrays) for name in there})
+                self._asked({name: self._message(name, head, arrays, first) for name in there})
                 return progress.results
-            there, totals = self._summed(there, head, arrays, shapes)
+            there, totals = self._summed(there, head, arrays, shapes, shared=first)
             progress = progress.go_on(totals)
             head = {"do": "go on", "round": round, "exchange": progress.number - 1}
-            head["totals"] = len(totals)
             arrays = totals
 
+    def _message(
+        self, name: str, head: dict[str, Any], arrays: Sequence[np.ndarray], shared: bool
+    ) -> Message:
+        """A request to a node; of a `shared` state without the arrays that the node has."""
+        if not shared:
+            return Message(head, arrays)
+        known = self._known.get(name, [])
+        has = lambda n: n < len(known) and np.array_equal(known[n], arrays[n])
+        new = [n for n in range(len(arrays)) if not has(n)]
+        return Message({**head, "new": new}, [arrays[n] for n in new])
+
     def _summed(
-        self, there: list[str], head: dict[str, Any], arrays: list[np.ndarray], shapes: Any
+        self,
+        there: list[str],
+        head: dict[str, Any],
+        arrays: list[np.ndarray],
+        shapes: Any,
+        *,
+        shared: bool,
     ) -> tuple[list[str], list[np.ndarray]]:
         """Who was in the sums of an exchange, and the sums."""
+        had = arrays if shared else None
         self._need(len(there), head["round"])
         if not self.secure:
-            requests = {name: Message(head, arrays) for name in there}
-            found = dict(self._asked(requests))
+            requests = {name: self._message(name, head, arrays, shared) for name in there}
+            found = dict(self._asked(requests, had))
             for name, reply in list(found.items()):
                 if why := _unfit(reply.arrays, shapes):
                     self.left_out[name] = why
@@ -185,15 +205,16 @@ class Coordinator:
         self._sums += 1
 
         def exchange(stage: str, requests: Mapping[int, bytes]) -> Iterator[tuple[int, bytes]]:
-            messages = {}
+            first, messages = stage == "advertise", {}
             for place, request in requests.items():
-                told = {"do": "secure"}
-                if stage == "advertise":
+                own = np.frombuffer(request, np.uint8)
+                message = Message({"do": "secure"}, [own])
+                if first:
                     told = {**head, "sum": terms.round, "me": place}
-                own = [np.frombuffer(request, np.uint8)]
-                both = [*arrays, *own] if stage == "advertise" else own
-                messages[there[place]] = Message(told, both)
-            for name, reply in self._asked(messages):
+                    message = self._message(there[place], told, arrays, shared)
+                    message = message._replace(arrays=[*message.arrays, own])
+                messages[there[place]] = message
+            for name, reply in self._asked(messages, had if first else None):
                 yield there.index(name), b"".join(array.tobytes() for array in reply.arrays)
 
         try:
@@ -205,10 +226,14 @@ class Coordinator:
         kept = [there[place] for place in outcome.clients]
         return kept, vectors.from_vector(outcome.total, shapes)
 
-    def _asked(self, requests: Mapping[str, Message]) -> list[tuple[str, Message]]:
-        """The replies that came and are no refusals."""
+    def _asked(
+        self, requests: Mapping[str, Message], had: list[np.ndarray] | None = None
+    ) -> list[tuple[str, Message]]:
+        """The replies that came and are no refusals, of nodes that then had a shared state."""
         found, left_out = replies(self._counted, requests)
         self.left_out |= left_out
+        if had is not None:
+            self._known |= {name: had for name, _ in found}
         return found
 
     def _counted(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:

@@ -79,6 +79,7 @@ class Membership:
     begun: int = NOTHING  # the newest round that it has begun
     own: list[np.ndarray] | None = None  # its part of the state
     kept: dict[int, list[np.ndarray]] = field(default_factory=dict)  # as of evaluated rounds
+    shared: dict[int, np.ndarray] = field(default_factory=dict)  # the shared state, as it came
     progress: Progress | None = None
     evaluators: dict[Any, Callable[[Any, Data], Evaluation]] = field(default_factory=dict)
 
@@ -215,7 +216,7 @@ class Node:
         if number == SET_UP:
             progress = party.programs.init(True).begin(party.init_key, party.data)
         else:
-            state = party.joined(message.arrays[: message.head["shared"]], self._own(joined))
+            state = party.joined(self._shared(message), self._own(joined))
             progress = party.programs.step(True).begin(state, party.data, party.key_of(number))
         joined.begun = number
         self._remember(joined)
@@ -227,7 +228,7 @@ class Node:
         progress = joined.progress
         if progress is None or at != (joined.begun, progress.number):
             raise DataError(f"this client does not wait for sums {at[1]} of round {at[0]}")
-        return self._moved(message, progress.go_on(message.arrays[: message.head["totals"]]))
+        return self._moved(message, progress.go_on(message.arrays[: len(progress.due)]))
 
     def _evaluate(self, message: Message) -> Message:
         """Rank the held-out items of this client's users, and send its part of the sums.
@@ -243,7 +244,7 @@ class Node:
         own = joined.kept.setdefault(number, self._own(joined))
         joined.kept = {r: kept for r, kept in joined.kept.items() if r in (number, best)}
         self._remember(joined)
-        state = joined.party.joined(message.arrays[: message.head["shared"]], own)
+        state = joined.party.joined(self._shared(message), own)
         found = joined.evaluators[split, ks](state, joined.party.data)
         self.evaluated = Evaluated(joined.party, state, number, best, split, found.means)
         return self._sent(message, [measure.part_of(found.per_user, ks)])
@@ -257,6 +258,15 @@ class Node:
         if self.membership is None:
             raise DataError("this client has joined no federation yet")
         return self.membership
+
+    def _shared(self, message: Message) -> list[np.ndarray]:
+        """The shared state: arrays that have changed are in the message."""
+        joined, new = self._joined(), message.head["new"]
+        joined.shared |= dict(zip(new, message.arrays, strict=False))
+        names = range(message.head["shared"])
+        if any(name not in joined.shared for name in names):
+            raise DataError("this client lacks a part of the shared state; offer the terms again")
+        return [joined.shared[name] for name in names]
 
     def _own(self, joined: Membership) -> list[np.ndarray]:
         """This client's part of the state."""

@@ -117,13 +117,13 @@ def test_clients_with_keys_learn_over_tls_what_their_rows_say(tls, admitted):
         state, _ = coordinator.step(coordinator.init(), 0)
         coordinator.end(link.names())
         until(lambda: not any(thread.is_alive() for thread in threads))
-        wire = link.traffic
+        wire, left = link.traffic, len(link._state.object_store)
     rows = [
         np.asarray(node.data.clients[0].item)[node.data.clients[0].mask] for node in nodes.values()
     ]
     counts = np.bincount(np.concatenate(rows), minlength=ITEMS)
     np.testing.assert_array_equal(state.counts, np.where(counts >= 2, counts, 0))
-    assert coordinator.left_out == {}
+    assert (coordinator.left_out, left) == ({}, 0)
     up, down, messages = map(sum, zip(*coordinator.sent.values(), strict=True))
     assert up > 4 * CLIENTS * ITEMS  # a masked vector of each
     for told, measured in zip((up, down), wire, strict=True):

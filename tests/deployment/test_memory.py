@@ -82,9 +82,8 @@ def test_a_client_that_starts_again_begins_no_round_twice(machines):
     state = first.init()
     request = Message({"do": "begin", "round": 0, "shared": 0})
     shared = first.party.leaves(state, own=False)
-    request = encode(
-        Message({"do": "begin", "round": 0, "shared": len(shared), "sum": 1, "me": 0}, shared)
-    )
+    head = {"do": "begin", "round": 0, "shared": len(shared), "new": [*range(len(shared))]}
+    request = encode(Message({**head, "sum": 1, "me": 0}, shared))
     nodes["client 0"].answer(request)  # its process ends before any part is sent
     again = machines()["client 0"]
     told = {"do": "join", "terms": first.terms.to_json(), "client": 0}

@@ -137,31 +137,26 @@ class SuperLink:
     def ask(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
         """Send each client its request, and give the replies as they come; see `Coordinator`."""
         nodes, until = self._nodes(), time.monotonic() + self.timeout
-        sent = {self._push(nodes[name], data): name
-                for name, data in requests.items() if name in nodes}  # fmt: skip
-        coming: list[Message] = []
+        there = {name: data for name, data in requests.items() if name in nodes}
+        sent = {self._push(nodes[name], data): name for name, data in there.items()}
+        waiting, coming = dict(sent), []
         try:
-            while sent and time.monotonic() < until:
+            while waiting and time.monotonic() < until:
                 self._live()
-                coming += self._state.get_message_res(
-                    {
-                        id
-                        for id in sent
-                        if id not in {m.metadata.reply_to_message_id for m in coming}
-                    },
-                    self._run,
-                )
+                asked = waiting.keys() - {m.metadata.reply_to_message_id for m in coming}
+                coming += self._state.get_message_res(asked, self._run)
                 for message in list(coming):
-                    if (data := self._data(message)) is None:
-                        continue
-                    coming.remove(message)
-                    yield sent.pop(message.metadata.reply_to_message_id), data
+                    if (data := self._data(message)) is not None:
+                        coming.remove(message)
+                        yield waiting.pop(message.metadata.reply_to_message_id), data
                 time.sleep(POLL)
-            for name in sent.values():
+            for name in waiting.values():
                 reason = f"no reply came within {self.timeout:g} s"
                 yield name, encode(Told({"refused": reason}))
         finally:
             self._state.delete_messages(set(sent))
+            for number in (*sent, *(message.metadata.message_id for message in coming)):
+                self._state.object_store.delete(number)
 
     def _nodes(self) -> dict[str, int]:
         """The number of each client that is connected, by its name."""

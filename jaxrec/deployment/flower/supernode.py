@@ -158,8 +158,8 @@ class _Connection:
         except httpx.HTTPStatusError as error:
             raise Lost(
                 f"the server does not admit this client, whose key is {fingerprint(self.public)}: "
-                "either its public key is not among those of the server, or the client's last "
-                "process still counts as connected"
+                "the server does not list the key, or still counts this client's last process as "
+                "connected, or the clocks of the two machines differ by minutes"
             ) from error
         self.place = NodeNumber(node_id=reply.node_id)
         self.beat = threading.Thread(target=self._beat, daemon=True)
