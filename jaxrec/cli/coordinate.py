@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +23,7 @@ from jaxrec.cli.command import (
     say_how_to_go_on,
     wants_help,
 )
+from jaxrec.cli.participate import Options
 from jaxrec.cli.train import tell
 from jaxrec.deployment.opening import check_terms, open_terms, public_data
 from jaxrec.deployment.terms import DEPLOYABLE, Terms
@@ -54,6 +55,7 @@ OURS = ("rounds", "evaluate_every", "patience", "monitor", "ks", "seed", "text")
 RECORD = "federation.json"  # beside a run's other files: the terms, and these options
 KINDS: files.Kinds = {"method": str, "settings": dict, "terms": dict, "server": dict}
 ITEMS = "items.parquet"  # the list of items
+SAVED = "checkpoint/index.json"  # there once a run can go on
 POLL = 0.2  # seconds between two looks for clients
 
 
@@ -125,7 +127,7 @@ def main(words: Sequence[str]) -> int:
     """Serve as the words say and print the table of results; returns the exit status."""
     begun: list[Path] = []
     return exit_status(
-        lambda: _coordinate(words, begun), lambda: say_how_to_go_on(PROGRAM, begun, RECORD)
+        lambda: _coordinate(words, begun), lambda: say_how_to_go_on(PROGRAM, begun, SAVED)
     )
 
 
@@ -142,13 +144,15 @@ def _coordinate(words: Sequence[str], begun: list[Path]) -> None:
             "pip install 'jaxrec[flower]'"
         ) from error
     shown, words = take_options(Run, words)
-    before = files.read_json(shown.resume / RECORD, KINDS) if shown.resume else {}
+    before = _record_of(shown.resume, words) if shown.resume else {}
     server, words = take_options(Server, [*_words_of(before.get("server", {}), words), *words])
     if not (server.insecure or server.certificate):
         raise SettingError(
             "certificate: none is given; give --certificate and --certificate-key, or --insecure "
             "for a trial on one machine"
         )
+    if shown.out and any((shown.out / name).exists() for name in (RECORD, "config.json")):
+        raise SettingError(f"out = '{shown.out}': holds a run; resume it, or choose another folder")
     if not (before or server.items):
         raise SettingError("items: give the federation's list of items, --items FILE or URL")
     plan = _resumed(before, words) if before else _planned(method, shown.config, words)
@@ -187,15 +191,30 @@ def _planned(method: str | None, config: Path | None, words: Sequence[str]) -> P
         say(f"{config}: each client has its own {', '.join(passed)}")
     worded = read_words(method, words)
     if stray := sorted(own & set(worded)):
-        raise SettingError(
-            f"{stray[0]}: each client has its own; give it to python -m jaxrec.participate"
-        )
+        theirs = {field.name for field in fields(Options)}
+        told = "each client has its own; give it to python -m jaxrec.participate"
+        none = "is no setting of a federation of real machines; leave it out"
+        raise SettingError(f"{stray[0]}: {told if stray[0] in theirs else none}")
     given = {name: value for name, value in given.items() if name not in own} | worded
     if "participation" in settings_of(method):
         given.setdefault("participation", 1.0)
     run, made = build(method, given | {"data": "federation", "baselines": ()})
     check_terms(method, made)
     return Plan(method, run, made)
+
+
+def _record_of(run: Path, words: Sequence[str]) -> dict[str, Any]:
+    """What a run to be resumed has recorded; SettingError where it cannot be."""
+    record = files.read_json(run / RECORD, KINDS)
+    if not (run / SAVED).exists():
+        raise SettingError(
+            f"{run}: ended before anything was saved, and clients begin a set-up once; begin "
+            "another run, with another --seed"
+        )
+    given = {word.partition("=")[0].removeprefix("--") for word in words if word[:2] == "--"}
+    if fixed := sorted(given & {"items", "items-sha256", "clients", "users", "config"}):
+        raise SettingError(f"{fixed[0]}: is part of the terms that clients have agreed to")
+    return record
 
 
 def _resumed(before: dict[str, Any], words: Sequence[str]) -> Plan:
@@ -221,7 +240,8 @@ def _trained(plan: Plan, server: Server, link: SuperLink, out: Path, *, progress
         items = pd.read_parquet(out / ITEMS)
     else:
         items = read_list(server.items, server.items_sha256, progress=progress)
-    _wait(link, server.start_with or server.clients, server, progress=progress)
+    number = plan.config.min_cohort if plan.terms else server.start_with or server.clients
+    _wait(link, number, server, progress=progress)
     terms = plan.terms or open_terms(
         plan.method, plan.run, plan.config, items, link.ask, link.names(),
         clients=server.clients, users=server.users, progress=progress,
@@ -229,7 +249,7 @@ def _trained(plan: Plan, server: Server, link: SuperLink, out: Path, *, progress
     settings = asdict(plan.run) | asdict(plan.config)
     record = {"method": plan.method, "settings": settings, "terms": asdict(terms)}
     out.mkdir(parents=True, exist_ok=True)
-    files.write_json(out / RECORD, record | {"server": _stored(server)})
+    files.write_json(out / RECORD, record | {"server": _stored(replace(server, users=terms.users))})
     files.write_atomic(out / ITEMS, items.to_parquet)
     coordinator = Coordinator(terms, public_data(terms, items), link.ask)
     result = train_together(
@@ -245,7 +265,8 @@ def _trained(plan: Plan, server: Server, link: SuperLink, out: Path, *, progress
 def _wait(link: SuperLink, number: int, server: Server, *, progress: bool) -> None:
     """Wait until so many clients are connected."""
     scheme = "http" if server.insecure else "https"
-    say(f"listening on {scheme}://{server.host}:{server.port}", shown=progress)
+    host = f"[{server.host}]" if ":" in server.host else server.host
+    say(f"listening on {scheme}://{host}:{server.port}", shown=progress)
     before = -1
     while (there := len(link.names())) < number:
         if there != before:
@@ -267,7 +288,7 @@ def _words_of(stored: dict[str, Any], words: Sequence[str]) -> list[str]:
     anew = lambda name: bool({f"--{name}", f"--no-{name}"} & given)
     found = []
     for name, value in stored.items():
-        if value in (None, False, "") or anew(name.replace("_", "-")):
+        if value is None or value is False or value == "" or anew(name.replace("_", "-")):
             continue
         found += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return found

@@ -14,7 +14,7 @@ from jaxrec.settings.fields import check, setting
 from jaxrec.settings.words import read_options
 from jaxrec.training.progress import say
 from jaxrec.training.settings import RunConfig
-from jaxrec.types import CheckpointError, SettingError
+from jaxrec.types import SettingError
 
 if TYPE_CHECKING:
     from jaxrec.deployment.node import Node
@@ -38,7 +38,7 @@ class Options(Reading):
     server: str = "127.0.0.1:9092"
     """HOST:PORT of the server."""
     root_certificate: Path | None = None
-    """PEM file of who has signed the server's certificate; without it, those of the system."""
+    """PEM file of who has signed the server's certificate; without it, whom this system trusts."""
     insecure: bool = False
     """Speak to the server without TLS: for trials on one machine."""
     key: Path | None = None
@@ -121,5 +121,5 @@ def _keep(own: OwnRun, node: Node) -> None:
     """Write the client's run; where that fails, the client goes on without."""
     try:
         own.keep(node)
-    except (OSError, CheckpointError) as error:
+    except Exception as error:  # of orbax and pyarrow, whose types are many
         say(f"warning: this client's run is not written: {error}")

@@ -34,6 +34,13 @@ class Sent(NamedTuple):
     messages: int = 0
 
 
+class Shared(NamedTuple):
+    """The part of a state that all clients share, and which of its arrays a request needs."""
+
+    arrays: list[np.ndarray]
+    needed: list[int]
+
+
 class Coordinator:
     """The server's side, without rows: a state's shared leaves, and who takes part.
 
@@ -51,7 +58,7 @@ class Coordinator:
         self.users: dict[str, int] = {}  # how many users each of them has
         self.begun = NOTHING  # the newest round that one of them has begun
         self.left_out: dict[str, str] = {}  # in what was done last, by node
-        self._known: dict[str, list[np.ndarray]] = {}  # the shared state that each node has
+        self._known: dict[str, dict[int, np.ndarray]] = {}  # of the shared state, by node
         self.sent: dict[str, Sent] = dict.fromkeys(PURPOSES, Sent())
         self._purpose: str = "joining"
         self._sums = time.time_ns()  # sums are numbered, and no number may come back
@@ -76,13 +83,20 @@ class Coordinator:
                 continue
             self.members[name], self.users[name] = reply.head["client"], reply.head["users"]
             self.begun = max(self.begun, reply.head["round"])
-            self._known[name] = []
+            self._sums = max(self._sums, reply.head["newest_sum"] + 1)
+            self._known[name] = {}
 
     def _unwelcome(self, name: str, reply: Message) -> str:
         """Why a node that agrees cannot be a member; nothing where it can."""
-        told = [reply.head.get(key) for key in ("users", "round", "client")]
-        users, begun, place = (each if isinstance(each, int) else NOTHING - 1 for each in told)
-        if users < 0 or not NOTHING <= begun < LAST or not 0 <= place < self.terms.clients:
+        told = [reply.head.get(key) for key in ("users", "round", "client", "newest_sum")]
+        users, begun, place, newest = (e if isinstance(e, int) else NOTHING - 1 for e in told)
+        fine = (
+            users >= 0,
+            NOTHING <= begun < LAST,
+            0 <= place < self.terms.clients,
+            NOTHING < newest < 2**63 - 1,
+        )
+        if not all(fine):
             return "it does not say how many users it has and where it stands"
         if place in [self.members[each] for each in self.members if each != name]:
             return f"it joined these terms as client {place} before, and another node is that now"
@@ -95,7 +109,7 @@ class Coordinator:
         """The set-up, with all members or those `among` some nodes; returns the first state."""
         stages = self.party.programs.init(False)
         progress = stages.begin(self.party.init_key, self.party.data)
-        return self._run(SET_UP, [], progress, self._by_number(among))
+        return self._run(SET_UP, Shared([], []), progress, self._by_number(among))
 
     def step(self, state: Any, round: int, among: Collection[str] | None = None) -> tuple[Any, Any]:
         """A round; returns the state and the metrics.
@@ -109,7 +123,8 @@ class Coordinator:
         party = self.party
         progress = party.programs.step(False).begin(state, party.data, party.key_of(round))
         shared = party.leaves(state, own=False)
-        return self._run(round, shared, progress, self._by_number(among))
+        needed = [number for number, read in enumerate(party.reads) if read]
+        return self._run(round, Shared(shared, needed), progress, self._by_number(among))
 
     def evaluate(
         self,
@@ -132,9 +147,9 @@ class Coordinator:
         self.left_out, self._purpose = {}, "evaluation"
         shared = self.party.leaves(state, own=False)
         head = {"do": "evaluate", "split": split, "ks": list(ks), "round": round, "best": best}
-        head["shared"] = len(shared)
+        whole = Shared(shared, [*range(len(shared))])
         there, shapes = self._by_number(among), measure.shape_of(ks)
-        _, (totals,) = self._summed(there, head, shared, shapes, shared=True)
+        _, (totals,) = self._summed(there, head, whole, shapes)
         return measure.evaluation_of(totals, ks)
 
     def end(self, nodes: Iterable[str]) -> None:
@@ -146,51 +161,45 @@ class Coordinator:
         there = self.members if among is None else self.members.keys() & set(among)
         return sorted(there, key=self.members.__getitem__)
 
-    def _run(
-        self, round: int, shared: list[np.ndarray], progress: Progress, there: list[str]
-    ) -> Any:
+    def _run(self, round: int, content: Shared, progress: Progress, there: list[str]) -> Any:
         """The set-up or a round, exchange by exchange."""
         self._need(len(there), round)
         self.left_out, self._purpose = {}, "setup" if round == SET_UP else "rounds"
         self.begun = max(self.begun, round)
-        head = {"do": "begin", "round": round, "shared": len(shared)}
-        arrays = shared
+        head: dict[str, Any] = {"do": "begin", "round": round}
+        sent: Shared | list[np.ndarray] = content
         while True:
-            shapes, first = progress.due, head["do"] == "begin"
+            shapes = progress.due
             if not shapes:  # nothing is added any more, and nodes may wait for the last sums
-                self._asked({name: self._message(name, head, arrays, first) for name in there})
+                self._asked({name: self._message(name, head, sent) for name in there})
                 return progress.results
-            there, totals = self._summed(there, head, arrays, shapes, shared=first)
-            progress = progress.go_on(totals)
+            there, sent = self._summed(there, head, sent, shapes)
+            progress = progress.go_on(sent)
             head = {"do": "go on", "round": round, "exchange": progress.number - 1}
-            arrays = totals
 
     def _message(
-        self, name: str, head: dict[str, Any], arrays: Sequence[np.ndarray], shared: bool
+        self, name: str, head: dict[str, Any], content: Shared | list[np.ndarray]
     ) -> Message:
-        """A request to a node; of a `shared` state without the arrays that the node has."""
-        if not shared:
-            return Message(head, arrays)
-        known = self._known.get(name, [])
-        has = lambda n: n < len(known) and np.array_equal(known[n], arrays[n])
-        new = [n for n in range(len(arrays)) if not has(n)]
+        """A request to a node; of the shared state without the arrays that the node has."""
+        if not isinstance(content, Shared):
+            return Message(head, content)
+        known, arrays = self._known.get(name, {}), content.arrays
+        has = lambda n: n in known and np.array_equal(known[n], arrays[n])
+        new = [n for n in content.needed if not has(n)]
         return Message({**head, "new": new}, [arrays[n] for n in new])
 
     def _summed(
         self,
         there: list[str],
         head: dict[str, Any],
-        arrays: list[np.ndarray],
+        content: Shared | list[np.ndarray],
         shapes: Any,
-        *,
-        shared: bool,
     ) -> tuple[list[str], list[np.ndarray]]:
         """Who was in the sums of an exchange, and the sums."""
-        had = arrays if shared else None
         self._need(len(there), head["round"])
         if not self.secure:
-            requests = {name: self._message(name, head, arrays, shared) for name in there}
-            found = dict(self._asked(requests, had))
+            requests = {name: self._message(name, head, content) for name in there}
+            found = dict(self._asked(requests, content))
             for name, reply in list(found.items()):
                 if why := _unfit(reply.arrays, shapes):
                     self.left_out[name] = why
@@ -211,10 +220,10 @@ class Coordinator:
                 message = Message({"do": "secure"}, [own])
                 if first:
                     told = {**head, "sum": terms.round, "me": place}
-                    message = self._message(there[place], told, arrays, shared)
+                    message = self._message(there[place], told, content)
                     message = message._replace(arrays=[*message.arrays, own])
                 messages[there[place]] = message
-            for name, reply in self._asked(messages, had if first else None):
+            for name, reply in self._asked(messages, content if first else None):
                 yield there.index(name), b"".join(array.tobytes() for array in reply.arrays)
 
         try:
@@ -227,13 +236,14 @@ class Coordinator:
         return kept, vectors.from_vector(outcome.total, shapes)
 
     def _asked(
-        self, requests: Mapping[str, Message], had: list[np.ndarray] | None = None
+        self, requests: Mapping[str, Message], content: Shared | list[np.ndarray] | None = None
     ) -> list[tuple[str, Message]]:
-        """The replies that came and are no refusals, of nodes that then had a shared state."""
+        """The replies that came and are no refusals, of nodes that then have the content."""
         found, left_out = replies(self._counted, requests)
         self.left_out |= left_out
-        if had is not None:
-            self._known |= {name: had for name, _ in found}
+        if isinstance(content, Shared):
+            for name, _ in found:
+                self._known[name] |= {n: content.arrays[n] for n in content.needed}
         return found
 
     def _counted(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
@@ -283,12 +293,9 @@ def users_of(ask: Ask, nodes: Iterable[str]) -> tuple[dict[str, int], dict[str, 
     """How many users each node has, which the terms count; and why others do not say."""
     found, left_out = replies(ask, {name: Message({"do": "greet"}) for name in nodes})
     told = {name: reply.head.get("users") for name, reply in found}
-    left_out |= {
-        name: "it does not say how many users it has"
-        for name, users in told.items()
-        if not isinstance(users, int)
-    }
-    return {name: users for name, users in told.items() if isinstance(users, int)}, left_out
+    counts = {n: each for n, each in told.items() if type(each) is int and 0 < each < 2**31}
+    unclear = dict.fromkeys(told.keys() - counts, "it does not say how many users it has")
+    return counts, left_out | unclear
 
 
 def _unfit(arrays: Sequence[np.ndarray], shapes: Sequence[Any]) -> str:

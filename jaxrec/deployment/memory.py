@@ -25,6 +25,7 @@ class Standing(NamedTuple):
     own: list[np.ndarray] | None  # its part of the state
     kept: dict[int, list[np.ndarray]]  # the same, as of evaluated rounds
     newest_sum: int  # number of the newest secure sum that it was in
+    rows: str  # digest of its train rows
 
 
 class Memory:
@@ -48,7 +49,8 @@ class Memory:
             parts = [list(arrays[at : at + each]) for at in range(0, len(arrays), each or 1)]
             parts = parts if each else [[] for _ in range(has_own + len(rounds))]
             own = parts.pop(0) if has_own else None
-            return Standing(number, begun, own, dict(zip(rounds, parts, strict=True)), newest)
+            kept = dict(zip(rounds, parts, strict=True))
+            return Standing(number, begun, own, kept, newest, str(head["rows"]))
         except (DataError, KeyError, TypeError, ValueError, OSError) as error:
             raise DataError(
                 f"{path}: damaged ({error}). This client may have begun rounds that it does not "
@@ -61,7 +63,7 @@ class Memory:
         if (path := self._path(terms)) is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        head = {name: getattr(standing, name) for name in ("number", "begun", "newest_sum")}
+        head = {name: getattr(standing, name) for name in ("number", "begun", "newest_sum", "rows")}
         head |= {"terms": terms, "kept": list(standing.kept), "own": standing.own is not None}
         parts = [standing.own or [], *standing.kept.values()]
         whole = encode(Message(head, [array for part in parts for array in part]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,12 +16,12 @@ from jaxrec.deployment import measure, vectors
 from jaxrec.deployment.memory import Memory, Standing
 from jaxrec.deployment.messages import Message, decode, encode
 from jaxrec.deployment.party import Party, on_host
-from jaxrec.deployment.terms import Terms
+from jaxrec.deployment.terms import DEPLOYABLE, Terms
 from jaxrec.evaluation.evaluator import Evaluation, evaluator
 from jaxrec.evaluation.plan import Plan
 from jaxrec.federated.secure_aggregation import client as secure
 from jaxrec.federated.stages import Progress
-from jaxrec.settings.fields import check, setting
+from jaxrec.settings.fields import check, setting, unknown
 from jaxrec.types import Data, DataError, SettingError
 
 SET_UP, NOTHING = -1, -2  # rounds before round 0
@@ -48,7 +49,11 @@ class Limits:
     methods: tuple[str, ...] = ()
     """Methods that this client takes part in; none: any."""
 
-    __post_init__ = check
+    def __post_init__(self) -> None:
+        check(self)
+        for name in self.methods:
+            if name not in DEPLOYABLE:
+                raise unknown(f"methods = {name!r}: cannot be deployed", name, DEPLOYABLE)
 
     def refuse(self, terms: Terms) -> None:
         """Raises SettingError where the terms break a limit."""
@@ -136,11 +141,13 @@ class Node:
         self.users = int(data.clients[0].users.shape[1])
         self.membership: Membership | None = None
         self.evaluated: Evaluated | None = None
+        self.refusal = ""  # why it has refused the last request, if it has
         self.ended = False  # whether the server has said that it is done
         self._memberships: dict[str, Membership] = {}  # by the terms
         self._vector = np.zeros(0, np.uint32)
         self._sum: secure.Client | None = None
         self._newest = -1  # number of the newest secure sum
+        self._rows = _digest_of(data)
 
     def answer(self, request: bytes) -> bytes:
         """The reply to a request of the coordinator."""
@@ -157,6 +164,7 @@ class Node:
         except Exception:  # whatever a request holds, the node lives on
             log.exception("a request failed")
             reply = Message({"refused": "this client failed at the request; its log says why"})
+        self.refusal = reply.head.get("refused", "")
         return encode(reply)
 
     def _greet(self, message: Message) -> Message:
@@ -181,11 +189,17 @@ class Node:
         if told not in self._memberships:
             self._memberships[told] = self._member(terms, number)
         joined = self.membership = self._memberships[told]
-        return Message({"users": self.users, "round": joined.begun, "client": joined.number})
+        told = {"users": self.users, "round": joined.begun, "client": joined.number}
+        return Message(told | {"newest_sum": self._newest})
 
     def _member(self, terms: Terms, number: int) -> Membership:
         """This client under terms that it has agreed to, as it stood if it had before."""
         before = self.memory.read(terms.to_json())
+        if before and before.rows != self._rows:
+            raise DataError(
+                "the train rows of this client have changed since it joined these terms; put them "
+                "back, or give the server another --seed, which makes new terms"
+            )
         number = before.number if before else number
         me = self.data.clients[0]._replace(client=jnp.full(1, number, jnp.int32))
         data = self.data._replace(clients=(me,))
@@ -203,6 +217,11 @@ class Node:
         """Compute this client's part of the first sums of the set-up or of a round."""
         joined, number = self._joined(), message.head["round"]
         party = joined.party
+        if number == SET_UP and joined.begun >= SET_UP:
+            raise DataError(
+                "this client has begun the set-up of these terms before, and a set-up begins once; "
+                "give the server another --seed, which makes new terms"
+            )
         if not (isinstance(number, int) and joined.begun < number < LAST):
             raise DataError(
                 f"round {number}: this client has begun round {joined.begun}, and a round begins "
@@ -216,7 +235,7 @@ class Node:
         if number == SET_UP:
             progress = party.programs.init(True).begin(party.init_key, party.data)
         else:
-            state = party.joined(self._shared(message), self._own(joined))
+            state = party.joined(self._shared(message, party.reads), self._own(joined))
             progress = party.programs.step(True).begin(state, party.data, party.key_of(number))
         joined.begun = number
         self._remember(joined)
@@ -238,6 +257,11 @@ class Node:
         """
         joined, split, ks = self._joined(), message.head["split"], tuple(message.head["ks"])
         number, best = message.head["round"], message.head["best"]
+        whole = lambda value, most: type(value) is int and 0 <= value <= most
+        if not whole(number, LAST) or not (best is None or whole(best, LAST)):
+            raise DataError(f"round {number!r:.40}, best {best!r:.40}: are no numbers of rounds")
+        if not (0 < len(ks) < 100 and all(whole(k, self.items) and k for k in ks)):
+            raise DataError(f"ks = {list(ks)!r:.80}: are no lengths of lists of {self.items} items")
         if (split, ks) not in joined.evaluators:
             plan = self.plans(split, ks)
             joined.evaluators[split, ks] = evaluator(joined.party.method, plan, lists=False)
@@ -246,8 +270,9 @@ class Node:
         self._remember(joined)
         state = joined.party.joined(self._shared(message), own)
         found = joined.evaluators[split, ks](state, joined.party.data)
+        reply = self._sent(message, [measure.part_of(found.per_user, ks)])
         self.evaluated = Evaluated(joined.party, state, number, best, split, found.means)
-        return self._sent(message, [measure.part_of(found.per_user, ks)])
+        return reply
 
     def _end(self, message: Message) -> Message:
         """Hear that no round follows."""
@@ -259,14 +284,19 @@ class Node:
             raise DataError("this client has joined no federation yet")
         return self.membership
 
-    def _shared(self, message: Message) -> list[np.ndarray]:
-        """The shared state: arrays that have changed are in the message."""
+    def _shared(self, message: Message, reads: list[bool] | None = None) -> list[np.ndarray]:
+        """The shared state: arrays that have changed are in the message.
+
+        `reads` says which arrays are read; None: all. The others are zero where they never came.
+        """
         joined, new = self._joined(), message.head["new"]
         joined.shared |= dict(zip(new, message.arrays, strict=False))
-        names = range(message.head["shared"])
-        if any(name not in joined.shared for name in names):
+        like = joined.party.shared_like
+        read = reads or [True] * len(like)
+        if any(name not in joined.shared for name in range(len(like)) if read[name]):
             raise DataError("this client lacks a part of the shared state; offer the terms again")
-        return [joined.shared[name] for name in names]
+        zeros = lambda shape: np.zeros(shape.shape, shape.dtype)
+        return [joined.shared.get(n, zeros(shape)) for n, shape in enumerate(like)]
 
     def _own(self, joined: Membership) -> list[np.ndarray]:
         """This client's part of the state."""
@@ -312,7 +342,8 @@ class Node:
         return Message({}, [self._protocol(message.arrays[0])])
 
     def _remember(self, joined: Membership) -> None:
-        standing = Standing(joined.number, joined.begun, joined.own, joined.kept, self._newest)
+        kept, newest = joined.kept, self._newest
+        standing = Standing(joined.number, joined.begun, joined.own, kept, newest, self._rows)
         self.memory.write(joined.party.terms.to_json(), standing)
 
     def _protocol(self, request: np.ndarray) -> np.ndarray:
@@ -320,3 +351,10 @@ class Node:
             raise DataError("this client is in no secure sum")
         self._sum, reply = secure.answer(self._sum, request.tobytes(), lambda: self._vector)
         return np.frombuffer(reply, np.uint8)
+
+
+def _digest_of(data: Data) -> str:
+    """sha256 of a client's train rows."""
+    client = data.clients[0]
+    rows = (client.user, client.item, client.mask)
+    return hashlib.sha256(b"".join(np.asarray(array).tobytes() for array in rows)).hexdigest()

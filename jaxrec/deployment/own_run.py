@@ -8,6 +8,8 @@ federation has learned. Nothing in the folder is for other machines.
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,7 +33,7 @@ from jaxrec.training.job import SUMS, identity_of
 from jaxrec.training.prepared import Divided, Prepared, prepare, split_of
 from jaxrec.training.progress import say
 from jaxrec.training.settings import RunConfig, reads
-from jaxrec.types import TEST, TRAIN, VALID, DataError
+from jaxrec.types import TEST, TRAIN, VALID, DataError, SettingError
 
 SPLITS = {"valid": VALID, "test": TEST}
 
@@ -44,7 +46,12 @@ class OwnRun:
     """
 
     def __init__(self, run: RunConfig, items: pd.DataFrame, out: Path, *, progress: bool = True):
-        """`run` says where the rows are and how they are read and split."""
+        """`run` says where the rows are and how they are read and split.
+
+        Raises SettingError where the folder holds a run that is no client's.
+        """
+        if (out / "config.json").exists() and not _federation_of(out):
+            raise SettingError(f"{out}: holds a run that is no client's; choose another folder")
         self.run, self.out, self.progress = run, out, progress
         own = load(run.data, unread=("client",), progress=progress, **run.reading())
         own, unknown = on_catalogue(own, items)
@@ -100,6 +107,10 @@ class OwnRun:
         prepared = prepare(
             run, None, reads({terms.method: config}), divided=self._divided(terms), progress=False
         )
+        if _federation_of(self.out) not in ("", _digest(terms)):  # what another one has taught
+            for name in ("checkpoint", "data"):
+                shutil.rmtree(self.out / name, ignore_errors=True)
+            (self.out / "metrics.jsonl").unlink(missing_ok=True)
         settings, (row, rows) = asdict(run) | asdict(config), self._rows(found)
         best = found.round if found.best is None else found.best
         if not (self.out / "checkpoint" / f"round-{best}").is_dir():
@@ -131,7 +142,8 @@ class OwnRun:
         sums = "secure sums" if settings["privacy"] == "secure_sum" else "sums in clear"
         told += f"; learned in a federation of {terms.clients} clients, by {sums}"
         record = {"method": terms.method, "settings": settings, **prepared.record}
-        return record | {"protocol": told + seed + number, "checksums": SUMS}
+        record |= {"protocol": told + seed + number, "checksums": SUMS}
+        return record | {"federation": _digest(terms)}
 
     def _divided(self, terms: Terms | None = None) -> Divided:
         text = vectors(self.dataset, terms.text, progress=False) if terms and terms.text else None
@@ -139,3 +151,14 @@ class OwnRun:
 
     def _texts(self, encoder: str) -> jax.Array:
         return jnp.asarray(vectors(self.dataset, encoder, progress=self.progress).vectors)
+
+
+def _digest(terms: Terms) -> str:
+    """What tells one federation from another."""
+    return hashlib.sha256(terms.to_json().encode()).hexdigest()
+
+
+def _federation_of(out: Path) -> str:
+    """The federation that a client's run is of; nothing where there is none."""
+    path = out / "config.json"
+    return files.read_json(path, {}).get("federation", "") if path.exists() else ""

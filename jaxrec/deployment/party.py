@@ -7,7 +7,7 @@ the first, each node its own slice of the others, and both run the same `init` a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -54,6 +54,18 @@ class Party:
         kinds, structure = jax.tree.flatten(self.programs.is_own)
         leaves = iter(shared), iter(own)
         return structure.unflatten([next(leaves[mine]) for mine in kinds])
+
+    @cached_property
+    def shared_like(self) -> list[Any]:
+        """The shapes of the leaves that all clients share."""
+        return _picked(self.programs.is_own, self.programs.like, own=False)
+
+    @cached_property
+    def reads(self) -> list[bool]:
+        """Whether a node's round reads each leaf that all clients share."""
+        kinds = jax.tree.leaves(self.programs.is_own)
+        reads = self.programs.step(True).reads
+        return [read for read, mine in zip(reads, kinds, strict=False) if not mine]
 
     def key_of(self, round: int) -> jax.Array:
         """The key of a round: the one that a simulation has."""

@@ -22,6 +22,7 @@ from jaxrec.evaluation import names
 from jaxrec.evaluation.evaluator import Evaluation
 from jaxrec.federated.byte_ledger import Ledger
 from jaxrec.federated.secure_aggregation import ProtocolError
+from jaxrec.training import checkpoint
 from jaxrec.training.job import Job
 from jaxrec.training.prepared import Divided, Prepared, environment
 from jaxrec.training.progress import say
@@ -98,12 +99,15 @@ class _Together:
         self.tries, self.wait, self.progress = tries, wait, progress
         self.there: set[str] = set()
         self.charged = dict(coordinator.sent)  # bytes that the ledger has
-        self.best: tuple[float, int] | None = None  # value and round, as the loop counts them best
+        self.bests: list[tuple[float, int]] = []  # each value above those before, and its round
+        self.told: dict[str, str] = {}  # why nodes are left out
         if out and (out / MEMBERS).exists():
             kept = files.read_json(out / MEMBERS, {})
             coordinator.members, coordinator.users = kept["members"], kept["users"]
             coordinator.begun = kept["begun"]
-            self.best = tuple(kept["best"]) if kept["best"] else None
+            self.bests = [tuple(each) for each in kept.get("bests", ())]
+            if remembered := checkpoint.read_progress(out / "checkpoint", {}):
+                self.bests = [each for each in self.bests if each[0] <= remembered["best"]]
 
     def enrol(self, *, everyone: bool = False) -> None:
         """See who is there, and offer the terms to who is new or was left out, or to everyone."""
@@ -131,14 +135,14 @@ class _Together:
         """What measures a state in a split; in the test split, the best one of the other."""
 
         def measure(state: Any, data: Any) -> Evaluation:
-            at, best = self.coordinator.begun + 1, self.best and self.best[1]
+            at, best = self.coordinator.begun + 1, self.bests[-1][1] if self.bests else None
             at = best if split == TEST and best is not None else at
             ask = partial(self.coordinator.evaluate, state, at, split, self.run.ks, best=best)
             found = self._tried(lambda: ask(among=self.there))
             if split == VALID:
                 value = found.means[names.measured(self.run.monitor, found.means)]
-                if self.best is None or value > self.best[0]:
-                    self.best = value, at
+                if not self.bests or value > self.bests[-1][0]:
+                    self.bests.append((value, at))
                 self._keep()
             return found
 
@@ -170,16 +174,17 @@ class _Together:
                 return result
 
     def _tell(self) -> None:
-        """Say who was left out, and why."""
+        """Say who is left out, and why, where that is new."""
         for name, why in self.coordinator.left_out.items():
-            say(f"{name} is left out: {why}", shown=self.progress)
+            say(f"{name} is left out: {why}", shown=self.progress and self.told.get(name) != why)
+        self.told = dict(self.coordinator.left_out)
 
     def _keep(self) -> None:
         """Remember who is which client, and how far nodes have come."""
         if self.out:
             own = self.coordinator
             kept = {"members": own.members, "users": own.users, "begun": own.begun}
-            files.write_json(self.out / MEMBERS, kept | {"best": self.best})
+            files.write_json(self.out / MEMBERS, kept | {"bests": self.bests})
 
 
 def _prepared(coordinator: Coordinator, run: RunConfig, items: pd.DataFrame | None) -> Prepared:

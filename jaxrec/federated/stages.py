@@ -39,6 +39,7 @@ class Stages(NamedTuple):
     needed: int  # exchanges that the wanted results depend on
     finish: Callable[[list[jax.Array]], Any]  # the results' leaves -> the results
     given: tuple[jax.ShapeDtypeStruct, ...]  # the arguments' leaves
+    reads: tuple[bool, ...]  # whether each of them is read at all
 
     def begin(self, *args: Any) -> Progress:
         """Compute the first stage.
@@ -171,7 +172,8 @@ def _in_stages(
         known = [*kept[at], *(totals[at + 1] if at + 1 < len(work) else [])]
     depth = max((level[v] for v in _variables(results)), default=0)
     shapes = tuple(map(_shapes, parts[:-1]))
-    return Stages(tuple(stages), shapes, depth, structure.unflatten, _shapes(given))
+    reads = tuple(v in set(asked) for v in given)
+    return Stages(tuple(stages), shapes, depth, structure.unflatten, _shapes(given), reads)
 
 
 def _needed(eqns: Sequence[JaxprEqn], asked: Iterable[Any]) -> tuple[list[JaxprEqn], list[Var]]:

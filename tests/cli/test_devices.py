@@ -1,5 +1,6 @@
 """The commands of a federation refuse what cannot work, before they listen or connect."""
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ SERVER = "--items items.csv --insecure"
         (f"{SERVER}", "no method given: one of fedavg"),
         (f"itemknn {SERVER}", "must be one of fedavg, fedcia, popularity, rqfedrec"),
         (f"fedcia {SERVER} --split time", "split: each client has its own; give it to"),
+        (f"fedcia {SERVER} --ranking rows", "ranking: is no setting of a federation"),
         (f"fedcia {SERVER} --privacy central_dp --epsilon 1", "add no noise yet"),
         (f"fedcia {SERVER} --participation 0.5", "simulates what clients do"),
         (f"fedcia {SERVER} --start-with 2", "say with --users how many"),
@@ -42,6 +44,26 @@ def test_a_server_refuses_in_one_line(words, told, capsys, tmp_path, monkeypatch
     assert told in said
     assert said.count("error: ") == 1
     assert list(tmp_path.iterdir()) in ([], [tmp_path / "runs"])
+
+
+def test_a_run_is_neither_overwritten_nor_resumed_too_early(capsys, tmp_path):
+    record = {"method": "fedcia", "settings": {}, "terms": {}, "server": {}}
+    (tmp_path / "federation.json").write_text(json.dumps(record))
+    told = lambda *words: (coordinate.main(words), capsys.readouterr().err)
+    status, said = told("fedcia", *SERVER.split(), "--out", str(tmp_path))
+    assert (status, "holds a run; resume it" in said) == (2, True)
+    status, said = told("--resume", str(tmp_path))
+    assert (status, "ended before anything was saved" in said) == (2, True)
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "index.json").write_text("{}")
+    status, said = told("--resume", str(tmp_path), "--clients", "4")
+    assert (status, "clients: is part of the terms" in said) == (2, True)
+
+
+def test_stored_options_are_read_again():
+    server = Server(items="i.csv", insecure=True, wait=0.0, start_with=2, users=9)
+    words = coordinate._words_of(coordinate._stored(server), [])
+    assert take_options(Server, words) == (server, [])
 
 
 @pytest.mark.parametrize(
@@ -66,11 +88,8 @@ def test_a_client_refuses_in_one_line(words, told, capsys, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("command", [coordinate, participate])
 def test_without_flower_the_remedy_is_told(command, capsys, monkeypatch):
-    for name in list(sys.modules):
-        if name.startswith("jaxrec.deployment.flower"):
-            monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "flwr", None)
-    monkeypatch.setitem(sys.modules, "flwr.app", None)
+    for name in ("superlink", "supernode"):
+        monkeypatch.setitem(sys.modules, f"jaxrec.deployment.flower.{name}", None)
     words = ["fedcia" if command is coordinate else "rows.csv", "--items", "i.csv", "--insecure"]
     assert command.main(words) == 2
     assert "pip install 'jaxrec[flower]'" in capsys.readouterr().err

@@ -202,7 +202,7 @@ def test_a_round_with_too_few_clients_is_over_and_cannot_be_tried_again(whole):
     network.lost = lambda *_: False
     with pytest.raises(ProtocolError, match="has begun round 0, and a round begins once"):
         coordinator.step(state, 0)
-    with pytest.raises(ProtocolError, match="round -1: this client has begun round 0"):
+    with pytest.raises(ProtocolError, match="begun the set-up of these terms before"):
         coordinator.init()
     _, metrics = coordinator.step(state, coordinator.begun + 1)
     assert metrics.participants == CLIENTS
@@ -346,7 +346,7 @@ def test_terms_that_a_client_knows_are_not_begun_anew(whole):
     again.enrol(["client 3", "client 2"])  # who would be the first and the second
     assert (again.members, again.begun) == ({"client 2": 2, "client 3": 3}, 0)
     again.enrol(network.nodes)
-    with pytest.raises(ProtocolError, match="round -1: this client has begun round 0"):
+    with pytest.raises(ProtocolError, match="begun the set-up of these terms before"):
         again.init()
     _, metrics = again.step(state, 1)
     assert metrics.participants == CLIENTS
@@ -405,11 +405,12 @@ def test_requests_that_ask_for_more_than_was_agreed_are_refused(whole, settings)
     coordinator = federation(whole, "fedavg", {"width": 8, "local_steps": 2, **settings}, network)
     state, node = coordinator.init(), network.nodes["client 0"]
     shared = coordinator.party.leaves(state, own=False)
-    head = {"do": "begin", "round": 0, "shared": len(shared), "new": [*range(len(shared))]}
+    head = {"do": "begin", "round": 0, "new": [*range(len(shared))]}
     ask = lambda more, arrays=shared: decode(node.answer(encode(Message({**head, **more}, arrays))))
     assert "a round begins once" in ask({"round": 2**40}).head["refused"]
     assert "a round begins once" in ask({"round": "0"}).head["refused"]
-    assert "lacks a part of the shared state" in ask({}, shared[1:]).head["refused"]
+    assert "lacks a part of the shared state" in ask({"new": []}).head["refused"]
+    assert "failed at the request" in ask({}, shared[::-1]).head["refused"]
     late = ask({"do": "go on", "exchange": 0, "totals": 0})
     assert "does not wait for sums 0 of round 0" in late.head["refused"]
     if settings is SUMS:

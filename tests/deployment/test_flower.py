@@ -7,10 +7,12 @@ import threading
 import time
 from contextlib import contextmanager
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import numpy as np
 import pytest
+from flwr.app import RecordDict
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from jaxrec.data.pack import pack
@@ -19,7 +21,7 @@ from jaxrec.data.synthetic import synthetic
 from jaxrec.deployment import Coordinator, Limits, Node, Terms
 from jaxrec.deployment.flower.superlink import Certificate, SuperLink
 from jaxrec.deployment.flower.supernode import private_key, take_part
-from jaxrec.deployment.messages import Message, encode
+from jaxrec.deployment.messages import Message, decode, encode
 from jaxrec.deployment.party import nobody
 from jaxrec.types import SettingError
 from tests.deployment import certificates
@@ -156,18 +158,77 @@ def test_a_key_that_is_not_listed_is_not_admitted(admitted, tmp_path, capfd):
         connected(nodes, port, tmp_path / "strangers", insecure=True),
     ):
         told = lambda: capfd.readouterr().err
-        until(lambda: "the server does not admit this client" in told())
+        until(lambda: "the server does not list this client's key" in told())
         assert link.names() == []
 
 
 def test_only_what_clients_need_is_on_the_network(admitted):
-    port = free_port()
+    port, kind = free_port(), {"content-type": PROTOBUF_MEDIA_TYPE}
+    post = lambda path: httpx.post(f"http://127.0.0.1:{port}/{path}", headers=kind).status_code
+    others = ("v1/control/start-run", "v1/runtime/acquire-task", "docs", "openapi.json")
+    with SuperLink("127.0.0.1", port, None):
+        assert {path: post(path) for path in others} == dict.fromkeys(others, 404)
+        assert post("v1/fleet/pull-messages") == 401  # without a signature
     with SuperLink("127.0.0.1", port, None, admitted):
-        kind = {"content-type": PROTOBUF_MEDIA_TYPE}
-        post = lambda path: httpx.post(f"http://127.0.0.1:{port}/{path}", headers=kind).status_code
-        for path in ("v1/control/start-run", "v1/runtime/acquire-task", "docs", "openapi.json"):
-            assert post(path) == 404, path
-        assert post("v1/fleet/pull-messages") == 401  # without a key
+        assert post("v1/fleet/pull-messages") == 403  # without a listed key, and unread
+
+
+@pytest.mark.parametrize("server", ["localhost:abc", "::1:9092", "http://a:80", "host", ""])
+def test_an_address_that_is_none_is_told(server, tmp_path):
+    (node,) = nodes_of(Node).values()
+    with pytest.raises(SettingError, match="must be HOST:PORT"):
+        take_part(node, server, tmp_path / "client.key", insecure=True)
+
+
+def test_a_root_certificate_that_is_none_is_told(tmp_path):
+    (node,) = nodes_of(Node).values()
+    for number, content in enumerate((b"", b"junk", b"\xff\xfe")):
+        path = tmp_path / f"{number}.pem"
+        path.write_bytes(content)
+        with pytest.raises(SettingError, match=f"{path}: is no certificate in PEM"):
+            take_part(node, "127.0.0.1:9", tmp_path / "client.key", root_certificate=path)
+
+
+def test_what_is_no_server_is_waited_for(tmp_path, capfd):
+    """A proxy or another program answers in its place."""
+
+    class Other(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>welcome to our network</html>")
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with connected(nodes_of(Node), server.server_port, tmp_path, insecure=True):
+            until(lambda: "tries again until it is there" in capfd.readouterr().err)
+        server.shutdown()
+
+
+def test_a_reply_that_flower_cannot_read_is_none(admitted, monkeypatch):
+    port, nodes = free_port(), nodes_of(Node)
+    monkeypatch.setattr("jaxrec.deployment.flower.supernode.content_of", lambda data: RecordDict())
+    with (
+        SuperLink("127.0.0.1", port, None, admitted, timeout=5) as link,
+        connected(nodes, port, admitted, insecure=True),
+    ):
+        until(lambda: link.names() == ["client-0"])
+        greet = encode(Message({"do": "greet"}))
+        replies = dict(link.ask({"client-0": greet}))
+    told = decode(replies["client-0"]).head["refused"]
+    assert "cannot be read: a message without bytes" in told
+
+
+def test_a_server_outlives_a_long_wait(monkeypatch):
+    """Flower ends a run that gives no sign of life."""
+    monkeypatch.setattr("jaxrec.deployment.flower.superlink.SIGN_OF_LIFE", 0.05)
+    with SuperLink("127.0.0.1", free_port(), None) as link:
+        given = []
+        monkeypatch.setattr(link._state, "acknowledge_task_heartbeat", given.append)
+        until(lambda: len(given) > 2)
 
 
 def test_late_and_damaged_replies_do_not_count(admitted, capfd):

@@ -48,7 +48,7 @@ def coordinator(nodes, seed=0):
 @pytest.mark.parametrize("own", [None, [], [np.arange(3.0), np.ones((2, 1), np.int32)]])
 def test_what_is_written_is_read(tmp_path, own):
     kept = {4: own, 6: own} if own is not None else {}
-    standing = Standing(2, 7, own, kept, 2**40)
+    standing = Standing(2, 7, own, kept, 2**40, "digest")
     memory = Memory(tmp_path)
     assert memory.read("terms") is None
     memory.write("terms", standing)
@@ -82,7 +82,7 @@ def test_a_client_that_starts_again_begins_no_round_twice(machines):
     state = first.init()
     request = Message({"do": "begin", "round": 0, "shared": 0})
     shared = first.party.leaves(state, own=False)
-    head = {"do": "begin", "round": 0, "shared": len(shared), "new": [*range(len(shared))]}
+    head = {"do": "begin", "round": 0, "new": [*range(len(shared))]}
     request = encode(Message({**head, "sum": 1, "me": 0}, shared))
     nodes["client 0"].answer(request)  # its process ends before any part is sent
     again = machines()["client 0"]
@@ -102,3 +102,13 @@ def test_a_damaged_memory_is_refused_and_kept(machines, tmp_path):
     with pytest.raises(DataError, match="may have begun rounds that it does not remember"):
         Memory(tmp_path / "1").read(found.terms.to_json())
     assert set(coordinator(machines(), seed=1).members) == set(machines())
+
+
+def test_a_client_whose_rows_have_changed_is_no_member(machines, tmp_path):
+    first = coordinator(machines())
+    first.step(first.init(), 0)
+    nodes = machines()
+    changed = Node(data_of(9), ITEMS, Limits(min_cohort=2), memory=Memory(tmp_path / "1"))
+    again = coordinator(nodes | {"client 1": changed})
+    assert set(again.members) == {"client 0", "client 2"}
+    assert "the train rows of this client have changed" in again.left_out["client 1"]

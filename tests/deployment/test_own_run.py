@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -15,6 +16,7 @@ import pytest
 import jaxrec
 from jaxrec.deployment import Coordinator, Limits
 from jaxrec.deployment.catalogue import read_list
+from jaxrec.deployment.messages import Message, decode, encode
 from jaxrec.deployment.opening import open_terms, public_data
 from jaxrec.deployment.own_run import OwnRun
 from jaxrec.deployment.run import train_together
@@ -45,7 +47,11 @@ def files(tmp_path_factory):
     return folder
 
 
-def federation(files, folder, method, **settings):
+def method_of(nodes):
+    return nodes["client 0"].membership.party
+
+
+def federation(files, folder, method, seed=0, **settings):
     """The clients, a coordinator and the list of items, in one process."""
     items = read_list(str(files / "items.csv"))
     owned, nodes = {}, {}
@@ -61,7 +67,9 @@ def federation(files, folder, method, **settings):
             owned[name].keep(nodes[name])
             yield name, reply
 
-    terms = open_terms(method, SERVER, config, items, ask, nodes, clients=CLIENTS)
+    terms = open_terms(
+        method, replace(SERVER, seed=seed), config, items, ask, nodes, clients=CLIENTS
+    )
     coordinator = Coordinator(terms, public_data(terms, items), ask)
     coordinator.enrol(nodes)
     return nodes, coordinator, items
@@ -140,3 +148,38 @@ def test_the_list_of_items_is_read_from_the_web_with_its_digest(files, tmp_path)
         read_list(str(path), "0" * 64)
     with pytest.raises(DataError, match="is no table of items"):
         read_list(str(files / "none.csv"))
+
+
+def test_another_federation_begins_the_folder_anew(files, tmp_path):
+    for seed in (0, 1):
+        nodes, coordinator, _ = federation(
+            files, tmp_path, "fedavg", width=4, local_steps=1, seed=seed
+        )
+        state, _ = coordinator.step(coordinator.init(), 0)
+        coordinator.evaluate(state, 1, "valid", (5, 10, 20))
+        reopened = jaxrec.reopen(tmp_path / "0")
+        found = method_of(nodes).leaves(reopened.state, own=False)
+        for one, other in zip(found, method_of(nodes).leaves(state, own=False), strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert [row["round"] for row in reopened.rows] == [1]
+
+
+def test_a_folder_of_another_run_is_left_alone(files, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    run = RunConfig(data=str(files / "client0.csv"), baselines=())
+    with pytest.raises(SettingError, match="holds a run that is no client's"):
+        OwnRun(run, read_list(str(files / "items.csv")), tmp_path)
+
+
+@pytest.mark.parametrize("round", ["0/../../victim", -1, True, 2**40, None])
+def test_a_round_that_is_no_number_of_a_round_is_refused(files, tmp_path, round):
+    nodes, coordinator, _ = federation(files, tmp_path, "popularity")
+    coordinator.step(coordinator.init(), 0)
+    before, node = sorted(tmp_path.rglob("*")), nodes["client 0"]
+    head = {"do": "evaluate", "split": "valid", "ks": [5], "best": None, "new": []}
+    refused = lambda **told: decode(node.answer(encode(Message({**head, **told})))).head["refused"]
+    assert "are no numbers of rounds" in refused(round=round)
+    assert "are no numbers of rounds" in refused(round=1, best=str(round))
+    assert "are no lengths of lists" in refused(round=1, ks=[10**9])
+    assert sorted(tmp_path.rglob("*")) == before
+    assert node.evaluated is None

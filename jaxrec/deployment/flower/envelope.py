@@ -17,17 +17,13 @@ def content_of(data: bytes) -> RecordDict:
     return RecordDict({NAME: ConfigRecord({NAME: data})})
 
 
-def bytes_of(message: Message) -> bytes:
-    """The bytes that a Flower message carries; DataError where it carries none, or says why."""
-    if message.has_error():
-        raise DataError(f"{message.error.reason or 'Flower has no reason'}")
-    try:
-        data = message.content.config_records[NAME][NAME]
-    except KeyError as error:
-        raise DataError("a message without bytes of jaxrec") from error
-    if not isinstance(data, bytes):
-        raise DataError("a message whose content is no bytes")
-    return data
+def bytes_of(message: object) -> bytes:
+    """The bytes that a Flower message carries; DataError where it carries none."""
+    if isinstance(message, Message) and message.has_content():
+        records = message.content.config_records
+        if NAME in records and isinstance(data := records[NAME].get(NAME), bytes):
+            return data
+    raise DataError("a message without bytes of jaxrec")
 
 
 def fingerprint(public_key: bytes) -> str:

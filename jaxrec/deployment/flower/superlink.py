@@ -6,12 +6,13 @@ programs and admit clients. Here requests come from this process, and keys from 
 
 from __future__ import annotations
 
+import base64
 import logging
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,12 @@ from fastapi import FastAPI
 from flwr.app import Message, Metadata
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID
-from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID, TaskType
+from flwr.supercore.constant import (
+    FLEET_HTTP_PUBLIC_KEY_HEADER,
+    FLWR_IN_MEMORY_DB_NAME,
+    NOOP_FEDERATION_ID,
+    TaskType,
+)
 from flwr.supercore.error import http_error_translator
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
@@ -43,7 +49,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from jaxrec.deployment.flower.envelope import KIND, bytes_of, content_of, fingerprint
 from jaxrec.deployment.messages import Message as Told
 from jaxrec.deployment.messages import encode
-from jaxrec.types import DataError, SettingError
+from jaxrec.types import SettingError
 
 POLL = 0.02  # seconds between two looks for replies
 SIGN_OF_LIFE = 5.0  # seconds between those of the server's own task
@@ -90,14 +96,14 @@ class SuperLink:
         (self._task,) = self._state.get_tasks(run_ids=[self._run])
         self._state.claim_task(self._task.task_id)
         self._state.activate_task(self._task.task_id)
-        self._alive = 0.0
         for name in ("flwr", "uvicorn"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        self._closed = threading.Event()
         quiet: Any = {"log_config": None, "access_log": False, "lifespan": "off", "ws": "none"}
         tls: Any = {}
         if certificate:
             tls = {"ssl_certfile": certificate.certificate, "ssl_keyfile": certificate.key}
-        config = uvicorn.Config(app, **quiet, **tls)
+        config = uvicorn.Config(_admitting(app, self._names), **quiet, **tls)
         try:
             config.load()
         except (OSError, ssl.SSLError) as error:  # whose texts hold no key
@@ -106,8 +112,9 @@ class SuperLink:
         self._host, self._port = host, port
 
     def __enter__(self) -> SuperLink:
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         try:
-            listening = socket.create_server((self._host, self._port))
+            listening = socket.create_server((self._host, self._port), family=family)
         except (OSError, OverflowError) as error:
             raise SettingError(
                 f"{self._host}:{self._port}: cannot listen there ({error}); choose another --port, "
@@ -118,9 +125,13 @@ class SuperLink:
         self._thread.start()
         while self._thread.is_alive() and not self._server.started:
             time.sleep(POLL)
+        if not self._server.started:
+            raise SettingError(f"{self._host}:{self._port}: the server has ended as it began")
+        threading.Thread(target=self._live, name="sign of life", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._closed.set()
         self._server.should_exit = True
         self._thread.join(10.0)
 
@@ -136,13 +147,14 @@ class SuperLink:
 
     def ask(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
         """Send each client its request, and give the replies as they come; see `Coordinator`."""
-        nodes, until = self._nodes(), time.monotonic() + self.timeout
-        there = {name: data for name, data in requests.items() if name in nodes}
-        sent = {self._push(nodes[name], data): name for name, data in there.items()}
-        waiting, coming = dict(sent), []
+        nodes, sent = self._nodes(), {}
         try:
+            for name, data in requests.items():
+                if name in nodes:
+                    sent[self._push(nodes[name], data)] = name
+            waiting, coming = dict(sent), []
+            until = time.monotonic() + self.timeout
             while waiting and time.monotonic() < until:
-                self._live()
                 asked = waiting.keys() - {m.metadata.reply_to_message_id for m in coming}
                 coming += self._state.get_message_res(asked, self._run)
                 for message in list(coming):
@@ -155,7 +167,7 @@ class SuperLink:
                 yield name, encode(Told({"refused": reason}))
         finally:
             self._state.delete_messages(set(sent))
-            for number in (*sent, *(message.metadata.message_id for message in coming)):
+            for number in sent:
                 self._state.object_store.delete(number)
 
     def _nodes(self) -> dict[str, int]:
@@ -166,9 +178,8 @@ class SuperLink:
         return {name(info.public_key): info.node_id for info in infos}
 
     def _live(self) -> None:
-        """A sign of life, without which Flower would end the run."""
-        if time.monotonic() > self._alive + SIGN_OF_LIFE:
-            self._alive = time.monotonic()
+        """Give signs of life, without which Flower ends a run after a minute."""
+        while not self._closed.wait(SIGN_OF_LIFE):
             self._state.acknowledge_task_heartbeat(self._task.task_id)
 
     def _push(self, node: int, data: bytes) -> str:
@@ -192,19 +203,18 @@ class SuperLink:
 
     def _data(self, message: Message) -> bytes | None:
         """The bytes of a reply; None while some are on their way."""
+        if message.has_error():
+            return encode(Told({"refused": "it went away before it replied"}))
         try:
-            if message.has_error():
-                return bytes_of(message)
             number, store = message.metadata.message_id, self._state.object_store
             names = [tree.object_id for tree in iterate_object_tree(store.get_object_tree(number))]
             found = {name: self._state.get_object(self._run, name) for name in names}
             if not all(found.values()):
                 return None
             store.delete(number)
-            reply: Any = inflate_object_from_contents(number, found)
-            return bytes_of(reply)
-        except (DataError, ValueError, TypeError) as error:
-            return encode(Told({"refused": f"its reply cannot be read: {error}"}))
+            return bytes_of(inflate_object_from_contents(number, found))
+        except Exception as error:  # of Flower and protobuf, whatever the client has sent
+            return encode(Told({"refused": f"its reply cannot be read: {error!s:.200}"}))
 
 
 def _names_of(keys: Path | None) -> dict[bytes, str]:
@@ -236,6 +246,22 @@ def public_key(path: Path) -> bytes:
     return key.public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
+
+
+def _admitting(app: Any, keys: Collection[bytes]) -> Any:
+    """The app, which reads nothing of a request that shows none of the keys, if there are any."""
+
+    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+        headers = dict(scope.get("headers", ()))
+        shown = headers.get(FLEET_HTTP_PUBLIC_KEY_HEADER.lower().encode(), b"")
+        if keys and scope["type"] == "http" and shown not in encoded:
+            await send({"type": "http.response.start", "status": 403, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            await app(scope, receive, send)
+
+    encoded = {base64.b64encode(key) for key in keys}
+    return guarded
 
 
 def _fleet_alone(*, admits_all: bool) -> FastAPI:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import ssl
 import threading
 import time
@@ -39,7 +40,6 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_push_object_fn_protobuf,
 )
 from flwr.supercore.inflatable.inflatable_utils import (
-    ObjectPullError,
     pull_and_inflate_object_from_tree,
     push_objects,
 )
@@ -88,7 +88,7 @@ def take_part(
     Args:
       server: HOST:PORT.
       key: private key of this client, in PEM; it is made where it does not exist.
-      root_certificate: PEM of who has signed the server's certificate; None: those of the system.
+      root_certificate: PEM of who has signed the server's certificate; None: the system's.
       insecure: without TLS, for one machine only.
       after: called after each reply has gone.
 
@@ -99,32 +99,51 @@ def take_part(
     private = private_key(key)
     public = public_key_to_bytes(private.public_key())
     say(f"this client's key is {fingerprint(public)}", shown=progress)
-    stop, wait, told, root = stop or threading.Event(), RETRY[0], False, None
-    if root_certificate and not insecure:
-        root = root_certificate.read_bytes()
-    while not stop.is_set():
-        interceptors = [
-            RuntimeVersionHttpInterceptor(component_name="SuperNode"),
-            NodeAuthHttpInterceptor(private, private.public_key()),
-        ]
+    if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:/@]+):\d{1,5}", server):
+        raise SettingError(f"server = {server!r}: must be HOST:PORT, such as 127.0.0.1:9092")
+    trusted = None if insecure else _trusted(root_certificate)
+    stop, wait, told = stop or threading.Event(), RETRY[0], ""
+    while not (stop.is_set() or node.ended):
         try:
             with (
-                FleetHttpClient.from_server_address(server, insecure, root, interceptors) as fleet,
-                _Connection(fleet, public, server) as connection,
+                _fleet(server, private, trusted) as fleet,
+                _Connection(fleet, public) as connection,
             ):
                 say(f"connected to {server}", shown=progress)
-                wait, told = RETRY[0], False
+                wait, told = RETRY[0], ""
                 connection.serve(node, after, stop, progress)
-            if node.ended:
-                return
-        except (Lost, httpx.HTTPError, ObjectPullError, OSError) as error:
+        except SettingError:
+            raise
+        except (Exception, SystemExit) as error:  # of Flower and the network: it may come back
             if why := _untrusted(error):
                 raise SettingError(f"{server}: {why}") from error
-            if not told:
+            if str(error) != told:
                 say(f"{server}: {error}; this client tries again until it is there", shown=progress)
-            told = True
+            told = str(error)
             stop.wait(wait)
             wait = min(2 * wait, RETRY[1])
+
+
+def _fleet(
+    server: str, private: ec.EllipticCurvePrivateKey, trusted: ssl.SSLContext | None
+) -> FleetHttpClient:
+    """Flower's client of the server's Fleet API, which signs its requests."""
+    return FleetHttpClient(
+        f"{'https' if trusted else 'http'}://{server}",
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+            NodeAuthHttpInterceptor(private, private.public_key()),
+        ],
+        verify=trusted or False,
+    )
+
+
+def _trusted(root_certificate: Path | None) -> ssl.SSLContext:
+    """Who may have signed the server's certificate."""
+    try:
+        return ssl.create_default_context(cafile=root_certificate)
+    except (OSError, ValueError) as error:
+        raise SettingError(f"{root_certificate}: is no certificate in PEM ({error})") from error
 
 
 def _untrusted(error: BaseException | None) -> str:
@@ -144,8 +163,8 @@ def _untrusted(error: BaseException | None) -> str:
 class _Connection:
     """A registered and active SuperNode; deactivated on leaving."""
 
-    def __init__(self, fleet: FleetHttpClient, public: bytes, server: str):
-        self.fleet, self.public, self.server = fleet, public, server
+    def __init__(self, fleet: FleetHttpClient, public: bytes):
+        self.fleet, self.public = fleet, public
         self.stopped = threading.Event()
 
     def __enter__(self) -> _Connection:
@@ -156,11 +175,7 @@ class _Connection:
                 ActivateNodeRequest(public_key=self.public, heartbeat_interval=SIGN_OF_LIFE)
             )
         except httpx.HTTPStatusError as error:
-            raise Lost(
-                f"the server does not admit this client, whose key is {fingerprint(self.public)}: "
-                "the server does not list the key, or still counts this client's last process as "
-                "connected, or the clocks of the two machines differ by minutes"
-            ) from error
+            raise Lost(self._refusal(error.response.status_code)) from error
         self.place = NodeNumber(node_id=reply.node_id)
         self.beat = threading.Thread(target=self._beat, daemon=True)
         self.beat.start()
@@ -171,9 +186,22 @@ class _Connection:
         with contextlib.suppress(httpx.HTTPError):
             self.fleet.DeactivateNode(DeactivateNodeRequest(node_id=self.place.node_id))
 
+    def _refusal(self, status: int) -> str:
+        """What a refusal to connect means."""
+        if status == 403:
+            return f"the server does not list this client's key, {fingerprint(self.public)}"
+        if status == 401:
+            return (
+                "the server does not accept this client's signature; is the clock of this machine "
+                "more than 5 seconds ahead of the server's, or 5 minutes behind it?"
+            )
+        if status == 404 or status >= 500:
+            return f"no jaxrec server answers there (HTTP {status})"
+        return "the server still counts this client's last process as connected"
+
     def _beat(self) -> None:
         while not self.stopped.wait(0.7 * SIGN_OF_LIFE):
-            with contextlib.suppress(httpx.HTTPError):  # which the next request meets as well
+            with contextlib.suppress(Exception):  # which the next request meets as well
                 self.fleet.SendNodeHeartbeat(
                     SendNodeHeartbeatRequest(node=self.place, heartbeat_interval=SIGN_OF_LIFE)
                 )
@@ -182,7 +210,7 @@ class _Connection:
         self, node: Node, after: Callable[[], None], stop: threading.Event, progress: bool
     ) -> None:
         """Answer requests until `stop`; raises Lost, or an error of HTTP, where the server goes."""
-        last = time.monotonic()
+        last, refused = time.monotonic(), ""
         while not (stop.is_set() or node.ended):
             try:
                 message = self._pull()
@@ -197,6 +225,9 @@ class _Connection:
                 data = encode(Told({"refused": str(error)}))
             else:
                 data = node.answer(data)
+            if node.refusal and node.refusal != refused:
+                say(f"this client refuses: {node.refusal}", shown=progress)
+            refused = node.refusal
             late = time.time() - message.metadata.created_at - message.metadata.ttl
             if late > 0:
                 say(
@@ -247,19 +278,24 @@ class _Connection:
 def private_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """A client's private key, made where there is none yet, which only its owner can read.
 
-    Its public half lies beside it as NAME.pub, for the server.
+    Its public half lies beside it, NAME.pub for NAME.key, for the server.
     """
+    if path.suffix == ".pub":
+        raise SettingError(f"key = '{path}': NAME.pub is for the public half; choose another name")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        private, public = generate_key_pairs()
+        made, _ = generate_key_pairs()
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(private_key_to_bytes(private))
-        path.with_suffix(".pub").write_bytes(public_key_to_bytes(public))
-        return private
+            file.write(private_key_to_bytes(made))
     try:
         found = bytes_to_private_key(path.read_bytes())
     except (ValueError, TypeError) as error:  # whose text could hold a part of the key
-        raise SettingError(f"{path}: is no private key in PEM without a password") from error
+        raise SettingError(
+            f"{path}: is no private key in PEM without a password; remove it to have one made"
+        ) from error
     if not isinstance(found, ec.EllipticCurvePrivateKey):
-        raise SettingError(f"{path}: is no elliptic curve key; make one with the curve P-384")
+        raise SettingError(f"{path}: is no elliptic curve key; remove it to have one made")
+    public = path.with_name(path.name.removesuffix(".key") + ".pub")
+    if not public.exists():
+        public.write_bytes(public_key_to_bytes(found.public_key()))
     return found
