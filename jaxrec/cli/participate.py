@@ -42,8 +42,8 @@ class Options(Reading):
     insecure: bool = False
     """Speak to the server without TLS: for trials on one machine."""
     key: Path | None = None
-    """PEM file of this client's private key, made where there is none; by default DIR/client.key.
-    NAME.pub beside it is the public half, for the server."""
+    """PEM file of this client's private key, made where there is none; by default DIR.key, beside
+    the folder. NAME.pub beside it is the public half, for the server."""
     out: Path | None = None
     """Folder of this client; by default runs/client-DATA."""
     split: str = RunConfig.split
@@ -108,7 +108,7 @@ def _take_part(words: Sequence[str]) -> None:
         own = OwnRun(run, items, out, progress=shown)
         node = own.node(Limits(options.secure_sum, options.min_cohort, options.methods))
         take_part(
-            node, options.server, options.key or out / "client.key",
+            node, options.server, options.key or out.with_name(f"{out.name}.key"),
             root_certificate=options.root_certificate, insecure=options.insecure,
             after=lambda: _keep(own, node), progress=shown,
         )  # fmt: skip

@@ -38,7 +38,16 @@ def _signed(name, key, by, by_key, *, ca):
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(hours=1))
         .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(by_key.public_key()), critical=False
+        )
     )
+    if ca:
+        uses = {"digital_signature": False, "content_commitment": False, "key_agreement": False}
+        uses |= {"key_encipherment": False, "data_encipherment": False, "encipher_only": False}
+        signs = x509.KeyUsage(**uses, decipher_only=False, key_cert_sign=True, crl_sign=True)
+        made = made.add_extension(signs, critical=True)
     address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
     made = made.add_extension(x509.SubjectAlternativeName([address]), critical=False)
     return made.sign(by_key, hashes.SHA256())

@@ -265,3 +265,4 @@ def test_wrong_certificates_and_strangers_are_told(processes):
     together.client(1, key="stranger.key")
     together.until("client-1", "the server does not admit this client")
     assert "PRIVATE" not in together.all()
+    assert not [path for path in (together.folder / "client-1").rglob("*.key")]
