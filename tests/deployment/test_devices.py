@@ -263,6 +263,6 @@ def test_wrong_certificates_and_strangers_are_told(processes):
     assert "its certificate is not trusted" in together.said("client-0")
     private_key(together.folder / "stranger.key")
     together.client(1, key="stranger.key")
-    together.until("client-1", "the server does not admit this client")
+    together.until("client-1", "the server does not list this client's key")
     assert "PRIVATE" not in together.all()
-    assert not [path for path in (together.folder / "client-1").rglob("*.key")]
+    assert not list((together.folder / "client-1").rglob("*.key"))
