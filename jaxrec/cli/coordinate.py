@@ -53,7 +53,9 @@ rounds, evaluate_every, patience, monitor, ks, seed and text, are those of jaxre
 are each client's own."""
 OURS = ("rounds", "evaluate_every", "patience", "monitor", "ks", "seed", "text")
 RECORD = "federation.json"  # beside a run's other files: the terms, and these options
-KINDS: files.Kinds = {"method": str, "settings": dict, "terms": dict, "server": dict}
+KINDS: files.Kinds = {
+    "method": str, "settings": dict, "terms": dict, "participation": files.NUMBER, "server": dict,
+}  # fmt: skip
 ITEMS = "items.parquet"  # the list of items
 SAVED = "checkpoint/index.json"  # there once a run can go on
 POLL = 0.2  # seconds between two looks for clients
@@ -176,6 +178,7 @@ class Plan(NamedTuple):
     method: str
     run: RunConfig
     config: Any
+    participation: float = 1.0  # the share of the clients in each round
     terms: Terms | None = None  # of a run that is resumed
 
 
@@ -196,11 +199,11 @@ def _planned(method: str | None, config: Path | None, words: Sequence[str]) -> P
         none = "is no setting of a federation of real machines; leave it out"
         raise SettingError(f"{stray[0]}: {told if stray[0] in theirs else none}")
     given = {name: value for name, value in given.items() if name not in own} | worded
-    if "participation" in settings_of(method):
-        given.setdefault("participation", 1.0)
-    run, made = build(method, given | {"data": "federation", "baselines": ()})
+    share = given.pop("participation", 1.0)  # whom the server draws, and no method simulates
+    all_there = {"participation": 1.0} if "participation" in settings_of(method) else {}
+    run, made = build(method, given | all_there | {"data": "federation", "baselines": ()})
     check_terms(method, made)
-    return Plan(method, run, made)
+    return Plan(method, run, made, share)
 
 
 def _record_of(run: Path, words: Sequence[str]) -> dict[str, Any]:
@@ -227,7 +230,7 @@ def _resumed(before: dict[str, Any], words: Sequence[str]) -> Plan:
             "and patience"
         )
     run, config = build(method, read_values(method, before["settings"]) | worded)
-    return Plan(method, run, config, terms)
+    return Plan(method, run, config, before["participation"], terms)
 
 
 def _trained(plan: Plan, server: Server, link: SuperLink, out: Path, *, progress: bool) -> Result:
@@ -248,13 +251,14 @@ def _trained(plan: Plan, server: Server, link: SuperLink, out: Path, *, progress
     )  # fmt: skip
     settings = asdict(plan.run) | asdict(plan.config)
     record = {"method": plan.method, "settings": settings, "terms": asdict(terms)}
+    record["participation"] = plan.participation
     out.mkdir(parents=True, exist_ok=True)
     files.write_json(out / RECORD, record | {"server": _stored(replace(server, users=terms.users))})
     files.write_atomic(out / ITEMS, items.to_parquet)
     coordinator = Coordinator(terms, public_data(terms, items), link.ask)
     result = train_together(
-        coordinator, link.names, plan.run, out, items=items, tries=server.tries, wait=server.wait,
-        progress=progress,
+        coordinator, link.names, plan.run, out, items=items, participation=plan.participation,
+        tries=server.tries, wait=server.wait, progress=progress,
     )  # fmt: skip
     coordinator.end(link.names())
     up, down = link.traffic

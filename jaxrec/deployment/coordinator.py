@@ -54,6 +54,7 @@ class Coordinator:
         self.terms, self.ask = terms, ask
         self.party = Party(terms, data)
         self.secure = self.party.config.privacy == "secure_sum"
+        self.least = max(2, self.party.config.min_cohort) if self.secure else 1  # in a sum
         self.members: dict[str, int] = {}  # the number of each node that has joined
         self.users: dict[str, int] = {}  # how many users each of them has
         self.begun = NOTHING  # the newest round that one of them has begun
@@ -208,8 +209,7 @@ class Coordinator:
             self._need(len(there), head["round"])
             return there, vectors.added([found[name].arrays for name in there])
         terms = agree(
-            len(there), vectors.length(shapes), 32,
-            round=self._sums, least=max(2, self.party.config.min_cohort),
+            len(there), vectors.length(shapes), 32, round=self._sums, least=self.least
         )  # fmt: skip
         self._sums += 1
 
@@ -243,7 +243,8 @@ class Coordinator:
         self.left_out |= left_out
         if isinstance(content, Shared):
             for name, _ in found:
-                self._known[name] |= {n: content.arrays[n] for n in content.needed}
+                known = self._known.setdefault(name, {})
+                known |= {n: content.arrays[n] for n in content.needed}
         return found
 
     def _counted(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
@@ -259,9 +260,8 @@ class Coordinator:
         self.sent[self._purpose] = Sent(before.up + up, before.down + down, before.messages + 1)
 
     def _need(self, number: int, round: int) -> None:
-        least = max(2, self.party.config.min_cohort) if self.secure else 1
-        if number < least:
-            raise self._failed(round, f"{number} clients are left, and {least} are needed")
+        if number < self.least:
+            raise self._failed(round, f"{number} clients are left, and {self.least} are needed")
 
     def _failed(self, round: int, told: object) -> ProtocolError:
         where = "the set-up" if round < 0 else f"round {round}"

@@ -7,6 +7,7 @@ the result. It holds no rows and no users, so nothing is served from it.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from jaxrec import files
@@ -43,6 +45,7 @@ def train_together(
     out: str | Path | None = None,
     *,
     items: pd.DataFrame | None = None,
+    participation: float = 1.0,
     tries: int = 3,
     wait: float = 10.0,
     progress: bool = True,
@@ -57,6 +60,8 @@ def train_together(
       nodes: gives the names of the nodes that can be reached now. New ones may join at each round.
       run: rounds, evaluations, patience, monitor, ks and seed; the nodes have read their own data.
       items: the common list of items, for the run's folder.
+      participation: the share of the clients that are there to draw for each round; never fewer
+        than a sum may be over.
       tries: how often a round may fail, for too few clients, before the run ends.
       wait: seconds before the next try.
 
@@ -67,7 +72,11 @@ def train_together(
         raise SettingError(f"seed = {run.seed}: the terms have seed = {terms.seed}; give the same")
     if items is not None and len(items) != terms.items:
         raise SettingError(f"items: the list has {len(items)} and the terms have {terms.items}")
-    together = _Together(coordinator, nodes, run, Path(out) if out else None, tries, wait, progress)
+    if not 0 < participation <= 1:
+        raise SettingError(f"participation = {participation!r}: must be above 0 and at most 1")
+    together = _Together(
+        coordinator, nodes, run, Path(out) if out else None, participation, tries, wait, progress
+    )
     together.enrol(everyone=True)
     party = coordinator.party
     method = party.method._replace(compiled=False, step=together.step)
@@ -91,12 +100,14 @@ class _Together:
         nodes: Callable[[], Iterable[str]],
         run: RunConfig,
         out: Path | None,
+        participation: float,
         tries: int,
         wait: float,
         progress: bool,
     ):
         self.coordinator, self.nodes, self.run, self.out = coordinator, nodes, run, out
-        self.tries, self.wait, self.progress = tries, wait, progress
+        self.participation, self.tries, self.wait = participation, tries, wait
+        self.progress = progress
         self.there: set[str] = set()
         self.charged = dict(coordinator.sent)  # bytes that the ledger has
         self.bests: list[tuple[float, int]] = []  # each value above those before, and its round
@@ -128,8 +139,19 @@ class _Together:
     def step(self, state: Any, data: Any, key: Any) -> tuple[Any, Any]:
         """The next round; the coordinator knows its number and its key."""
         self.enrol()
-        take = lambda: self.coordinator.step(state, self.coordinator.begun + 1, self.there)
-        return self._tried(take)
+        return self._tried(lambda: self._round(state))
+
+    def _round(self, state: Any) -> tuple[Any, Any]:
+        """A round with the clients that are drawn for it."""
+        coordinator, number = self.coordinator, self.coordinator.begun + 1
+        there = sorted(
+            self.there & set(coordinator.members), key=lambda name: coordinator.members[name]
+        )
+        most = max(math.ceil(self.participation * len(there)), coordinator.least)
+        if most < len(there):
+            seed = (coordinator.terms.seed, number)
+            there = np.random.default_rng(seed).choice(there, most, replace=False).tolist()
+        return coordinator.step(state, number, there)
 
     def evaluator(self, method: Any, split: str, **_: Any) -> Callable[[Any, Any], Evaluation]:
         """What measures a state in a split; in the test split, the best one of the other."""

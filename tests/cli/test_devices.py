@@ -27,7 +27,7 @@ SERVER = "--items items.csv --insecure"
         (f"fedcia {SERVER} --split time", "split: each client has its own; give it to"),
         (f"fedcia {SERVER} --ranking rows", "ranking: is no setting of a federation"),
         (f"fedcia {SERVER} --privacy central_dp --epsilon 1", "add no noise yet"),
-        (f"fedcia {SERVER} --participation 0.5", "simulates what clients do"),
+        (f"fedavg {SERVER} --dropped 0.5", "simulates what clients do"),
         (f"fedcia {SERVER} --start-with 2", "say with --users how many"),
         (f"fedcia {SERVER} --start-with 9", "start_with = 9: there are 3 places"),
         (f"fedcia {SERVER} --keys admitted", "goes with neither certificate nor keys"),
@@ -47,7 +47,7 @@ def test_a_server_refuses_in_one_line(words, told, capsys, tmp_path, monkeypatch
 
 
 def test_a_run_is_neither_overwritten_nor_resumed_too_early(capsys, tmp_path):
-    record = {"method": "fedcia", "settings": {}, "terms": {}, "server": {}}
+    record = {"method": "fedcia", "settings": {}, "terms": {}, "server": {}, "participation": 1}
     (tmp_path / "federation.json").write_text(json.dumps(record))
     told = lambda *words: (coordinate.main(words), capsys.readouterr().err)
     status, said = told("fedcia", *SERVER.split(), "--out", str(tmp_path))

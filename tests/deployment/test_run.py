@@ -13,6 +13,7 @@ from jaxrec.data.pack import pack
 from jaxrec.data.split import split
 from jaxrec.data.synthetic import synthetic
 from jaxrec.deployment import Coordinator, Limits, Node, Terms
+from jaxrec.deployment.messages import decode
 from jaxrec.deployment.party import nobody
 from jaxrec.deployment.run import train_together
 from jaxrec.evaluation.plan import make_plan
@@ -161,3 +162,28 @@ def test_seeds_must_agree(network):
     with pytest.raises(SettingError, match="seed = 1: the terms have seed = 0"):
         train_together(coordinator(network), lambda: network[0], RunConfig(seed=1))
     assert np.all([node.membership is None for node in network[0].values()])
+
+
+def test_the_server_draws_some_of_the_clients_for_each_round(network):
+    nodes, began = network[0], []
+    for _ in range(2):
+        for name, node in nodes.items():
+            nodes[name] = Node(node.data, node.items, node.limits, node.plans)
+        together, rounds = coordinator(network), []
+        ask = together.ask
+
+        def heard(requests, ask=ask, rounds=rounds):
+            heads = {name: decode(request).head for name, request in requests.items()}
+            rounds += [(h["round"], n) for n, h in heads.items() if h["do"] == "begin"]
+            yield from ask(requests)
+
+        together.ask = heard
+        train_together(together, lambda: nodes, RUN, participation=0.5, progress=False)
+        began.append(rounds)
+    first, second = began
+    assert first == second
+    drawn = [{name for round, name in first if round == number} for number in range(4)]
+    assert {len(each) for each in drawn} == {2}
+    assert len(set(map(frozenset, drawn))) > 1
+    with pytest.raises(SettingError, match=r"participation = 1\.5: must be above 0"):
+        train_together(coordinator(network), lambda: nodes, RUN, participation=1.5)
