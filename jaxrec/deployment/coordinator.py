@@ -110,7 +110,7 @@ class Coordinator:
         """The set-up, with all members or those `among` some nodes; returns the first state."""
         stages = self.party.programs.init(False)
         progress = stages.begin(self.party.init_key, self.party.data)
-        return self._run(SET_UP, Shared([], []), progress, self._by_number(among))
+        return self._run(SET_UP, Shared([], []), progress, self.present(among))
 
     def step(self, state: Any, round: int, among: Collection[str] | None = None) -> tuple[Any, Any]:
         """A round; returns the state and the metrics.
@@ -125,7 +125,7 @@ class Coordinator:
         progress = party.programs.step(False).begin(state, party.data, party.key_of(round))
         shared = party.leaves(state, own=False)
         needed = [number for number, read in enumerate(party.reads) if read]
-        return self._run(round, Shared(shared, needed), progress, self._by_number(among))
+        return self._run(round, Shared(shared, needed), progress, self.present(among))
 
     def evaluate(
         self,
@@ -149,7 +149,7 @@ class Coordinator:
         shared = self.party.leaves(state, own=False)
         head = {"do": "evaluate", "split": split, "ks": list(ks), "round": round, "best": best}
         whole = Shared(shared, [*range(len(shared))])
-        there, shapes = self._by_number(among), measure.shape_of(ks)
+        there, shapes = self.present(among), measure.shape_of(ks)
         _, (totals,) = self._summed(there, head, whole, shapes)
         return measure.evaluation_of(totals, ks)
 
@@ -158,7 +158,8 @@ class Coordinator:
         self._purpose = "joining"
         self._asked({name: Message({"do": "end"}) for name in nodes})
 
-    def _by_number(self, among: Collection[str] | None) -> list[str]:
+    def present(self, among: Collection[str] | None = None) -> list[str]:
+        """The members, or those of them that are among some nodes, by their numbers."""
         there = self.members if among is None else self.members.keys() & set(among)
         return sorted(there, key=self.members.__getitem__)
 
