@@ -125,6 +125,7 @@ def test_extending(tmp_path, monkeypatch):
     assert result.values["test/NDCG@10"] == pytest.approx(0.31, abs=0.005)
     assert popularity == pytest.approx(0.13, abs=0.005)
     assert result.values["bytes/per_client"] == 60 * 2 * 4 * 16 * names["sizes"].items
+    assert names["scores"].shape == (8, names["sizes"].users, names["sizes"].items)
     assert names["losses"].shape == (3,)
     assert len(set(names["losses"].tolist())) == 3
 
