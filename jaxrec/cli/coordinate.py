@@ -57,6 +57,7 @@ KINDS: files.Kinds = {
     "method": str, "settings": dict, "terms": dict, "participation": files.NUMBER, "server": dict,
 }  # fmt: skip
 ITEMS = "items.parquet"  # the list of items
+MEMBERS = "members.json"
 SAVED = "checkpoint/index.json"  # there once a run can go on
 POLL = 0.2  # seconds between two looks for clients
 
@@ -72,7 +73,8 @@ class Server:
     clients: int = setting(3, at_least=1)
     """Places for clients."""
     start_with: int = setting(0, at_least=0)
-    """Clients to wait for before the first round; 0: all. With fewer, give --users."""
+    """Clients to wait for before the first round; 0: all places, or all who had joined a run that
+    is resumed. With fewer, give --users."""
     users: int = setting(0, at_least=0)
     """Users of all clients together, at most; 0: those of the clients that are there at first."""
     host: str = "127.0.0.1"
@@ -146,7 +148,7 @@ def _coordinate(words: Sequence[str], begun: list[Path]) -> None:
             "pip install 'jaxrec[flower]'"
         ) from error
     shown, words = take_options(Run, words)
-    before = _record_of(shown.resume, words) if shown.resume else {}
+    before = _record_of(shown, method, words) if shown.resume else {}
     server, words = take_options(Server, [*_words_of(before.get("server", {}), words), *words])
     if not (server.insecure or server.certificate):
         raise SettingError(
@@ -180,6 +182,7 @@ class Plan(NamedTuple):
     config: Any
     participation: float = 1.0  # the share of the clients in each round
     terms: Terms | None = None  # of a run that is resumed
+    members: int = 0  # that have joined it
 
 
 def _planned(method: str | None, config: Path | None, words: Sequence[str]) -> Plan:
@@ -200,14 +203,20 @@ def _planned(method: str | None, config: Path | None, words: Sequence[str]) -> P
         raise SettingError(f"{stray[0]}: {told if stray[0] in theirs else none}")
     given = {name: value for name, value in given.items() if name not in own} | worded
     share = given.pop("participation", 1.0)  # whom the server draws, and no method simulates
+    if share < 1 and method == "fedcia":
+        raise SettingError(
+            f"participation = {share!r}: every client is in each sum of fedcia; leave it out"
+        )
     all_there = {"participation": 1.0} if "participation" in settings_of(method) else {}
     run, made = build(method, given | all_there | {"data": "federation", "baselines": ()})
     check_terms(method, made)
     return Plan(method, run, made, share)
 
 
-def _record_of(run: Path, words: Sequence[str]) -> dict[str, Any]:
+def _record_of(shown: Run, method: str | None, words: Sequence[str]) -> dict[str, Any]:
     """What a run to be resumed has recorded; SettingError where it cannot be."""
+    run = shown.resume
+    assert run is not None
     record = files.read_json(run / RECORD, KINDS)
     if not (run / SAVED).exists():
         raise SettingError(
@@ -215,9 +224,17 @@ def _record_of(run: Path, words: Sequence[str]) -> dict[str, Any]:
             "another run, with another --seed"
         )
     given = {word.partition("=")[0].removeprefix("--") for word in words if word[:2] == "--"}
-    if fixed := sorted(given & {"items", "items-sha256", "clients", "users", "config"}):
-        raise SettingError(f"{fixed[0]}: is part of the terms that clients have agreed to")
-    return record
+    fixed = sorted(given & {"items", "items-sha256", "clients", "users"})
+    fixed += ["config"] * bool(shown.config) + ["out"] * bool(shown.out)
+    if fixed or method not in (None, record["method"]):
+        raise SettingError(f"{fixed[0] if fixed else method}: {run} goes on as it was begun")
+    if (run / "result.json").exists() and not given & {"rounds", "patience"}:
+        raise SettingError(f"{run}: has ended, with result.json; give --rounds to go on")
+    if given & (tls := {"insecure", "certificate", "certificate-key", "keys"}):
+        stored = record["server"]
+        record["server"] = {n: v for n, v in stored.items() if n.replace("_", "-") not in tls}
+    members = files.read_json(run / MEMBERS, {"members": dict})["members"]
+    return record | {"members": len(members)}
 
 
 def _resumed(before: dict[str, Any], words: Sequence[str]) -> Plan:
@@ -230,7 +247,7 @@ def _resumed(before: dict[str, Any], words: Sequence[str]) -> Plan:
             "and patience"
         )
     run, config = build(method, read_values(method, before["settings"]) | worded)
-    return Plan(method, run, config, before["participation"], terms)
+    return Plan(method, run, config, before["participation"], terms, before["members"])
 
 
 def _trained(plan: Plan, server: Server, link: SuperLink, out: Path, *, progress: bool) -> Result:
@@ -243,7 +260,7 @@ def _trained(plan: Plan, server: Server, link: SuperLink, out: Path, *, progress
         items = pd.read_parquet(out / ITEMS)
     else:
         items = read_list(server.items, server.items_sha256, progress=progress)
-    number = plan.config.min_cohort if plan.terms else server.start_with or server.clients
+    number = server.start_with or (plan.members if plan.terms else server.clients)
     _wait(link, number, server, progress=progress)
     terms = plan.terms or open_terms(
         plan.method, plan.run, plan.config, items, link.ask, link.names(),

@@ -100,7 +100,7 @@ def _take_part(words: Sequence[str]) -> None:
     from jaxrec.deployment.node import Limits
     from jaxrec.deployment.own_run import OwnRun
 
-    out = options.out or Path("runs") / f"client-{Path(data).stem}"
+    out = (options.out or Path("runs") / f"client-{Path(data).stem}").resolve()
     shown = not options.quiet
     items = read_list(options.items, options.items_sha256, progress=shown)
     with files.in_use(out):

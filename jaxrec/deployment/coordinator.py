@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxrec.deployment import measure, vectors
 from jaxrec.deployment.messages import Message, decode, encode
-from jaxrec.deployment.node import LAST, NOTHING, SET_UP
+from jaxrec.deployment.node import NOTHING, SET_UP
 from jaxrec.deployment.party import Party
 from jaxrec.deployment.terms import Terms
 from jaxrec.evaluation.evaluator import Evaluation
@@ -23,6 +23,8 @@ Ask = Callable[[Mapping[str, bytes]], Iterable[tuple[str, bytes]]]
 """Sends each node its request, and gives the replies that come, each with its node's name."""
 
 
+AHEAD = 10_000  # rounds that a client may have begun beyond those that the server knows of
+DAY = 86_400 * 10**9  # nanoseconds that another server's clock may be ahead
 PURPOSES = ("joining", "setup", "rounds", "evaluation")
 
 
@@ -78,6 +80,8 @@ class Coordinator:
                 self.left_out[name] = f"all {self.terms.clients} places are taken"
         offer = lambda place: Message({"do": "join", "terms": terms, "client": place})
         agreed = self._asked({name: offer(place) for name, place in places.items()})
+        # Who asks for another place than the one that was offered comes after the others.
+        agreed.sort(key=lambda one: one[1].head.get("client") != places[one[0]])
         for name, reply in agreed:
             if why := self._unwelcome(name, reply):
                 self.left_out[name] = why
@@ -93,9 +97,9 @@ class Coordinator:
         users, begun, place, newest = (e if isinstance(e, int) else NOTHING - 1 for e in told)
         fine = (
             users >= 0,
-            NOTHING <= begun < LAST,
+            NOTHING <= begun <= max(self.begun, 0) + AHEAD,
             0 <= place < self.terms.clients,
-            NOTHING < newest < 2**63 - 1,
+            NOTHING < newest < time.time_ns() + DAY,
         )
         if not all(fine):
             return "it does not say how many users it has and where it stands"
@@ -243,6 +247,8 @@ class Coordinator:
         found, left_out = replies(self._counted, requests)
         self.left_out |= left_out
         if isinstance(content, Shared):
+            for name in left_out:  # it may have the content, or an older one
+                self._known[name] = {}
             for name, _ in found:
                 known = self._known.setdefault(name, {})
                 known |= {n: content.arrays[n] for n in content.needed}

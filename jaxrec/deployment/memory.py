@@ -25,7 +25,7 @@ class Standing(NamedTuple):
     own: list[np.ndarray] | None  # its part of the state
     kept: dict[int, list[np.ndarray]]  # the same, as of evaluated rounds
     newest_sum: int  # number of the newest secure sum that it was in
-    rows: str  # digest of its train rows
+    rows: str  # digest of its rows
 
 
 class Memory:

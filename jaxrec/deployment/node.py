@@ -122,6 +122,7 @@ class Node:
         catalogue: str = "",
         *,
         texts: Callable[[str], jax.Array] | None = None,
+        rows: str = "",
         memory: Memory | None = None,
     ):
         """Make a client that has joined nobody yet.
@@ -133,6 +134,7 @@ class Node:
           plans: gives its held-out users of a split, "valid" or "test".
           catalogue: digest of that list.
           texts: gives the vectors [I, T] of the items' texts by the name of what makes them.
+          rows: digest of its rows, which do not change under terms; by default of the train rows.
           memory: what it remembers where it stands in; without one, nothing outlives the process.
         """
         self.data, self.items, self.catalogue = data, items, catalogue
@@ -147,7 +149,7 @@ class Node:
         self._vector = np.zeros(0, np.uint32)
         self._sum: secure.Client | None = None
         self._newest = -1  # number of the newest secure sum
-        self._rows = _digest_of(data)
+        self._rows = rows or _digest_of(data)
 
     def answer(self, request: bytes) -> bytes:
         """The reply to a request of the coordinator."""
@@ -197,8 +199,8 @@ class Node:
         before = self.memory.read(terms.to_json())
         if before and before.rows != self._rows:
             raise DataError(
-                "the train rows of this client have changed since it joined these terms; put them "
-                "back, or give the server another --seed, which makes new terms"
+                "the rows of this client, or their split, have changed since it joined these "
+                "terms; put them back, or give the server another --seed, which makes new terms"
             )
         number = before.number if before else number
         me = self.data.clients[0]._replace(client=jnp.full(1, number, jnp.int32))

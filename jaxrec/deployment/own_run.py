@@ -84,6 +84,7 @@ class OwnRun:
             self.plan,
             self.catalogue,
             texts=self._texts,
+            rows=self.dataset.digest,
             memory=Memory(self.out / "memberships"),
         )
 
@@ -116,6 +117,7 @@ class OwnRun:
         if not (self.out / "checkpoint" / f"round-{best}").is_dir():
             best = found.round  # this client was not in the evaluation of that round
         files.write_rows(self.out / "metrics.jsonl", sorted([*rows, row], key=lambda r: r["round"]))
+        files.write_json(self.out / "config.json", self._record(terms, settings, prepared))
         state = checkpoint.to_arrays(found.state)
         checkpoint.save(
             self.out / "checkpoint",
@@ -124,7 +126,6 @@ class OwnRun:
             {"round": found.round, "best_round": best},
             identity_of(terms.method, settings, prepared.record["data"]["digest"]),
         )
-        files.write_json(self.out / "config.json", self._record(terms, settings, prepared))
         kept_data.keep(self.out, prepared, run.kept_data, shown=self.progress)
 
     def _rows(self, found: Evaluated) -> tuple[files.Row, list[files.Row]]:

@@ -15,11 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
 from jaxrec import files
 from jaxrec.deployment.coordinator import Coordinator
+from jaxrec.deployment.newest import Newest
+from jaxrec.deployment.party import on_host
 from jaxrec.evaluation import names
 from jaxrec.evaluation.evaluator import Evaluation
 from jaxrec.federated.byte_ledger import Ledger
@@ -36,6 +40,8 @@ from jaxrec.types import Dataset, SettingError
 VALID: Any = "valid"  # in place of plans: the names of the nodes' splits
 TEST: Any = "test"
 MEMBERS = "members.json"  # beside a run's other files
+KEPT: files.Kinds = {"members": dict, "users": dict, "begun": int, "bests": list}
+NEWEST = "newest.safetensors"
 
 
 def train_together(
@@ -60,8 +66,8 @@ def train_together(
       nodes: gives the names of the nodes that can be reached now. New ones may join at each round.
       run: rounds, evaluations, patience, monitor, ks and seed; the nodes have read their own data.
       items: the common list of items, for the run's folder.
-      participation: the share of the clients that are there to draw for each round; never fewer
-        than a sum may be over.
+      participation: the share of the clients that are there to draw for each round, and one more
+        than a sum needs at least. All are asked after a try that failed.
       tries: how often a round may fail, for too few clients, before the run ends.
       wait: seconds before the next try.
 
@@ -112,11 +118,13 @@ class _Together:
         self.charged = dict(coordinator.sent)  # bytes that the ledger has
         self.bests: list[tuple[float, int]] = []  # each value above those before, and its round
         self.told: dict[str, str] = {}  # why nodes are left out
+        self.failed = False  # whether the last try has
+        self.newest = Newest(out and out / NEWEST)
         if out and (out / MEMBERS).exists():
-            kept = files.read_json(out / MEMBERS, {})
+            kept = files.read_json(out / MEMBERS, KEPT)
             coordinator.members, coordinator.users = kept["members"], kept["users"]
             coordinator.begun = kept["begun"]
-            self.bests = [tuple(each) for each in kept.get("bests", ())]
+            self.bests = [tuple(each) for each in kept["bests"]]
             if remembered := checkpoint.read_progress(out / "checkpoint", {}):
                 self.bests = [each for each in self.bests if each[0] <= remembered["best"]]
 
@@ -139,16 +147,22 @@ class _Together:
     def step(self, state: Any, data: Any, key: Any) -> tuple[Any, Any]:
         """The next round; the coordinator knows its number and its key."""
         self.enrol()
-        return self._tried(lambda: self._round(state))
+        party, step = self.coordinator.party, self.coordinator.party.programs.step(False)
+        before = party.leaves(state, own=False)
+        if (left := self.newest.after(before)) is not None:
+            say("goes on from the newest round, which a checkpoint lacks", shown=self.progress)
+            return step.finish([jnp.asarray(array) for array in left])
+        done = self._tried(lambda: self._round(state))
+        self.newest.write(before, on_host(jax.tree.leaves(done)))
+        self._keep()
+        return done
 
     def _round(self, state: Any) -> tuple[Any, Any]:
         """A round with the clients that are drawn for it."""
         coordinator, number = self.coordinator, self.coordinator.begun + 1
-        there = sorted(
-            self.there & set(coordinator.members), key=lambda name: coordinator.members[name]
-        )
-        most = max(math.ceil(self.participation * len(there)), coordinator.least)
-        if most < len(there):
+        there = coordinator.present(self.there)
+        most = max(math.ceil(self.participation * len(there)), coordinator.least + 1)
+        if most < len(there) and not self.failed:  # who fails may be drawn again: all are asked
             seed = (coordinator.terms.seed, number)
             there = np.random.default_rng(seed).choice(there, most, replace=False).tolist()
         return coordinator.step(state, number, there)
@@ -188,10 +202,12 @@ class _Together:
             except ProtocolError as error:
                 if not left:
                     raise
+                self.failed = True
                 say(f"{error}; the next try is in {self.wait:g} s", shown=self.progress)
                 time.sleep(self.wait)
                 self.enrol(everyone=True)
             else:
+                self.failed = False
                 self._tell()
                 return result
 

@@ -28,6 +28,7 @@ SERVER = "--items items.csv --insecure"
         (f"fedcia {SERVER} --ranking rows", "ranking: is no setting of a federation"),
         (f"fedcia {SERVER} --privacy central_dp --epsilon 1", "add no noise yet"),
         (f"fedavg {SERVER} --dropped 0.5", "simulates what clients do"),
+        (f"fedcia {SERVER} --participation 0.5", "every client is in each sum of fedcia"),
         (f"fedcia {SERVER} --start-with 2", "say with --users how many"),
         (f"fedcia {SERVER} --start-with 9", "start_with = 9: there are 3 places"),
         (f"fedcia {SERVER} --keys admitted", "goes with neither certificate nor keys"),
@@ -56,8 +57,15 @@ def test_a_run_is_neither_overwritten_nor_resumed_too_early(capsys, tmp_path):
     assert (status, "ended before anything was saved" in said) == (2, True)
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "index.json").write_text("{}")
-    status, said = told("--resume", str(tmp_path), "--clients", "4")
-    assert (status, "clients: is part of the terms" in said) == (2, True)
+    (tmp_path / "members.json").write_text('{"members": {}}')
+    for words in (["--clients", "4"], ["--out", "elsewhere"], ["--config", "a.toml"]):
+        status, said = told("--resume", str(tmp_path), *words)
+        assert (status, "goes on as it was begun" in said) == (2, True), words
+    status, said = told("fedavg", "--resume", str(tmp_path))
+    assert (status, "fedavg: " in said) == (2, True)
+    (tmp_path / "result.json").write_text("{}")
+    status, said = told("--resume", str(tmp_path))
+    assert (status, "has ended, with result.json" in said) == (2, True)
 
 
 def test_stored_options_are_read_again():

@@ -452,3 +452,42 @@ def test_settings_that_need_more_than_sums_are_refused(whole, method, settings, 
     with pytest.raises(SettingError, match=told):
         coordinator = federation(whole, method, {"width": 4, **settings}, Network(whole))
         coordinator.party.programs.step(False)
+
+
+def test_a_node_never_counts_as_having_what_it_may_lack(whole):
+    network = Network(whole)
+    coordinator = federation(whole, *FEDAVG, network)
+    older, _ = coordinator.step(coordinator.init(), 0)
+    newer, _ = coordinator.step(older, 1)
+    node = network.nodes["client 0"]
+    ask = coordinator.ask
+
+    def torn(requests):
+        for name, reply in ask(requests):
+            yield name, reply[:-5] if name == "client 0" else reply
+
+    coordinator.ask = torn
+    coordinator.step(newer, 2)  # client 0 has the newer state, and its reply is damaged
+    coordinator.ask = ask
+    coordinator.step(older, 3)
+    shared = coordinator.party.leaves(older, own=False)
+    for place, array in node.membership.shared.items():
+        np.testing.assert_array_equal(array, shared[place])
+
+
+@pytest.mark.parametrize(
+    "claim", [{"newest_sum": 2**63 - 2}, {"round": 2**31 - 1}, {"client": 1}, {"users": -1}]
+)
+def test_a_client_that_lies_of_itself_keeps_no_other_out(whole, claim):
+    network = Network(whole)
+
+    def lying(name, reply):
+        message = decode(reply)
+        joins = name == "client 0" and "newest_sum" in message.head
+        return encode(message._replace(head={**message.head, **claim})) if joins else reply
+
+    network.changed = lying
+    coordinator = federation(whole, *FEDAVG, network)
+    assert set(coordinator.members) == {"client 1", "client 2", "client 3"}
+    _, metrics = coordinator.step(coordinator.init(), 0)
+    assert metrics.participants == 3

@@ -265,6 +265,10 @@ def test_keys_are_for_their_owner_and_told_to_nobody(tmp_path):
     made = private_key(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert private_key(path).private_numbers() == made.private_numbers()
+    public = path.with_suffix(".pub").read_bytes()
+    path.unlink()
+    assert private_key(path).private_numbers() != made.private_numbers()
+    assert path.with_suffix(".pub").read_bytes() != public
     torn = path.read_text().replace("PRIVATE", "PRIVET")
     path.write_text(torn)
     with pytest.raises(SettingError, match="no private key in PEM") as caught:

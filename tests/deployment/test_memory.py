@@ -111,4 +111,4 @@ def test_a_client_whose_rows_have_changed_is_no_member(machines, tmp_path):
     changed = Node(data_of(9), ITEMS, Limits(min_cohort=2), memory=Memory(tmp_path / "1"))
     again = coordinator(nodes | {"client 1": changed})
     assert set(again.members) == {"client 0", "client 2"}
-    assert "the train rows of this client have changed" in again.left_out["client 1"]
+    assert "the rows of this client, or their split, have changed" in again.left_out["client 1"]

@@ -183,7 +183,47 @@ def test_the_server_draws_some_of_the_clients_for_each_round(network):
     first, second = began
     assert first == second
     drawn = [{name for round, name in first if round == number} for number in range(4)]
-    assert {len(each) for each in drawn} == {2}
+    assert {len(each) for each in drawn} == {3}  # one more than a sum needs
     assert len(set(map(frozenset, drawn))) > 1
     with pytest.raises(SettingError, match=r"participation = 1\.5: must be above 0"):
         train_together(coordinator(network), lambda: nodes, RUN, participation=1.5)
+
+
+class Stopped(Exception):
+    """The server's process ends."""
+
+
+def test_a_server_that_is_killed_takes_no_round_from_an_older_state_again(network, tmp_path):
+    """With other clients in it, two sums would tell the part of whoever is in one of them."""
+
+    class Killed(Coordinator):
+        def evaluate(self, state, round, split, ks, **given):
+            if round == 4:
+                raise Stopped
+            return super().evaluate(state, round, split, ks, **given)
+
+    out, first = tmp_path / "run", coordinator(network)
+    killed = Killed(first.terms, first.party.data, first.ask)
+    with pytest.raises(Stopped):
+        train_together(killed, lambda: network[0], RUN, out, progress=False)
+    again, heard = coordinator(network), []
+    ask = again.ask
+
+    def listening(requests):
+        heads = [decode(request).head for request in requests.values()]
+        heard.extend(head["round"] for head in heads if head["do"] == "begin")
+        yield from ask(requests)
+
+    again.ask = listening
+    result = train_together(again, lambda: network[0], RUN, out, progress=False)
+    assert [row["round"] for row in result.rows] == [2, 4]
+    assert heard == [4] * CLIENTS  # of rounds 2 and 3, whose sums were seen, neither comes again
+    assert {node.membership.begun for node in network[0].values()} == {4}
+
+
+def test_a_client_that_fails_is_not_drawn_for_ever(network):
+    there = lambda: network[0]
+    together = coordinator(network, {"client 1", "client 2"})
+    together.enrol(network[0])
+    result = train_together(together, there, RUN, participation=0.3, wait=0.0, progress=False)
+    assert result.values["rounds"] == 4

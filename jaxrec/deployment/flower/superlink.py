@@ -52,6 +52,7 @@ from jaxrec.deployment.messages import encode
 from jaxrec.types import SettingError
 
 POLL = 0.02  # seconds between two looks for replies
+SPARE = 3600.0  # seconds that a request lives beyond its time: `ask` decides what is late
 SIGN_OF_LIFE = 5.0  # seconds between those of the server's own task
 
 
@@ -186,7 +187,8 @@ class SuperLink:
         """Lay a request down for a client; returns its number."""
         metadata = Metadata(
             run_id=self._run, message_id="", src_node_id=SUPERLINK_NODE_ID, dst_node_id=node,
-            reply_to_message_id="", group_id="", created_at=time.time(), ttl=self.timeout,
+            reply_to_message_id="", group_id=f"{self.timeout:g}", created_at=time.time(),
+            ttl=self.timeout + SPARE,
             message_type=KIND,
         )  # fmt: skip
         message = make_message(metadata=metadata, content=content_of(data))

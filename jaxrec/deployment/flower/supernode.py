@@ -63,6 +63,7 @@ from jaxrec.types import DataError, SettingError
 BUSY, IDLE = 0.05, 1.0  # seconds between two looks for requests: at least, at most
 PATIENCE = 20  # looks grow apart after a last request, by its age over this
 SIGN_OF_LIFE = 10  # seconds between two; Flower counts a client as gone after two of them
+CLOSED = ssl.SSLEOFError, ssl.SSLZeroReturnError  # of a server that goes away
 RETRY = 2.0, 30.0  # seconds before a lost server is looked for again: at first, at most
 
 
@@ -118,7 +119,7 @@ def take_part(
             if why := _untrusted(error):
                 raise SettingError(f"{server}: {why}") from error
             if str(error) != told:
-                say(f"{server}: {error}; this client tries again until it is there", shown=progress)
+                say(f"{server}: {error}; this client tries again until it is there")
             told = str(error)
             stop.wait(wait)
             wait = min(2 * wait, RETRY[1])
@@ -154,7 +155,7 @@ def _untrusted(error: BaseException | None) -> str:
                 f"its certificate is not trusted ({error.verify_message}); give the certificate of "
                 "who signed it with --root-certificate"
             )
-        if isinstance(error, ssl.SSLError):
+        if isinstance(error, ssl.SSLError) and not isinstance(error, CLOSED):
             return f"it does not speak TLS as expected ({error.reason}); is it without TLS?"
         error = error.__cause__ or error.__context__
     return ""
@@ -226,13 +227,13 @@ class _Connection:
             else:
                 data = node.answer(data)
             if node.refusal and node.refusal != refused:
-                say(f"this client refuses: {node.refusal}", shown=progress)
+                say(f"this client refuses: {node.refusal}")
             refused = node.refusal
-            late = time.time() - message.metadata.created_at - message.metadata.ttl
-            if late > 0:
+            limit = float(message.metadata.group_id)
+            if (late := time.time() - message.metadata.created_at - limit) > 0:
                 say(
-                    f"a reply came {late:.0f} s after the {message.metadata.ttl:g} s that the "
-                    "server waits, and counts as none",
+                    f"a reply came {late:.0f} s after the {limit:g} s that the server waits, and "
+                    "counts as none",
                     shown=progress,
                 )
             self._push(Message(content_of(data), reply_to=message))
@@ -296,6 +297,6 @@ def private_key(path: Path) -> ec.EllipticCurvePrivateKey:
     if not isinstance(found, ec.EllipticCurvePrivateKey):
         raise SettingError(f"{path}: is no elliptic curve key; remove it to have one made")
     public = path.with_name(path.name.removesuffix(".key") + ".pub")
-    if not public.exists():
+    if not public.exists() or public.read_bytes() != public_key_to_bytes(found.public_key()):
         public.write_bytes(public_key_to_bytes(found.public_key()))
     return found
