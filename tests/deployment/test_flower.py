@@ -19,6 +19,7 @@ from jaxrec.data.pack import pack
 from jaxrec.data.split import split
 from jaxrec.data.synthetic import synthetic
 from jaxrec.deployment import Coordinator, Limits, Node, Terms
+from jaxrec.deployment.coordinator import users_of
 from jaxrec.deployment.flower.superlink import Certificate, SuperLink
 from jaxrec.deployment.flower.supernode import private_key, take_part
 from jaxrec.deployment.messages import Message, decode, encode
@@ -88,7 +89,7 @@ class Slow(Node):
     """Answers after a while."""
 
     def answer(self, request):
-        time.sleep(6)
+        time.sleep(5)
         return super().answer(request)
 
 
@@ -234,19 +235,16 @@ def test_a_server_outlives_a_long_wait(monkeypatch):
 def test_late_and_damaged_replies_do_not_count(admitted, capfd):
     port, nodes = free_port(), nodes_of(Node, Slow, Torn)
     with (
-        SuperLink("127.0.0.1", port, None, admitted, timeout=4) as link,
+        SuperLink("127.0.0.1", port, None, admitted, timeout=3) as link,
         connected(nodes, port, admitted, insecure=True),
     ):
         until(lambda: len(link.names()) == CLIENTS)
-        terms = Terms("popularity", ITEMS, CLIENTS, 18)
-        coordinator = Coordinator(terms, nobody(terms, data_of(0)), link.ask)
-        coordinator.enrol(link.names())
-        assert set(coordinator.members) == {"client-0"}
-        assert coordinator.left_out["client-1"] == "no reply came within 4 s"
-        assert "is damaged" in coordinator.left_out["client-2"]
-        until(lambda: "after the 4 s that the server waits" in capfd.readouterr().err)
-        again = dict(link.ask({"client-0": encode(Message({"do": "greet"}))}))
-        assert set(again) == {"client-0"}
+        users, left_out = users_of(link.ask, link.names())
+        assert users == {"client-0": 6}
+        assert left_out["client-1"] == "no reply came within 3 s"
+        assert "is damaged" in left_out["client-2"]
+        until(lambda: "after the 3 s that the server waits" in capfd.readouterr().err)
+        assert users_of(link.ask, ["client-0"]) == ({"client-0": 6}, {})
 
 
 def test_a_client_waits_for_its_server_and_finds_it_again(admitted, capfd):
