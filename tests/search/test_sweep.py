@@ -501,7 +501,7 @@ def test_the_commands_of_the_guides_are_understood(tmp_path):
     text = "\n".join(page.read_text() for page in pages)
     lines = re.findall(r"^python -m jaxrec.sweep (.*?)(?: #.*)?$", text, re.MULTILINE)
     asked = [parse(shlex.split(line))[1] for line in lines if "--resume" not in line]
-    assert len(asked) == 4
+    assert len(asked) == 3
     for arguments in asked:
         method, space = arguments.pop("method"), arguments.pop("space")
         drawing = {name: arguments.pop(name) for name in ("random", "seeds") if name in arguments}
