@@ -33,12 +33,12 @@ class Newest:
     def after(self, state: Iterable[np.ndarray]) -> list[np.ndarray] | None:
         """The results that an earlier process has left, if they came from a state; asked once."""
         left, self._left = self._left, None
-        return left if _digest(state) in self._from else None
+        return left if left is not None and _digest(state) in self._from else None
 
     def write(self, state: Iterable[np.ndarray], results: Iterable[np.ndarray]) -> None:
         """Remember the results of a round, and the state that it began with."""
-        self._from = [*self._from, _digest(state)][-ROUNDS:]
         if self.path:
+            self._from = [*self._from, _digest(state)][-ROUNDS:]
             whole = encode(Message({"from": self._from}, list(results)))
             files.write_atomic(self.path, lambda beside: beside.write_bytes(whole))
 

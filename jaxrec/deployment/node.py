@@ -297,8 +297,8 @@ class Node:
         read = reads or [True] * len(like)
         if any(name not in joined.shared for name in range(len(like)) if read[name]):
             raise DataError("this client lacks a part of the shared state; offer the terms again")
-        zeros = lambda shape: np.zeros(shape.shape, shape.dtype)
-        return [joined.shared.get(n, zeros(shape)) for n, shape in enumerate(like)]
+        known, zeros = joined.shared, lambda shape: np.zeros(shape.shape, shape.dtype)
+        return [known[n] if n in known else zeros(shape) for n, shape in enumerate(like)]
 
     def _own(self, joined: Membership) -> list[np.ndarray]:
         """This client's part of the state."""

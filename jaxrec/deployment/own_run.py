@@ -8,7 +8,6 @@ federation has learned. Nothing in the folder is for other machines.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from dataclasses import asdict, replace
@@ -108,7 +107,7 @@ class OwnRun:
         prepared = prepare(
             run, None, reads({terms.method: config}), divided=self._divided(terms), progress=False
         )
-        if _federation_of(self.out) not in ("", _digest(terms)):  # what another one has taught
+        if _federation_of(self.out) not in ("", terms.digest):  # what another one has taught
             for name in ("checkpoint", "data"):
                 shutil.rmtree(self.out / name, ignore_errors=True)
             (self.out / "metrics.jsonl").unlink(missing_ok=True)
@@ -144,7 +143,7 @@ class OwnRun:
         told += f"; learned in a federation of {terms.clients} clients, by {sums}"
         record = {"method": terms.method, "settings": settings, **prepared.record}
         record |= {"protocol": told + seed + number, "checksums": SUMS}
-        return record | {"federation": _digest(terms)}
+        return record | {"federation": terms.digest}
 
     def _divided(self, terms: Terms | None = None) -> Divided:
         text = vectors(self.dataset, terms.text, progress=False) if terms and terms.text else None
@@ -152,11 +151,6 @@ class OwnRun:
 
     def _texts(self, encoder: str) -> jax.Array:
         return jnp.asarray(vectors(self.dataset, encoder, progress=self.progress).vectors)
-
-
-def _digest(terms: Terms) -> str:
-    """What tells one federation from another."""
-    return hashlib.sha256(terms.to_json().encode()).hexdigest()
 
 
 def _federation_of(out: Path) -> str:

@@ -6,7 +6,6 @@ the result. It holds no rows and no users, so nothing is served from it.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -238,7 +237,7 @@ def _prepared(coordinator: Coordinator, run: RunConfig, items: pd.DataFrame | No
     record = {
         "data": {
             "name": "federation",
-            "digest": hashlib.sha256(terms.to_json().encode()).hexdigest(),
+            "digest": terms.digest,
             "split": "each client's own",
             **terms.sizes._asdict(),
             "clients": clients,

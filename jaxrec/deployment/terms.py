@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -81,6 +82,11 @@ class Terms:
                 "min_cohort = 1: a sum over one client is what that client sent; set 2 or more"
             )
         return config
+
+    @property
+    def digest(self) -> str:
+        """sha256, which tells one federation from another."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
